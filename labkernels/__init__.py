@@ -1,0 +1,41 @@
+"""A workbook of GPU kernels: from a naive loop to flash attention, on any machine. `import labkernels as lk`.
+
+    lk.Kernel, lk.sanitize                  CUDA C++ from Python, on the GPU or in the emulator
+    lk.check, lk.bench, lk.draw             judging, measuring and picturing what you wrote
+    lk.ops["attention"].variants            every operation and its ladder of implementations
+    lk.functional.attention(q, k, v)        the operations themselves, by the fastest variant that accepts the inputs
+
+Names are loaded when they are first used, so that importing the package starts no compiler and looks for no GPU.
+"""
+
+from importlib import import_module
+
+from labkernels.ops import ops  # a registry, not the module of this name: the one public name that cannot wait
+
+_HOME = {
+    "Kernel": "labkernels.cuda",
+    "sanitize": "labkernels.cuda",
+    "check": "labkernels.lab.check",
+    "CheckFailed": "labkernels.lab.failure",
+    "bench": "labkernels.lab.bench",
+    "check_prediction": "labkernels.classroom.predictions",
+    "load_ipython_extension": "labkernels.lab.magics",
+}
+_MODULES = {"functional": "labkernels.functional", "draw": "labkernels.lab.draw"}
+
+__all__ = ["ops", *_HOME, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        found = getattr(import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        found = import_module(_MODULES[name])
+    else:
+        raise AttributeError(f"module 'labkernels' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

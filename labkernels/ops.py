@@ -1,0 +1,190 @@
+"""What an operation is, and the table of all of them: `ops["attention"]`.
+
+An `Op` says what is computed (a reference in plain PyTorch), on what inputs it is judged, and what it costs in FLOPs and bytes.
+Its `Variant`s are our implementations in teaching order, the ladder; its `Peer`s are other people's, measured beside them.
+Everything that judges or measures (`labkernels.lab`) works from these descriptions alone, for every operation the same way.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from labkernels.errors import ArgumentError
+
+Shape = dict[str, Any]  # what makes one set of inputs: sizes and options, such as {"rows": 3, "cols": 33}
+
+
+class Tolerance(NamedTuple):
+    """An element is right when |got - want| <= absolute + relative * |want|."""
+
+    relative: float
+    absolute: float
+
+
+def _accepts_anything(**inputs) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of our implementations of an operation. `fn` takes the same keywords as the operation's public function."""
+
+    name: str  # "v2_online"
+    fn: Callable[..., torch.Tensor]
+    idea: str  # one line: what this version changes, and what that buys
+    source: Path | None = None
+    accepts: Callable[..., str | None] = _accepts_anything  # called with the inputs; None, or the reason why it cannot take them
+    owner: Callable[..., str] | None = None  # owner(index, **inputs): the block and thread that write this element of the result
+
+    def __call__(self, *args, **kwargs) -> torch.Tensor:
+        return self.fn(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody else's implementation, measured beside ours in the same process."""
+
+    name: str  # "cudnn"
+    fn: Callable[..., torch.Tensor]
+    accepts: Callable[..., str | None] = _accepts_anything
+
+
+class Ladder(dict[str, Variant]):
+    """The variants of an operation in teaching order; shows as a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(v.name)}</th><td style='text-align:left'>{html.escape(v.idea)}</td>"
+            f"<td>{html.escape(v.source.name) if v.source else ''}</td></tr>"
+            for v in self.values()
+        )
+        return f"<table><tr><th>variant</th><th style='text-align:left'>idea</th><th>source</th></tr>{rows}</table>"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: what is computed, how it is judged, and how it is measured. `inputs` are keyword arguments of its function."""
+
+    name: str
+    summary: str
+    load_variants: Callable[[], Mapping[str, Variant]]  # called once, when `.variants` is first read
+
+    # What is computed
+    reference: Callable[..., torch.Tensor]  # the definition in plain PyTorch, in the precision of its inputs
+    native: Callable[..., torch.Tensor]  # PyTorch's own fast implementation, whose error ours may at most double
+    problem: Callable[..., str | None]  # problem(**inputs): None, or what is wrong with these inputs
+
+    # How it is judged
+    make_inputs: Callable[..., dict[str, Any]]  # make_inputs(generator, device, dtype, **shape): random inputs
+    axes: tuple[str, ...]  # names of the result's axes, for messages
+    dtypes: tuple[torch.dtype, ...]
+    small_shapes: tuple[Shape, ...]  # for the sanitizer
+    check_shapes: tuple[Shape, ...]  # for every device, small enough for the emulator
+    tolerance: Callable[..., Tolerance]  # tolerance(dtype, **shape) for float32 accuracy scaled by dtype and reduction length
+    large_shapes: tuple[Shape, ...] = ()  # in addition, where there is a GPU
+    deterministic: bool = True  # must the same inputs give the same bits each time?
+    hints: Callable[[Any], str | None] = lambda failure: None  # hints(Failure): a sentence about the likely mistake
+
+    # How it is measured
+    complete_shape: Callable[..., Shape] = lambda dtype, **shape: shape  # fills in the sizes that a sweep leaves out
+    sweep: Mapping[str, Sequence] = field(default_factory=dict)  # what `bench` runs when not told
+    record_sweeps: tuple[Mapping[str, Sequence], ...] = ()  # what `labkernels bench --record` runs
+    flops: Callable[..., float] = lambda **shape: 0.0
+    bytes_moved: Callable[..., float] = lambda dtype, **shape: 0.0  # each input read once, each output written once
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+
+    @cached_property
+    def variants(self) -> Ladder:
+        """The ladder: our implementations by name, in teaching order."""
+        return Ladder(self.load_variants())
+
+    def implementation(self, name: str) -> Variant | Peer:
+        """The variant or peer called `name`; KeyError with the names there are."""
+        known = {**self.variants, **self.peers}
+        if name not in known:
+            raise KeyError(f"{self.name}: no variant or peer named {name!r}{_suggestion(name, known)}")
+        return known[name]
+
+    def pick(self, **inputs) -> Variant:
+        """The highest variant of the ladder that accepts these inputs; ArgumentError with every refusal if none does."""
+        refusals = []
+        for variant in reversed(self.variants.values()):
+            reason = variant.accepts(**inputs)
+            if reason is None:
+                return variant
+            refusals.append(f"{variant.name}: {reason}")
+        raise ArgumentError(f"{self.name}: no variant accepts these inputs\n  " + "\n  ".join(refusals))
+
+    def run(self, **inputs) -> torch.Tensor:
+        """Compute the operation with the fastest variant that accepts `inputs`. ArgumentError names what is wrong with them."""
+        problem = self.problem(**inputs)
+        if problem is not None:
+            raise ArgumentError(f"{self.name}: {problem}")
+        needs_gradient = [name for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.requires_grad]
+        if needs_gradient and torch.is_grad_enabled():
+            raise ArgumentError(
+                f"{self.name}: {needs_gradient[0]} requires a gradient, and only the forward pass exists; "
+                "call it under torch.no_grad() or pass a detached tensor"
+            )
+        return self.pick(**inputs).fn(**inputs)
+
+    def _repr_html_(self) -> str:
+        return f"<b>{html.escape(self.name)}</b>: {html.escape(self.summary)}{self.variants._repr_html_()}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32: how dtypes are written in tables and messages."""
+    return str(dtype).removeprefix("torch.")
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A torch dtype from itself or its name."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{dtype!r} is not a dtype; write for example 'float32' or torch.bfloat16")
+    return found
+
+
+def product_of(sweep: Mapping[str, Any]) -> list[Shape]:
+    """Every combination of a sweep such as {"seq_len": [512, 1024], "causal": True}; single values stay as they are."""
+    choices = [value if isinstance(value, (list, tuple, range)) else [value] for value in sweep.values()]
+    return [dict(zip(sweep, combination)) for combination in itertools.product(*choices)]
+
+
+def _suggestion(name: str, known) -> str:
+    close = get_close_matches(str(name), list(known), n=1)
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" There are: {', '.join(known)}"
+
+
+class Registry(Mapping[str, Op]):
+    """Every operation by name. An operation's folder `labkernels/NAME/` holds its `op.py`, imported when it is first asked for."""
+
+    def __init__(self, names: Sequence[str]):
+        self._names = tuple(names)
+
+    def __getitem__(self, name: str) -> Op:
+        if name not in self._names:
+            raise KeyError(f"no operation named {name!r}{_suggestion(name, self._names)}")
+        return importlib.import_module(f"labkernels.{name}.op").OP
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {op.summary}" for name, op in self.items())
+
+
+ops = Registry(["sum", "softmax", "attention"])
