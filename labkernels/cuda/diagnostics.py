@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from labkernels.cuda.signature import demangle
 from labkernels.cuda.source import Source
 from labkernels.errors import CompileError
 
@@ -30,23 +31,27 @@ class Diagnostic:
 _SEVERITIES = {"catastrophic error": "error", "fatal error": "error", "fatal": "error", "sorry, unimplemented": "error", "remark": "note"}
 _NVRTC = re.compile(r"^(.+?)\((\d+)\): (catastrophic error|error|warning|remark|note)(?: #[\w-]+)?: (.*)$")
 _NVRTC_END = re.compile(r"^At end of source: (catastrophic error|error|warning)(?: #[\w-]+)?: (.*)$")
-_PTXAS = re.compile(r"^\s*ptxas\b[^;:]*[;]?\s*(error|fatal|warning)\s*: (.*)$")
+_PTXAS = re.compile(r"^\s*ptxas\b[^;:]*;?\s*(error|warning)\s*: (.*)$")
 _GCC = re.compile(r"^(.+?):(\d+):(?:(\d+):)? (fatal error|error|warning|note|sorry, unimplemented): (.*)$")
 _GCC_CONTEXT = re.compile(r"^(.+?):(\d+):(?:\d+:)?\s+(?:recursively )?required (?:from|by)\b(.*)$")
 _GCC_DRIVER = re.compile(r"^[\w+./-]*(?:g\+\+|gcc|cc1plus|clang\+\+|clang)[\w.+-]*: (fatal error|error): (.*)$")
 _LINKER = re.compile(r"(undefined reference to .*|multiple definition of .*|cannot find -l.*)$")
+_UNANNOTATED_HINT = "a function that runs on the GPU is marked: __device__ if kernels call it, __global__ if it is a kernel"
 
 
 def parse_nvrtc(log: str) -> list[Diagnostic]:
     """The messages in a log of NVRTC, those of ptxas among them."""
     found: list[Diagnostic] = []
-    for line in log.splitlines():
+    for line in log.replace("\0", "").splitlines():
         if match := _NVRTC.match(line):
             file, number, severity, text = match.groups()
+            text = _UNANNOTATED_HINT if "without execution space annotations" in text else text
             found.append(_diagnostic(file, int(number), None, severity, text))
-        elif match := _NVRTC_END.match(line) or _PTXAS.match(line):
-            found.append(_diagnostic(None, None, None, *match.groups()))
-        elif found and found[-1].line and found[-1].column is None and re.fullmatch(r" +\^ *", line):
+        elif match := _NVRTC_END.match(line):
+            found.append(_diagnostic(None, None, None, match.group(1), f"at the end of the source: {match.group(2)}"))
+        elif match := _PTXAS.match(line):
+            found.append(_diagnostic(None, None, None, match.group(1), _in_plain_numbers(match.group(2))))
+        elif found and found[-1].line and found[-1].column is None and re.fullmatch(r"[ \t]+\^\s*", line):
             found[-1] = replace(found[-1], column=line.index("^") - 1)  # NVRTC indents the line that it shows by two
         elif found and line.startswith(" " * 10) and re.match(r"\s+(detected during|instantiation of|processing of)", line):
             found[-1] = replace(found[-1], text=f"{found[-1].text}\n  {line.strip()}")
@@ -113,6 +118,12 @@ def _line_of_code(diagnostic: Diagnostic, source: Source) -> str | None:
     if diagnostic.file == source.filename:
         return source.line(diagnostic.line)
     return linecache.getline(diagnostic.file, diagnostic.line).rstrip("\n") or None
+
+
+def _in_plain_numbers(text: str) -> str:
+    """ptxas's messages with decimal sizes and demangled names."""
+    text = re.sub(r"\b0x[0-9a-f]+\b", lambda match: str(int(match.group(), 16)), text)
+    return re.sub(r"'(_Z\w+)'", lambda match: f"'{demangle(match.group(1)).split('(')[0]}'", text)
 
 
 def _diagnostic(file: str | None, line: int | None, column: int | None, severity: str, text: str) -> Diagnostic:
