@@ -15,12 +15,11 @@ Each value is checked against its parameter; whatever cannot work raises `Argume
 
 from __future__ import annotations
 
-import functools
 import numbers
 import operator
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -63,21 +62,30 @@ _VECTOR_SCALARS = {
 }  # fmt: skip
 
 
-def pack_arguments(kernel: str, parameters: tuple[Parameter, ...], args, device: torch.device) -> list[bytes]:
-    """The bytes of all arguments of `kernel`, for a launch on `device`. Raises ArgumentError that names the culprit."""
-    if len(args) != len(parameters):
-        wanted = ", ".join(str(p) for p in parameters)
-        raise ArgumentError(f"{kernel} takes {len(parameters)} arguments, got {len(args)}: {kernel}({wanted})")
-    values = []
-    for position, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
+class ArgumentPacker:
+    """Turns the arguments of one kernel into bytes. What can be known beforehand is found out once, at construction."""
+
+    def __init__(self, kernel: str, parameters: tuple[Parameter, ...]):
+        self.kernel = kernel
+        self.parameters = parameters
+        self._packers = tuple(packer(p) for p in parameters)
+
+    def __call__(self, args: Sequence, device: torch.device) -> list[bytes]:
+        """The bytes of all arguments for a launch on `device`. Raises ArgumentError that names the culprit."""
+        if len(args) != len(self._packers):
+            wanted = ", ".join(str(p) for p in self.parameters)
+            takes = "1 argument" if len(self._packers) == 1 else f"{len(self._packers)} arguments"
+            raise ArgumentError(f"{self.kernel} takes {takes}, got {len(args)}: {self.kernel}({wanted})")
+        values = []
         try:
-            values.append(packer(parameter)(value, device))
+            for pack, value in zip(self._packers, args):
+                values.append(pack(value, device))
         except ArgumentError as error:
-            raise ArgumentError(f"{kernel}: args[{position}], {parameter}: {error}") from None
-    return values
+            position = len(values)
+            raise ArgumentError(f"{self.kernel}: args[{position}], {self.parameters[position]}: {error}") from None
+        return values
 
 
-@functools.cache
 def packer(parameter: Parameter) -> Callable[[object, torch.device | None], bytes]:
     """A function that gives the bytes for one value of `parameter`.
 

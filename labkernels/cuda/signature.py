@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from labkernels.cuda.source import balanced, split_list
@@ -34,10 +35,13 @@ class Parameter:
         return f"{self.type} {self.name}" if self.name else self.type
 
 
-def parse_signature(text: str, names: tuple[str | None, ...] | None = None) -> tuple[Parameter, ...]:
-    """The parameters in a demangled function type, or in the demangled name of `lk_signature<function type, sizes>`.
+def parse_signature(
+    text: str, names: Sequence[str | None] | None = None, sizes: Sequence[int] | None = None
+) -> tuple[Parameter, ...]:
+    """The parameters in a demangled function type like `void (float const*, int)`, or in the demangled name of
+    `lk_signature<function type, lk_sizes<sizes>>`, which tells their sizes too.
 
-    `text` is like `void (float const*, int)`. `names`, if there are as many as parameters, become the parameters' names.
+    `names`, if there are as many as parameters, become the parameters' names; `sizes` are theirs in bytes.
     """
     start = text.find("(", text.find("<") + 1 if "lk_signature<" in text else 0)
     end = balanced(text, start) if start >= 0 else -1
@@ -45,10 +49,10 @@ def parse_signature(text: str, names: tuple[str | None, ...] | None = None) -> t
         raise ValueError(f"not a function type: {text!r}")
     types = [t for t in split_list(text[start + 1 : end]) if t != "void"]
     if names is None or len(names) != len(types):
-        names = (None,) * len(types)
-    sizes = re.match(r", lk_sizes<([^>]*)>", text[end + 1 :])
-    sizes = [int(re.match(r"\d+", s).group()) for s in split_list(sizes.group(1))] if sizes else [None] * len(types)
-    return tuple(_parameter(*row) for row in zip(names, types, sizes, strict=True))
+        names = [None] * len(types)
+    if match := re.match(r", lk_sizes<([^>]*)>", text[end + 1 :]):
+        sizes = [int(re.match(r"\d+", size).group()) for size in split_list(match.group(1))]
+    return tuple(_parameter(*row) for row in zip(names, types, sizes or [None] * len(types), strict=True))
 
 
 def _parameter(name: str | None, demangled: str, size: int | None) -> Parameter:
