@@ -1,0 +1,62 @@
+"""Small books made on the fly: a lab of plain Python that runs in a second, and the sample lab with everything in it."""
+import shutil
+from pathlib import Path
+
+import pytest
+
+from labkernels.classroom.book import Lab, make
+
+SMALL_LAB = '''\
+# %% [markdown]
+# # A small lab
+
+# %% tags=["parameters"] again={"count": 5}
+count = 3
+
+# %% solution="triple"
+def triple(x):
+    ### BEGIN SOLUTION
+    return 3 * x
+    ### END SOLUTION
+
+# %%
+given = [triple(i) for i in range(count)]
+
+# %% tests="triple" points=2
+assert given == [3 * i for i in range(count)]
+assert triple("ab") == "ababab"
+
+# %%
+import os
+print(object(), os.getcwd())
+'''
+
+
+def small_book(root) -> Lab:
+    (root / "solutions").mkdir()
+    lab = Lab(root, "01_small")
+    lab.source.write_text(SMALL_LAB)
+    return lab
+
+
+@pytest.fixture
+def small_lab(tmp_path) -> Lab:
+    """A book of one lab, not made yet."""
+    return small_book(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Lab:
+    """The small lab, made; copy it before changing anything."""
+    lab = small_book(tmp_path_factory.mktemp("book"))
+    make(lab)
+    return lab
+
+
+@pytest.fixture
+def sample_lab(tmp_path) -> Lab:
+    """A book whose one lab is sample_lab.py, not made yet."""
+    (tmp_path / "solutions").mkdir()
+    lab = Lab(tmp_path, "99_sample")
+    shutil.copy(Path(__file__).with_name("sample_lab.py"), lab.source)
+    return lab
