@@ -205,13 +205,13 @@ def _vector_packer(scalar: str, count: int, alignment: int):
 def _struct_packer(element: str, size: int | None):
     def pack_struct(value, device):
         if isinstance(value, torch.Tensor):
-            raise ArgumentError(f"takes a {element} by value, not a tensor; pass its bytes")
+            raise ArgumentError(f"takes {element} by value, not a tensor; pass its bytes")
         try:
             data = bytes(memoryview(value))
         except TypeError:
-            raise ArgumentError(f"takes a {element} by value: bytes or a ctypes.Structure, got {_describe(value)}") from None
+            raise ArgumentError(f"takes {element} by value: bytes or a ctypes.Structure, got {_describe(value)}") from None
         if size is not None and len(data) != size:
-            raise ArgumentError(f"a {element} has {size} bytes, got {len(data)}")
+            raise ArgumentError(f"{element} has {size} bytes, got {len(data)}")
         return data
 
     return pack_struct
