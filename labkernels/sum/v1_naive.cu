@@ -1,0 +1,14 @@
+// Sum, v1: naive. One thread an element, and every thread adds its element to the one total, atomically.
+//   Idea      An atomic addition cannot be interrupted, so a million threads may add to one float and none is lost.
+//   Predicts  Additions to one address happen one after another, near one a clock: 64 Mi elements take tens of milliseconds,
+//             though their bytes would take 0.06 ms.
+//   Measured  data/measured/h200/sum.csv
+//   Wastes    Everything but the atomic unit. And the order of additions is whatever it happens to be: floating-point addition is
+//             not associative, so two runs differ in the last bits.
+#include "convert.cuh"
+
+template <class T>
+__global__ void sum_atomic(const T* x, float* total, long long n) {
+    const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i < n) atomicAdd(total, to_float(x[i]));
+}
