@@ -1,0 +1,1 @@
+#error "labkernels emulator: <curand_kernel.h> is not supported; this kernel runs on a GPU only"
