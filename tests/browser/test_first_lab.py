@@ -1,0 +1,62 @@
+"""A student's first hour, in a real browser: run lab 01, meet a blank exercise, solve it, see it pass and see a picture."""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.browser.jupyterlab_page import NotebookPage, chromium_page, lab_server
+
+ROOT = Path(__file__).parents[2]
+LAB = "01_threads_and_memory.ipynb"
+ARTEFACTS = ROOT / "build" / "browser"
+
+
+def exercises(notebook: Path) -> dict[str, tuple[int, str]]:
+    """The cells that a student fills in: grade id -> (index, source), in the order of the notebook."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    found = {}
+    for index, cell in enumerate(cells):
+        marks = cell["metadata"].get("nbgrader", {})
+        if cell["cell_type"] == "code" and marks.get("solution"):
+            found[marks["grade_id"]] = (index, "".join(cell["source"]))
+    return found
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Lab 01 of the student edition, open in JupyterLab; a screenshot is taken at the end, however it ended."""
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    log = ARTEFACTS / "jupyterlab.log"
+    with lab_server(tmp_path / "notebooks", tmp_path / "home", log) as address, chromium_page() as page:
+        try:
+            yield NotebookPage(page, address.format(LAB))
+        finally:
+            page.screenshot(path=ARTEFACTS / "lab.png")
+
+
+def test_a_blank_exercise_fails_and_a_typed_solution_passes_and_draws(lab):
+    blanks, answers = exercises(ROOT / "notebooks" / LAB), exercises(ROOT / "solutions" / LAB)
+    assert blanks and list(blanks) == list(answers)
+    starts = [index for index, _ in blanks.values()]
+    ends = [*starts[1:], len(lab.cells())]
+
+    cells = lab.run_all()
+    failed = [index for index, cell in enumerate(cells) if cell.error]
+    assert failed, "every blank exercise passed"
+    assert starts[0] <= failed[0] < ends[0], f"not the first exercise but cell {failed[0]} failed: {cells[failed[0]]}"
+    assert cells[failed[0]].shown.strip(), "the failure is not shown"
+
+    for grade_id, start, end in zip(blanks, starts, ends):
+        assert blanks[grade_id][1] != answers[grade_id][1], f"{grade_id}: the student edition holds the answer"
+        lab.type_into(start, answers[grade_id][1])
+        solved = lab.run_from(start)[start:end]
+        assert [cell.error for cell in solved if cell.error] == [], f"{grade_id}: the solution did not pass"
+        assert all("[ ]" not in cell.prompt for cell in solved), f"{grade_id}: a cell below it did not run"
+        if any(cell.pictures for cell in solved):
+            lab.page.locator(".jp-Notebook .jp-Cell").nth(start).scroll_into_view_if_needed()
+            return
+    pytest.fail("no solved exercise drew a picture")
