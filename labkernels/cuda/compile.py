@@ -120,6 +120,20 @@ def _headers_version(folders: tuple[str, ...]) -> str:
 
 
 def _compile_into(folder: Path, source: Source, name: str, arch: str, headers: tuple[str, ...]) -> None:
+    wanted = f"lk_signature<decltype({name})>"
+    code, log = _run_nvrtc(source, arch, headers, (name, wanted))
+    if code is None:
+        raise _compile_error(source, name, log)
+    (folder / "kernel.cubin").write_bytes(code.code)
+    facts = {"symbol": code.symbol_mapping[name].decode(), "signature": demangle(code.symbol_mapping[wanted]), "log": log}
+    (folder / "kernel.json").write_text(json.dumps(facts))
+
+
+def _run_nvrtc(source: Source, arch: str, headers: tuple[str, ...], names: tuple[str, ...]):
+    """The compiled code, None if there are errors, and NVRTC's log.
+
+    A function of its own, so that no traceback keeps cuda.core's Program alive: collected late it prints an error of its own.
+    """
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(
@@ -132,21 +146,14 @@ def _compile_into(folder: Path, source: Source, name: str, arch: str, headers: t
         ptxas_options=["-v"],
     )
     log = io.StringIO()
-    wanted = f"lk_signature<decltype({name})>"
     try:
         program = Program(_SIGNATURE + source.with_line_directive(), "c++", options)
-        code = program.compile("cubin", name_expressions=(name, wanted), logs=log)
+        code = program.compile("cubin", name_expressions=names, logs=log)
     except Exception as error:
         if "NVRTC_ERROR" not in str(error):
             raise
-        raise _compile_error(source, name, str(error).partition("compilation log:")[2] or str(error)) from None
-    (folder / "kernel.cubin").write_bytes(code.code)
-    facts = {
-        "symbol": code.symbol_mapping[name].decode(),
-        "signature": demangle(code.symbol_mapping[wanted]),
-        "log": log.getvalue().replace("\0", ""),
-    }
-    (folder / "kernel.json").write_text(json.dumps(facts))
+        return None, str(error).partition("compilation log:")[2] or str(error)
+    return code, log.getvalue().replace("\0", "")
 
 
 def _compile_error(source: Source, name: str, log: str) -> CompileError:
