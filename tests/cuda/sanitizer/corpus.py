@@ -109,11 +109,6 @@ class Example:
         """The numbers of the lines marked `// <-- here`."""
         return {number for number, line in enumerate(self.text.splitlines(), 1) if line.endswith("// <-- here")}
 
-    def triple(self, name: str) -> tuple[int, int, int] | None:
-        """The field `block` or `threads`: `3` or `1,2` as three indices, x first."""
-        text = self.field(name)
-        return None if text is None else tuple([*(int(n) for n in text.split(",")), 0, 0][:3])
-
     def expected_results(self, before: dict[str, object]) -> dict[str, torch.Tensor]:
         """What `good` must leave in its tensors, from their values before the launch."""
         copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in before.items()}

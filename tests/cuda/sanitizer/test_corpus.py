@@ -8,13 +8,25 @@ import torch
 from labkernels.cuda import Kernel
 from labkernels.cuda.compile import compile_kernel
 from labkernels.cuda.source import Source
-from tests.cuda.sanitizer.corpus import CLEAN, FIELDS, KINDS, PAIRS, Example
+from tests.cuda.sanitizer.corpus import CLEAN, FIELDS, KINDS, PAIRS, Example, Launch
 
 EXAMPLES = [pytest.param(example, id=example.name) for example in PAIRS + CLEAN]
 
 
 def kernels(example: Example) -> tuple[str, ...]:
     return ("good",) if example.expect == "clean" else ("bad", "good")
+
+
+def test_a_launch_reads_as_it_is_written():
+    launch = Launch.parse("grid=3x2 block=64 shared_mem=256 args=x:float16[4,5],bin:int32[9]<3,t:int32[1]=7,y=x,n=-4,s=0.5,p=null")
+    values = launch.values()
+    assert (launch.grid, launch.block, launch.shared_mem) == ((3, 2), (64,), 256)
+    assert values["x"].shape == (4, 5) and values["x"].dtype == torch.float16 and values["y"] is values["x"]
+    assert set(values["bin"].tolist()) <= {0, 1, 2} and values["t"].tolist() == [7]
+    assert (values["n"], values["s"], values["p"]) == (-4, 0.5, None)
+    for broken in ("grid=1 block=1 args=x[3", "grid=1 block=1 args=x[3]y[3]", "grid=1 block=1 threads=3 args=x[3]"):
+        with pytest.raises(ValueError):
+            Launch.parse(broken).values()
 
 
 def test_there_are_enough_pairs_and_each_kind_has_some():

@@ -5,7 +5,7 @@
 //
 // expect: race
 // launch: grid=2x2 block=16x16 args=a[32,32],b[32,32],c[32,32],n=32
-// block: 0
+// block: (0, 0, 0)
 // result: c = a @ b
 
 extern "C" __global__ void bad(const float* a, const float* b, float* c, int n) {

@@ -8,7 +8,7 @@
 // array: tile
 // index: 256
 // block: 0
-// threads: 0
+// threads: (0, 0, 0)
 // result: y = x[1:] - x[:-1]
 
 extern "C" __global__ void bad(const float* x, float* y) {

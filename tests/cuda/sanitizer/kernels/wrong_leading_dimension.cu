@@ -9,7 +9,7 @@
 // array: y
 // index: 192
 // block: 1
-// threads: 0
+// threads: (0, 0, 0)
 // result: y = x.T
 
 extern "C" __global__ void bad(const float* x, float* y, int rows, int cols) {
