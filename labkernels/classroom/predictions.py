@@ -1,0 +1,101 @@
+"""Predictions: the reader says a number before measuring it, and is told how far off it is, but not what it is.
+
+The answers are in `labkernels/classroom/answers/`, one file a lab.
+"""
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from labkernels.classroom import answers
+from labkernels.errors import ArgumentError
+from labkernels.lab.failure import CheckFailed
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a prediction asks for, and what is right.
+
+    `answer` holds numbers or words, or is a function that gives them from the lab's sizes (keywords of `check_prediction`).
+    `asks` says in words what each one is. `tolerance` is relative: 0.1 accepts what is within 10%. `hint` is shown when one is
+    wrong; it explains how to think of it and does not give it away.
+    """
+
+    answer: tuple | Callable[..., tuple]
+    asks: tuple[str, ...]
+    hint: str
+    unit: str = ""
+    tolerance: float = 0.0
+
+    def right(self, sizes: dict) -> tuple:
+        """The right answers for these sizes, one for each of `asks`."""
+        return tuple(self.answer(**sizes)) if callable(self.answer) else tuple(self.answer)
+
+
+def check_prediction(name: str, *given, **sizes) -> None:
+    """Compare `given`, numbers or words, with the answer that the labs know as `name`, for these `sizes`.
+
+    Prints one line if all are right. Raises CheckFailed, reason "not_written" where one is still None, "mismatch" where one is
+    wrong, saying how far off it is; ArgumentError if there is no such prediction or the number of answers is another.
+    """
+    known = load_predictions()
+    if name not in known:
+        raise ArgumentError(f"no prediction is called {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+    judge(name, known[name], given, sizes)
+
+
+def judge(name: str, prediction: Prediction, given: tuple, sizes: dict) -> None:
+    """`check_prediction` for a prediction at hand."""
+    if len(given) != len(prediction.asks):
+        raise ArgumentError(f"{name}: {len(given)} answers, but it asks for {len(prediction.asks)}: {', '.join(prediction.asks)}")
+    right = prediction.right(sizes)
+    for asked, got, want in zip(prediction.asks, given, right):
+        if got is None or got is Ellipsis:
+            raise CheckFailed("not_written", where=f"{name}: {asked}", got="nothing yet", want="your prediction", hint=prediction.hint)
+        complaint = _complaint(got, want, prediction)
+        if complaint:
+            raise CheckFailed("mismatch", where=f"{name}: {asked}", got=_shown(got, prediction.unit), want=complaint, hint=prediction.hint)
+    agreed = ", ".join(f"{asked} {_shown(got, prediction.unit)}" for asked, got in zip(prediction.asks, given))
+    print(f"{name}: right. {agreed[:1].upper()}{agreed[1:]}.")
+
+
+@cache
+def load_predictions() -> dict[str, Prediction]:
+    """All predictions of all labs, by name; a name that two labs use is an error."""
+    known: dict[str, Prediction] = {}
+    for module in pkgutil.iter_modules(answers.__path__):
+        for name, prediction in importlib.import_module(f"{answers.__name__}.{module.name}").PREDICTIONS.items():
+            if name in known:
+                raise ArgumentError(f"{module.name}: another lab has a prediction called {name!r}")
+            known[name] = prediction
+    return known
+
+
+def _complaint(got, want, prediction: Prediction) -> str | None:
+    """What to say of a wrong answer, None for a right one."""
+    if isinstance(want, str):
+        return None if str(got).strip().casefold() == want.casefold() else "another answer"
+    try:
+        number = float(got)
+    except (TypeError, ValueError):
+        return "a number"
+    if abs(number - want) <= prediction.tolerance * abs(want) + 1e-12 * abs(want):
+        return None
+    if not math.isfinite(number) or number * want <= 0:
+        return "a positive number" if want > 0 else "a negative number" if want < 0 else "another number"
+    factor = number / want
+    return f"a number {factor:.2g} times smaller" if factor > 1.005 else f"a number {1 / factor:.2g} times larger" if factor < 0.995 else "a slightly different number"
+
+
+def _shown(answer, unit: str) -> str:
+    if isinstance(answer, str):
+        return answer
+    try:
+        text = f"{float(answer):,.10g}"
+    except (TypeError, ValueError):
+        return repr(answer)
+    return f"{text} {unit}".strip()
