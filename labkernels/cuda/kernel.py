@@ -63,14 +63,7 @@ class Kernel:
 
         Raises ArgumentError before the launch if it cannot work; CompileError if the source does not compile; LaunchError.
         """
-        grid = _shape(self.name, "grid", grid, MAX_GRID)
-        block = _shape(self.name, "block", block, MAX_BLOCK)
-        if block[0] * block[1] * block[2] > MAX_THREADS_PER_BLOCK:
-            threads = block[0] * block[1] * block[2]
-            raise ArgumentError(f"{self.name}: block {block} has {threads} threads, a block has at most {MAX_THREADS_PER_BLOCK}")
-        shared_mem = _integer(self.name, "shared_mem", shared_mem)
-        if shared_mem < 0:
-            raise ArgumentError(f"{self.name}: shared_mem is a number of bytes, got {shared_mem}")
+        grid, block, shared_mem = self._checked(grid, block, shared_mem)
         if not isinstance(args, tuple | list):
             raise ArgumentError(f"{self.name}: args is a tuple of arguments, got one {type(args).__name__}; write (x,) for one")
         device = self._device(args)
@@ -81,6 +74,11 @@ class Kernel:
             from labkernels.cuda import emulator
 
             emulator.run(self, grid, block, args, self._emulated(args, device), shared_mem)
+
+    def prepare(self, grid, block, args: Sequence, shared_mem: int = 0) -> tuple[tuple, tuple, list[bytes]]:
+        """Grid and block as triples and the arguments' bytes, as the emulator takes them. Raises as a launch on CPU tensors does."""
+        grid, block, _ = self._checked(grid, block, shared_mem)
+        return grid, block, self._emulated(args, torch.device("cpu"))
 
     @property
     def signature(self) -> tuple[Parameter, ...]:
@@ -96,6 +94,17 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"<Kernel {self.name} of {self.source.filename}>"
+
+    def _checked(self, grid, block, shared_mem) -> tuple[tuple, tuple, int]:
+        grid = _shape(self.name, "grid", grid, MAX_GRID)
+        block = _shape(self.name, "block", block, MAX_BLOCK)
+        threads = block[0] * block[1] * block[2]
+        if threads > MAX_THREADS_PER_BLOCK:
+            raise ArgumentError(f"{self.name}: block {block} has {threads} threads, a block has at most {MAX_THREADS_PER_BLOCK}")
+        shared_mem = _integer(self.name, "shared_mem", shared_mem)
+        if shared_mem < 0:
+            raise ArgumentError(f"{self.name}: shared_mem is a number of bytes, got {shared_mem}")
+        return grid, block, shared_mem
 
     def _device(self, args: Sequence) -> torch.device:
         for position, value in enumerate(args):

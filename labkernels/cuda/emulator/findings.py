@@ -1,0 +1,216 @@
+"""What the sanitizer found, in words: which thread did what to which array, at which line."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass, field
+
+from labkernels.cuda.source import Source, without_comments
+
+KINDS = ("out_of_bounds", "race", "uninitialized", "barrier_divergence", "misaligned", "deadlock", "timeout")
+
+_VERBS = {0: "reads", 1: "writes", 2: "updates (atomic)"}
+_PAST = {0: "read", 1: "wrote", 2: "updated (atomic)"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake of a kernel.
+
+    `kind` is one of KINDS. `block` is the block's index and `threads` those of the threads concerned, the culprit first: an int each
+    where the grid (or block) has one axis, else a tuple (x, y, z). `array` and `index` name the element that was touched, where
+    there is one; `file` and `line` are the place in the source. `text` says it all in a sentence.
+    """
+
+    kind: str
+    text: str
+    kernel: str
+    block: int | tuple[int, int, int]
+    threads: tuple
+    array: str | None
+    index: int | None
+    file: str | None
+    line: int | None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+@dataclass
+class SanitizerReport:
+    """The findings of one launch, in the order in which they happened; `clean` if there are none."""
+
+    kernel: str
+    findings: list[Finding] = field(default_factory=list)
+    source: Source | None = None
+
+    @property
+    def clean(self) -> bool:
+        return not self.findings
+
+    def __str__(self) -> str:
+        if self.clean:
+            return f"{self.kernel}: the sanitizer found nothing"
+        shown = [f"  {finding}{self._source_line(finding)}" for finding in self.findings[:8]]
+        more = [f"  ... and {len(self.findings) - 8} more"] if len(self.findings) > 8 else []
+        count = f"{len(self.findings)} finding{'s' if len(self.findings) > 1 else ''}"
+        return "\n".join([f"{self.kernel}: {count}", *shown, *more])
+
+    __repr__ = __str__
+
+    def _source_line(self, finding: Finding) -> str:
+        text = self.source.line(finding.line) if self.source and finding.line and finding.file == self.source.filename else None
+        return f"\n      {finding.line} | {text.strip()}" if text else ""
+
+    def _repr_html_(self) -> str:
+        if self.clean:
+            return f"<p><b>{html.escape(self.kernel)}</b>: the sanitizer found nothing</p>"
+        rows = "".join(
+            f"<tr><td style='text-align:left'><b>{f.kind}</b></td><td style='text-align:left'>{html.escape(f.text)}</td>"
+            f"<td style='text-align:left'><code>{html.escape(self._source_line(f).strip())}</code></td></tr>"
+            for f in self.findings[:8]
+        )
+        return f"<table><caption>{html.escape(self.kernel)}: the sanitizer's findings</caption>{rows}</table>"
+
+
+class Describer:
+    """Makes findings of the runtime's raw rows. `arrays` are the regions' names, sizes in bytes and bytes an element."""
+
+    def __init__(self, kernel: str, source: Source, grid, block, arrays: list[tuple[str, int, int]], place):
+        self.kernel, self.source, self.grid, self.block = kernel, source, grid, block
+        self.arrays, self.place = arrays, place
+
+    def describe(self, row: dict) -> Finding | None:
+        """A finding, or None for what turns out to be none: barriers in two places of the code that are one line of the source."""
+        kind = (*KINDS, "crash")[row["kind"]]
+        file, line = self.place(row["pc"]) or (None, None)
+        other = self.place(row["other_pc"]) if row["other_pc"] else None
+        if kind == "barrier_divergence" and row["text"] == "elsewhere" and other == (file, line):
+            return None
+        text, threads, array, index = getattr(self, f"_{kind}")(row, other, line)
+        kind = "out_of_bounds" if kind == "crash" else kind
+        where = f"{text} ({file} line {line})" if line else text
+        return Finding(kind, where, self.kernel, self._index(row["block"], self.grid), tuple(threads), array, index, file, line)
+
+    # Each of these gives text, threads, array, index.
+
+    def _out_of_bounds(self, row, other, line):
+        who, thread = self._who(row), self._thread(row["thread"])
+        if row["text"]:  # an index of an array whose type is known: "'float [16]'"
+            declared = row["text"].strip("'")
+            match = re.search(r"\[(\d+)\]", declared)
+            array, index = self._array_at(line, declared), row["offset"]
+            size = match.group(1) if match else "?"
+            return f"{who} uses index {index} of {array or 'an array'} in a dimension of {size} ({declared})", [thread], array, index
+        verb, size = _VERBS[row["access"]], f"{row['bytes']} bytes"
+        if row["region"] < 0:
+            what = "a null pointer" if row["address"] < 65536 else f"address {row['address']:#x}, which belongs to no array"
+            return f"{who} {verb} {size} through {what}", [thread], None, None
+        name, index, length = self._element(row)
+        return f"{who} {verb} {name}[{index}], but {name} has {length} elements", [thread], name, index
+
+    def _misaligned(self, row, other, line):
+        name, index, _ = self._element(row)
+        text = f"{self._who(row)} {_VERBS[row['access']]} {row['bytes']} bytes at {name}[{index}], whose address is no multiple of {row['bytes']}"
+        return text, [self._thread(row["thread"])], name, index
+
+    def _uninitialized(self, row, other, line):
+        thread = self._thread(row["thread"])
+        if row["text"]:
+            what = row["text"].split(":")[0]
+            return f"{self._who(row)} takes in {what} the value of lane {row['offset']}, which takes no part in it", [thread], None, None
+        name, index, _ = self._element(row)
+        return f"{self._who(row)} reads {name}[{index}], which no thread of the block has written", [thread], name, index
+
+    def _race(self, row, other, line):
+        name, index, _ = self._element(row)
+        thread, second = self._thread(row["thread"]), self._thread(row["other_thread"])
+        block = "" if row["other_block"] == row["block"] else f" of block {self._index(row['other_block'], self.grid)}"
+        place = f" at line {other[1]}" if other and other[1] != line else ""
+        text = (
+            f"{self._who(row)} {_VERBS[row['access']]} {name}[{index}], which thread {second}{block} {_PAST[row['other_access']]}{place}, "
+            f"and nothing orders the two"
+        )
+        return text, [thread, second], name, index
+
+    def _barrier_divergence(self, row, other, line):
+        waiting, others = self._thread(row["thread"]), [self._thread(t) for t in _bits(row["threads"])]
+        what, _, why = row["text"].rpartition(": ")
+        block = self._index(row["block"], self.grid)
+        if why == "exited":
+            text = f"threads of block {block} wait at __syncthreads that {_list(others)} never reach{_s(others)}: {_have(others)} left the kernel"
+            return text, [waiting, *others], None, None
+        if why == "elsewhere":
+            text = f"threads of block {block} wait at two __syncthreads: thread {waiting} here, {_list(others)} at line {other[1] if other else '?'}"
+            return text, [waiting, *others], None, None
+        if why == "not in mask":
+            return f"{self._who(row)} calls {what} with a mask that does not name its own lane", [waiting], None, None
+        text = f"{self._who(row)} calls {what} with a mask that names {_list(others)}, which {_have(others)} left the kernel or never existed"
+        return text, [waiting, *others], None, None
+
+    def _deadlock(self, row, other, line):
+        here, _, there = row["text"].partition("|")
+        waiting = [self._thread(t) for t in _bits(row["threads"])]
+        text = f"{_list(waiting)} of block {self._index(row['block'], self.grid)} wait{_s(waiting)} at {here}"
+        if there:
+            text += f" while thread {self._thread(row['other_thread'])} waits at {there}" + (f" at line {other[1]}" if other else "")
+        return f"{text}, and no thread can go on", waiting, None, None
+
+    def _timeout(self, row, other, line):
+        return f"{self._who(row)} still runs when the time limit passes", [self._thread(row["thread"])], None, None
+
+    def _crash(self, row, other, line):
+        return f"{self._who(row)}: {row['text']}", [self._thread(row["thread"])], None, None
+
+    def _who(self, row) -> str:
+        return f"thread {self._thread(row['thread'])} of block {self._index(row['block'], self.grid)}"
+
+    def _thread(self, linear: int):
+        x, y, _ = self.block
+        return self._index((linear % x, linear // x % y, linear // x // y), self.block)
+
+    @staticmethod
+    def _index(index, shape):
+        return index[0] if shape[1] == shape[2] == 1 else tuple(index)
+
+    def _element(self, row) -> tuple[str, int, int]:
+        name, size, item = self.arrays[row["region"]]
+        item = item or row["bytes"]
+        return name, row["offset"] // item, size // item
+
+    def _array_at(self, line: int | None, declared: str) -> str | None:
+        """The array that source line `line` indexes, whose type is `declared` or contains it."""
+        text = without_comments(self.source.text)
+        lines = text.splitlines()
+        number = (line or 0) - self.source.first_line
+        if not 0 <= number < len(lines):
+            return None
+        names = list(dict.fromkeys(re.findall(r"\b([A-Za-z_]\w*)\s*\[", lines[number])))
+        element = declared.split("[")[0].strip().removeprefix("const ").removeprefix("volatile ")
+        for name in names:
+            if re.search(rf"\b{re.escape(element)}\b[^;(){{}}]*\b{name}\s*\[[^\]]", text):
+                return name
+        return names[0] if len(names) == 1 else None
+
+
+def _bits(words: list[int]) -> list[int]:
+    return [32 * i + bit for i, word in enumerate(words) for bit in range(32) if word >> bit & 1]
+
+
+def _list(threads: list) -> str:
+    """`thread 3`, `threads 4 to 7`, `threads 1, 5, 9, ... (12 in all)`."""
+    if len(threads) == 1:
+        return f"thread {threads[0]}"
+    if isinstance(threads[0], int) and threads == list(range(threads[0], threads[-1] + 1)):
+        return f"threads {threads[0]} to {threads[-1]}"
+    shown = ", ".join(str(t) for t in threads[:4])
+    return f"threads {shown}" + (f", ... ({len(threads)} in all)" if len(threads) > 4 else "")
+
+
+def _s(threads: list) -> str:
+    return "s" if len(threads) == 1 else ""
+
+
+def _have(threads: list) -> str:
+    return "it has" if len(threads) == 1 else "they have"

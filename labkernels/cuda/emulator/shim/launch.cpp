@@ -1,0 +1,155 @@
+// A launch, from Python's side: start it, wait for it, stop it, ask what came of it.
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "machine.h"
+#include "sanitizer.h"
+
+namespace lk {
+namespace {
+
+constexpr std::size_t kSharedBytes = 256 * 1024;            // more than any GPU gives a block
+constexpr std::size_t kSharedRedZone = 64 * 1024;
+constexpr auto kPatience = std::chrono::milliseconds(10);   // how long a thread may run without giving way
+
+// A worker's dynamic shared memory between two red zones, so that a stray index meets nobody else's data.
+struct DynamicShared {
+    char* mapping = static_cast<char*>(mmap(nullptr, kSharedBytes + 2 * kSharedRedZone, PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    ~DynamicShared() { munmap(mapping, kSharedBytes + 2 * kSharedRedZone); }
+    char* data() const { return mapping + kSharedRedZone; }
+};
+
+void work(Launch& launch) {
+    SignalStack signal_stack;
+    DynamicShared shared;
+    Worker worker;
+    worker.launch = &launch;
+    worker.sanitizer = launch.sanitizer.get();
+    worker.os_thread = pthread_self();
+    worker.block_dim = launch.block;
+    worker.grid_dim = launch.grid;
+    worker.dynamic_shared = shared.data();
+    {
+        std::lock_guard<std::mutex> lock(launch.mutex);
+        launch.workers.push_back(&worker);
+    }
+    if (worker.sanitizer) worker.sanitizer->begin_launch(worker);
+    lk_block = &worker;
+    while (!launch.stop.load(std::memory_order_relaxed)) {
+        const std::uint64_t block = launch.next_block.fetch_add(1, std::memory_order_relaxed);
+        if (block >= launch.blocks) break;
+        run_block(worker, block);
+    }
+    lk_block = nullptr;
+    for (Thread& thread : worker.threads)
+        if (thread.stack) worker.stacks.push_back(thread.stack);
+    return_stacks(worker);
+    std::lock_guard<std::mutex> lock(launch.mutex);
+    launch.workers.erase(std::find(launch.workers.begin(), launch.workers.end(), &worker));
+    if (--launch.running == 0) launch.done.notify_all();
+}
+
+}  // namespace
+
+void Launch::fail(Worker& worker, int outcome, const std::string& text, void* pc) {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (failure.outcome == kFinished) {
+        failure.outcome = outcome;
+        failure.text = text;
+        failure.block = worker.block_idx;
+        if (worker.current) failure.thread = worker.current->thread_idx;
+        failure.pc = reinterpret_cast<std::uint64_t>(pc);
+    }
+    stop_reason = outcome;
+    stop.store(true);
+}
+
+}  // namespace lk
+
+using lk::Launch;
+
+extern "C" {
+
+struct lk_launch_request {
+    void (*call)(void**);
+    void** arguments;
+    char* (*tls_anchor)();
+    std::uint32_t grid[3], block[3];
+    std::uint64_t shared_bytes;
+    std::uint32_t workers;
+    std::uint32_t sanitize;
+    const lk::Region* regions;      // what the kernel may touch, for the sanitizer
+    std::uint64_t region_count;
+};
+
+Launch* lk_start(const lk_launch_request* request) {
+    auto* launch = new Launch;
+    launch->call = request->call;
+    launch->arguments = request->arguments;
+    launch->grid = dim3(request->grid[0], request->grid[1], request->grid[2]);
+    launch->block = dim3(request->block[0], request->block[1], request->block[2]);
+    launch->shared_bytes = request->shared_bytes;
+    launch->blocks = static_cast<std::uint64_t>(launch->grid.x) * launch->grid.y * launch->grid.z;
+    launch->kernel_text = lk::text_of(reinterpret_cast<const void*>(request->call));
+    launch->runtime_text = lk::text_of(reinterpret_cast<const void*>(&lk_start));
+    if (request->sanitize)
+        launch->sanitizer.reset(new lk::Sanitizer(*launch, request->regions, request->region_count, request->tls_anchor));
+    lk::install_signal_handlers();
+    const std::uint64_t wanted = request->sanitize ? 1 : std::max(1u, request->workers);
+    launch->running = static_cast<unsigned>(std::min<std::uint64_t>(wanted, launch->blocks));
+    for (unsigned i = launch->running; i > 0; --i) launch->os_threads.emplace_back(lk::work, std::ref(*launch));
+    return launch;
+}
+
+// Wait for at most `seconds`; 0 while it still runs, else the outcome.
+int lk_wait(Launch* launch, double seconds) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+    std::unique_lock<std::mutex> lock(launch->mutex);
+    while (launch->running) {
+        if (launch->done.wait_for(lock, lk::kPatience) == std::cv_status::no_timeout) continue;
+        for (lk::Worker* worker : launch->workers) lk::poke(*worker);
+        if (std::chrono::steady_clock::now() >= deadline) break;
+    }
+    if (launch->running) return lk::kRunning;
+    if (launch->failure.outcome != lk::kFinished) return launch->failure.outcome;
+    return launch->stop ? launch->stop_reason : static_cast<int>(lk::kFinished);
+}
+
+void lk_stop(Launch* launch, int reason) {
+    std::lock_guard<std::mutex> lock(launch->mutex);
+    launch->stop_reason = reason;
+    launch->stop = true;
+}
+
+struct lk_failure {
+    int outcome;
+    std::uint32_t block[3], thread[3];
+    std::uint64_t pc;
+    const char* text;
+};
+
+void lk_get_failure(Launch* launch, lk_failure* out) {
+    const lk::Failure& failure = launch->failure;
+    *out = lk_failure{failure.outcome, {failure.block.x, failure.block.y, failure.block.z},
+                      {failure.thread.x, failure.thread.y, failure.thread.z}, failure.pc, failure.text.c_str()};
+}
+
+const char* lk_output(Launch* launch) { return launch->output.c_str(); }
+
+std::uint64_t lk_finding_count(Launch* launch) { return launch->sanitizer ? launch->sanitizer->findings.size() : 0; }
+const lk::Finding* lk_findings(Launch* launch) { return launch->sanitizer->findings.data(); }
+
+void lk_free(Launch* launch) {
+    for (std::thread& os_thread : launch->os_threads) os_thread.join();
+    lk::remove_signal_handlers();
+    delete launch;
+}
+
+}  // extern "C"

@@ -1,0 +1,8 @@
+// The prelude of every emulated source, precompiled: CUDA C++'s built-in names as host C++.
+#pragma once
+#include "lk_runtime.h"
+#include "device/device.h"
+#include "lk_keywords.h"
+#ifndef __CUDA_ARCH__
+#define __CUDA_ARCH__ 900
+#endif

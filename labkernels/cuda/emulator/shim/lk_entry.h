@@ -1,0 +1,35 @@
+// Included after the user's source, with LK_KERNEL naming the kernel: what Python calls.
+#pragma once
+#include <tuple>
+#include <type_traits>
+#include <typeinfo>
+#include <utility>
+
+namespace lk {
+
+template <class Function> struct Entry;
+template <class... Parameters> struct Entry<void(Parameters...)> {
+    static_assert((!std::is_reference<Parameters>::value && ...), "a kernel cannot take a reference");
+    static constexpr unsigned count = sizeof...(Parameters);
+    static constexpr unsigned sizes[count + 1] = {sizeof(Parameters)..., 0};
+
+    template <std::size_t... I>
+    __attribute__((no_sanitize("thread"))) static void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
+        kernel(*static_cast<std::remove_cv_t<Parameters>*>(arguments[I])...);
+    }
+};
+using KernelEntry = Entry<decltype(LK_KERNEL)>;
+
+}  // namespace lk
+
+extern "C" __attribute__((no_sanitize("thread"))) void lk_call_kernel(void** arguments) {
+    lk::KernelEntry::call(&LK_KERNEL, arguments, std::make_index_sequence<lk::KernelEntry::count>());
+}
+extern "C" const char* lk_signature() { return typeid(decltype(LK_KERNEL)).name(); }
+extern "C" unsigned lk_parameter_count() { return lk::KernelEntry::count; }
+extern "C" const unsigned* lk_parameter_sizes() { return lk::KernelEntry::sizes; }
+
+// One variable in the kernel library's thread-local storage: its address tells Python's symbol table where a worker's
+// shared arrays lie.
+static thread_local char lk_tls_anchor_variable;
+extern "C" char* lk_tls_anchor() { return &lk_tls_anchor_variable; }

@@ -1,0 +1,128 @@
+// The emulated machine from the inside: worker threads, blocks, CUDA threads, and what they wait for.
+#pragma once
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "lk_runtime.h"
+
+namespace lk {
+
+using Run = void (*)(unsigned mask, void** lanes);
+
+struct Stack {
+    char* guard;                // one page that must never be touched: the end of an overflowing stack
+    char* bottom;
+    char* top;
+};
+
+struct Thread : Fiber {         // one CUDA thread
+    void* stack_pointer = nullptr;
+    Stack* stack = nullptr;     // null until it first runs and after it has returned
+    unsigned index = 0, lane = 0, warp = 0;
+    const char* waiting_for = nullptr;      // "__syncthreads", "__shfl_sync", ...; null while it can run
+    void* waiting_pc = nullptr;
+    void* last_pc = nullptr;                // the last place in the user's code that the runtime knows of
+    unsigned mask = 0;                      // of the warp-wide operation that it waits in
+    void* data = nullptr;
+    Run run = nullptr;
+    bool finished = false;
+};
+
+struct Warp {
+    std::uint32_t ready = 0;        // lanes that can run and are not running
+    std::uint32_t alive = 0;        // lanes that have not exited
+    std::uint32_t collecting = 0;   // lanes that wait in a warp-wide operation
+};
+
+struct Launch;
+class Sanitizer;
+
+struct Worker : Block {             // an OS thread and the block it runs
+    Launch* launch = nullptr;
+    Sanitizer* sanitizer = nullptr;
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    Thread* current = nullptr;
+    unsigned current_warp = 0;
+    unsigned alive = 0;
+    unsigned at_barrier = 0;
+    int vote_count = 0, vote_result_count = 0;
+    unsigned vote_population = 0;
+    void* main_stack_pointer = nullptr;
+    std::vector<Stack*> stacks;     // free ones
+    std::uint64_t atomics = 0;
+    std::atomic<std::uint64_t> switches{0};
+    volatile bool busy = false;     // inside code that must not be abandoned or preempted
+    bool block_aborted = false;
+    pthread_t os_thread{};
+};
+
+enum Outcome : int { kRunning = 0, kFinished = 1, kFailed = 2, kStopped = 3, kTimeout = 4, kDeadlock = 5, kCrashed = 6 };
+
+struct Failure {                    // why a launch ended early, and where
+    int outcome = kFinished;
+    std::string text;
+    uint3 block{}, thread{};
+    std::uint64_t pc = 0;
+};
+
+struct TextRange { std::uintptr_t low = 0, high = 0; bool holds(std::uintptr_t pc) const { return pc >= low && pc < high; } };
+
+struct Launch {
+    void (*call)(void**) = nullptr;
+    void** arguments = nullptr;
+    dim3 grid, block;
+    std::size_t shared_bytes = 0;
+    std::uint64_t blocks = 0;
+    std::atomic<std::uint64_t> next_block{0};
+    std::atomic<bool> stop{false};
+    int stop_reason = kStopped;
+    TextRange kernel_text, runtime_text;
+    std::unique_ptr<Sanitizer> sanitizer;
+
+    std::mutex mutex;               // guards what follows
+    std::condition_variable done;
+    unsigned running = 0;
+    Failure failure;
+    std::string output;             // of device printf
+    std::vector<Worker*> workers;
+    std::vector<std::thread> os_threads;
+
+    void fail(Worker& worker, int outcome, const std::string& text, void* pc);
+};
+
+// fiber.cpp
+extern "C" void lk_switch(void** save, void* load);     // save the running context, go on with another
+extern "C" void lk_resume();                            // go on with the context in rsi/x1; only ever jumped to
+Stack* take_stack(Worker& worker);
+void return_stacks(Worker& worker);
+void* first_frame(Stack* stack, unsigned index, void (*entry)());
+
+// scheduler.cpp
+Worker& this_worker();
+void run_block(Worker& worker, std::uint64_t block);
+[[noreturn]] void leave_block(Worker& worker);          // abandon the running block from one of its threads
+void wait_in(Worker& worker, Thread& thread, const char* what, void* pc);
+
+// signals.cpp
+TextRange text_of(const void* address);
+void install_signal_handlers();
+void remove_signal_handlers();
+class SignalStack {                 // a stack for this OS thread's crash handler: the fiber's own may be what overflowed
+public:
+    SignalStack();
+    ~SignalStack();
+private:
+    std::vector<char> memory_;
+};
+void poke(Worker& worker);                              // preempt or stop it, as the launch says
+
+}  // namespace lk

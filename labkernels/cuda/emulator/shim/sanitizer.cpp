@@ -1,0 +1,500 @@
+#include "sanitizer.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "machine.h"
+
+namespace lk {
+namespace {
+
+constexpr std::size_t kMostFindings = 64;
+constexpr unsigned kMostAbandonedBlocks = 8;
+constexpr std::uint32_t kNobody = ~0u;
+
+std::uint8_t byte_mask(std::uintptr_t address, unsigned bytes, std::uintptr_t cell) {
+    std::uint8_t mask = 0;
+    for (unsigned i = 0; i < 4; ++i)
+        if (cell + i >= address && cell + i < address + bytes) mask |= 1u << i;
+    return mask;
+}
+
+void set_bit(Finding* finding, unsigned thread) { finding->threads[thread / 32] |= 1u << (thread % 32); }
+
+bool is_shared(std::uint32_t kind) { return kind == kStaticShared || kind == kDynamicShared; }
+
+}  // namespace
+
+Sanitizer::Sanitizer(Launch& launch, const Region* regions, std::uint64_t count, char* (*tls_anchor)())
+    : launch_(launch), tls_anchor_(tls_anchor), regions_(regions, regions + count), shadows_(count + 1) {}
+
+Sanitizer::~Sanitizer() {
+    for (Shadow& shadow : shadows_)
+        if (shadow.cells) munmap(shadow.cells, shadow.bytes);
+}
+
+void Sanitizer::begin_launch(Worker& worker) {
+    const auto anchor = reinterpret_cast<std::uint64_t>(tls_anchor_());
+    for (Region& region : regions_) {
+        if (region.kind != kStaticShared) continue;
+        region.low += anchor;
+        region.high += anchor;
+    }
+    const auto low = reinterpret_cast<std::uint64_t>(worker.dynamic_shared);
+    regions_.push_back(Region{low, low + launch_.shared_bytes, kDynamicShared, 4});
+}
+
+void Sanitizer::begin_block(Worker& worker, std::uint64_t block) {
+    stamp_ = static_cast<std::uint32_t>(block) + 1;
+    const std::size_t count = worker.threads.size();
+    clocks_.assign(count, 1);
+    auto nothing = std::make_shared<View>();
+    nothing->clocks.assign(count, 0);
+    views_.assign(count, nothing);
+    fenced_.assign(count, nothing);
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+int Sanitizer::region_of(std::uintptr_t low, std::uintptr_t high) {
+    const Region& last = regions_[last_region_];
+    if (low >= last.low && high <= last.high) return last_region_;
+    for (std::size_t i = 0; i < regions_.size(); ++i)
+        if (low >= regions_[i].low && high <= regions_[i].high) return last_region_ = static_cast<int>(i);
+    return -1;
+}
+
+int Sanitizer::nearest_region(std::uintptr_t address) const {
+    int nearest = -1;
+    std::uint64_t best = 1u << 20;              // farther than 1 MiB from everything: a wild pointer
+    for (std::size_t i = 0; i < regions_.size(); ++i) {
+        if (regions_[i].low == regions_[i].high && regions_[i].kind == kDynamicShared && launch_.shared_bytes == 0 &&
+            address < regions_[i].low) continue;
+        const std::uint64_t distance = address < regions_[i].low ? regions_[i].low - address
+                                       : address >= regions_[i].high ? address - regions_[i].high + 1 : 0;
+        if (distance < best) best = distance, nearest = static_cast<int>(i);
+    }
+    return nearest;
+}
+
+Sanitizer::Cell* Sanitizer::cells_of(int region) {
+    Shadow& shadow = shadows_[region];
+    if (!shadow.cells) {
+        const std::size_t words = (regions_[region].high - regions_[region].low) / 4 + 2;
+        shadow.bytes = words * sizeof(Cell);
+        shadow.cells = static_cast<Cell*>(mmap(nullptr, shadow.bytes, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    }
+    return shadow.cells;
+}
+
+bool Sanitizer::ordered(const Access& earlier, const Thread& thread) const {
+    const View& view = *views_[thread.index];
+    if (earlier.stamp == stamp_) return view.clocks[earlier.thread] >= earlier.clock;
+    for (const auto& [stamp, foreign] : view.foreign)
+        if (stamp == earlier.stamp && foreign->clocks[earlier.thread] >= earlier.clock) return true;
+    return false;
+}
+
+bool Sanitizer::conflicts(const Access& earlier, std::uint8_t mask, const Thread& thread, bool atomic, bool shared) const {
+    if (!earlier.stamp || !(earlier.mask & mask)) return false;
+    if (earlier.stamp == stamp_ && earlier.thread == thread.index) return false;
+    if (shared && earlier.stamp != stamp_) return false;        // another block's shared memory lay here
+    if (earlier.atomic && atomic) return false;
+    return !ordered(earlier, thread);
+}
+
+void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, AccessKind kind,
+                       bool is_volatile, bool check_alignment, void* pc) {
+    const Stack* stack = thread.stack;
+    if (address >= reinterpret_cast<std::uintptr_t>(stack->guard) && address < reinterpret_cast<std::uintptr_t>(stack->top))
+        return;                                 // the thread's own local memory
+    worker.busy = true;
+    thread.last_pc = pc;
+    const int index = region_of(address, address + bytes);
+    if (index < 0) {
+        if (kind == kRead && text_of(reinterpret_cast<void*>(address)).low) {      // constants of a loaded library
+            worker.busy = false;
+            return;
+        }
+        Finding* finding = report(worker, &thread, kOutOfBounds, pc);
+        if (finding) {
+            finding->access = kind;
+            finding->address = address;
+            finding->bytes = bytes;
+            finding->region = nearest_region(address);
+            if (finding->region >= 0) finding->offset = static_cast<std::int64_t>(address - regions_[finding->region].low);
+        }
+        end_block_after(worker, finding);
+    }
+    const Region& region = regions_[index];
+    if (check_alignment && address % bytes) misaligned(worker, thread, address, bytes, kind, pc);
+    const bool shared = is_shared(region.kind);
+    const bool atomic = kind == kAtomic || (is_volatile && !shared);
+    if (is_volatile && !shared) acquire_release(thread, address);
+    Cell* cells = cells_of(index);
+    const std::uintptr_t first = region.low & ~std::uintptr_t{3};
+    const bool writes = kind != kRead;
+    const Access mine{stamp_, clocks_[thread.index], static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(pc) -
+                                                                                launch_.kernel_text.low),
+                      static_cast<std::uint16_t>(thread.index), 0, atomic};
+    for (std::uintptr_t word = address & ~std::uintptr_t{3}; word < address + bytes; word += 4) {
+        Cell& cell = cells[(word - first) / 4];
+        const std::uint8_t mask = byte_mask(address, bytes, word);
+        if (shared) {
+            if (cell.written_stamp != stamp_) cell.written_stamp = stamp_, cell.written_mask = 0;
+            if (kind != kWrite && (cell.written_mask & mask) != mask) {
+                if (Finding* finding = report(worker, &thread, kUninitialized, pc)) {
+                    finding->access = kind;
+                    finding->address = address;
+                    finding->bytes = bytes;
+                    finding->region = index;
+                    finding->offset = static_cast<std::int64_t>(address - region.low);
+                }
+            }
+            cell.written_mask |= mask;
+        }
+        if (conflicts(cell.write, mask, thread, atomic, shared))
+            race(worker, thread, index, address, bytes, kind, cell.write, cell.write.atomic ? kAtomic : kWrite, pc);
+        if (writes) {
+            for (const Access& read : cell.reads)
+                if (conflicts(read, mask, thread, atomic, shared))
+                    race(worker, thread, index, address, bytes, kind, read, kRead, pc);
+        }
+        Access entry = mine;
+        entry.mask = mask;
+        if (writes) {
+            cell.write = entry;
+        } else {                                // keep the last reader, and the last one of another warp or block
+            if (cell.reads[0].stamp != entry.stamp || cell.reads[0].thread / 32 != entry.thread / 32)
+                cell.reads[1] = cell.reads[0];
+            cell.reads[0] = entry;
+        }
+    }
+    worker.busy = false;
+}
+
+void Sanitizer::race(Worker& worker, Thread& thread, int region, std::uintptr_t address, unsigned bytes, AccessKind kind,
+                     const Access& earlier, AccessKind earlier_kind, void* pc) {
+    void* other_pc = reinterpret_cast<void*>(launch_.kernel_text.low + earlier.pc);
+    Finding* finding = report(worker, &thread, kRace, pc, other_pc);
+    if (!finding) return;
+    finding->access = kind;
+    finding->other_access = earlier_kind;
+    finding->other_thread = earlier.thread;
+    const std::uint64_t block = earlier.stamp - 1;
+    const dim3& grid = launch_.grid;
+    finding->other_block[0] = static_cast<std::uint32_t>(block % grid.x);
+    finding->other_block[1] = static_cast<std::uint32_t>(block / grid.x % grid.y);
+    finding->other_block[2] = static_cast<std::uint32_t>(block / grid.x / grid.y);
+    finding->address = address;
+    finding->bytes = bytes;
+    finding->region = region;
+    finding->offset = static_cast<std::int64_t>(address - regions_[region].low);
+}
+
+void Sanitizer::misaligned(Worker& worker, Thread& thread, std::uintptr_t address, unsigned alignment, AccessKind kind,
+                           void* pc) {
+    worker.busy = true;
+    Finding* finding = report(worker, &thread, kMisaligned, pc);
+    if (finding) {
+        finding->access = kind;
+        finding->address = address;
+        finding->bytes = alignment;
+        finding->region = nearest_region(address);
+        if (finding->region >= 0) finding->offset = static_cast<std::int64_t>(address - regions_[finding->region].low);
+    }
+    end_block_after(worker, finding);
+}
+
+void Sanitizer::array_index(Worker& worker, Thread& thread, const char* array_type, std::int64_t index, void* pc) {
+    worker.busy = true;
+    Finding* finding = report(worker, &thread, kOutOfBounds, pc);
+    if (finding) {
+        finding->offset = index;
+        std::snprintf(finding->text, sizeof finding->text, "%s", array_type);
+    }
+    end_block_after(worker, finding);
+}
+
+void Sanitizer::atomic(Worker& worker, Thread& thread, void* address, unsigned bytes, void* pc) {
+    const auto where = reinterpret_cast<std::uintptr_t>(address);
+    access(worker, thread, where, bytes, kAtomic, false, bytes <= 8, pc);
+    worker.busy = true;
+    acquire_release(thread, where);
+    worker.busy = false;
+}
+
+// ---- synchronisation ------------------------------------------------------------------------------------------------
+
+ViewPointer Sanitizer::join(const std::vector<const Thread*>& group, bool fenced) const {
+    auto joined = std::make_shared<View>();
+    joined->clocks.assign(clocks_.size(), 0);
+    std::vector<const View*> seen;
+    for (const Thread* thread : group) {
+        const View* view = (fenced ? fenced_ : views_)[thread->index].get();
+        if (std::find(seen.begin(), seen.end(), view) != seen.end()) continue;
+        seen.push_back(view);
+        for (std::size_t i = 0; i < joined->clocks.size(); ++i)
+            joined->clocks[i] = std::max(joined->clocks[i], view->clocks[i]);
+        for (const auto& entry : view->foreign)
+            if (std::find(joined->foreign.begin(), joined->foreign.end(), entry) == joined->foreign.end())
+                joined->foreign.push_back(entry);
+    }
+    if (!fenced)
+        for (const Thread* thread : group) joined->clocks[thread->index] = clocks_[thread->index];
+    return joined;
+}
+
+void Sanitizer::block_barrier(Worker& worker, Thread* running) {
+    worker.busy = true;
+    std::vector<const Thread*> group;
+    void* pc = nullptr;
+    void* other_pc = nullptr;
+    for (Thread& thread : worker.threads) {
+        if (thread.finished) continue;
+        group.push_back(&thread);
+        if (!pc) pc = thread.waiting_pc;
+        else if (thread.waiting_pc != pc) other_pc = thread.waiting_pc;
+    }
+    if (group.size() < worker.threads.size()) {
+        if (Finding* finding = report(worker, const_cast<Thread*>(group[0]), kBarrierDivergence, pc)) {
+            for (Thread& thread : worker.threads)
+                if (thread.finished) set_bit(finding, thread.index);
+            std::snprintf(finding->text, sizeof finding->text, "exited");
+        }
+    } else if (other_pc) {                      // two places: Python drops the finding if they are one source line
+        if (Finding* finding = report(worker, const_cast<Thread*>(group[0]), kBarrierDivergence, pc, other_pc)) {
+            for (Thread& thread : worker.threads)
+                if (thread.waiting_pc != pc) {
+                    set_bit(finding, thread.index);
+                    if (finding->other_thread == kNobody) finding->other_thread = thread.index;
+                }
+            std::snprintf(finding->text, sizeof finding->text, "elsewhere");
+        }
+    }
+    (void)running;
+    const ViewPointer view = join(group, false), fenced = join(group, true);
+    for (const Thread* thread : group) {
+        views_[thread->index] = view;
+        fenced_[thread->index] = fenced;
+        ++clocks_[thread->index];
+    }
+    worker.busy = false;
+}
+
+void Sanitizer::warp_barrier(Worker& worker, unsigned warp, std::uint32_t members) {
+    worker.busy = true;
+    std::vector<const Thread*> group;
+    for (std::uint32_t rest = members; rest; rest &= rest - 1)
+        group.push_back(&worker.threads[warp * 32 + static_cast<unsigned>(__builtin_ctz(rest))]);
+    const ViewPointer view = join(group, false), fenced = join(group, true);
+    for (const Thread* thread : group) {
+        views_[thread->index] = view;
+        fenced_[thread->index] = fenced;
+        ++clocks_[thread->index];
+    }
+    worker.busy = false;
+}
+
+void Sanitizer::fence(Worker& worker, Thread& thread) {
+    worker.busy = true;
+    auto view = std::make_shared<View>(*views_[thread.index]);
+    view->clocks[thread.index] = clocks_[thread.index]++;
+    fenced_[thread.index] = view;
+    worker.busy = false;
+}
+
+// An atomic at `address`: take up what others published there, publish what this thread has fenced.
+void Sanitizer::acquire_release(Thread& thread, std::uintptr_t address) {
+    auto& published = published_[address];
+    if (!published.empty()) {
+        auto view = std::make_shared<View>(*views_[thread.index]);
+        for (const auto& entry : published) {
+            if (entry.first == stamp_) {
+                for (std::size_t i = 0; i < view->clocks.size(); ++i)
+                    view->clocks[i] = std::max(view->clocks[i], entry.second->clocks[i]);
+            } else if (std::find(view->foreign.begin(), view->foreign.end(), entry) == view->foreign.end()) {
+                view->foreign.push_back(entry);
+            }
+        }
+        views_[thread.index] = view;
+    }
+    const ViewPointer& mine = fenced_[thread.index];
+    const std::pair<std::uint32_t, ViewPointer> own{stamp_, mine};
+    const auto add = [&](const std::pair<std::uint32_t, ViewPointer>& entry) {
+        if (std::find(published.begin(), published.end(), entry) == published.end()) published.push_back(entry);
+    };
+    if (std::any_of(mine->clocks.begin(), mine->clocks.end(), [](std::uint32_t clock) { return clock != 0; })) add(own);
+    for (const auto& entry : mine->foreign) add(entry);
+}
+
+void Sanitizer::warp_operation(Worker& worker, Thread& thread, std::uint32_t mask, const char* what, void* pc) {
+    worker.busy = true;
+    const Warp& warp = worker.warps[thread.warp];
+    const std::uint32_t absent = mask & ~warp.alive;
+    if (!(mask >> thread.lane & 1)) {
+        Finding* finding = report(worker, &thread, kBarrierDivergence, pc);
+        if (finding) {
+            set_bit(finding, thread.index);
+            std::snprintf(finding->text, sizeof finding->text, "%s: not in mask", what);
+        }
+        end_block_after(worker, finding);
+    }
+    if (absent) {
+        if (Finding* finding = report(worker, &thread, kBarrierDivergence, pc)) {
+            finding->threads[thread.warp] = absent;
+            std::snprintf(finding->text, sizeof finding->text, "%s: absent", what);
+        }
+    }
+    worker.busy = false;
+}
+
+void Sanitizer::undefined_lane(Worker& worker, Thread& thread, const char* what, unsigned source) {
+    if (Finding* finding = report(worker, &thread, kUninitialized, thread.last_pc)) {
+        finding->offset = source;
+        std::snprintf(finding->text, sizeof finding->text, "%s: undefined lane", what);
+    }
+}
+
+void Sanitizer::thread_exit(Worker& worker, Thread& thread) {
+    const Warp& warp = worker.warps[thread.warp];
+    for (std::uint32_t rest = warp.collecting; rest; rest &= rest - 1) {
+        Thread& other = worker.threads[thread.warp * 32 + static_cast<unsigned>(__builtin_ctz(rest))];
+        if (!(other.mask >> thread.lane & 1)) continue;
+        worker.busy = true;
+        if (Finding* finding = report(worker, &other, kBarrierDivergence, other.waiting_pc)) {
+            set_bit(finding, thread.index);
+            std::snprintf(finding->text, sizeof finding->text, "%s: absent", other.waiting_for);
+        }
+        worker.busy = false;
+        return;
+    }
+}
+
+void Sanitizer::stalled(Worker& worker) {
+    worker.busy = true;
+    Thread* first = nullptr;
+    Thread* second = nullptr;
+    for (Thread& thread : worker.threads) {
+        if (!thread.waiting_for) continue;
+        if (!first) first = &thread;
+        else if (!second && thread.waiting_pc != first->waiting_pc) second = &thread;
+    }
+    if (Finding* finding = report(worker, first, kDeadlocked, first->waiting_pc, second ? second->waiting_pc : nullptr)) {
+        for (Thread& thread : worker.threads)
+            if (thread.waiting_for && thread.waiting_pc == first->waiting_pc) set_bit(finding, thread.index);
+        if (second) finding->other_thread = second->index;
+        std::snprintf(finding->text, sizeof finding->text, "%s|%s", first->waiting_for, second ? second->waiting_for : "");
+    }
+    if (++fatal_ >= kMostAbandonedBlocks) launch_.stop = true;
+    worker.busy = false;
+}
+
+void Sanitizer::timeout(Worker& worker, Thread& thread, void* pc) { report(worker, &thread, kTimedOut, pc); }
+
+void Sanitizer::crash(Worker& worker, Thread& thread, const std::string& text, void* address, void* pc) {
+    if (Finding* finding = report(worker, &thread, kCrash, pc)) {
+        finding->address = reinterpret_cast<std::uint64_t>(address);
+        std::snprintf(finding->text, sizeof finding->text, "%s", text.c_str());
+    }
+    if (++fatal_ >= kMostAbandonedBlocks) launch_.stop = true;
+}
+
+// ---- findings -------------------------------------------------------------------------------------------------------
+
+// A new finding to be filled in, or null where the same one (kind and places) is known already.
+Finding* Sanitizer::report(Worker& worker, Thread* thread, FindingKind kind, void* pc, void* other_pc) {
+    const std::uint64_t key = reinterpret_cast<std::uint64_t>(pc) * 0x9E3779B97F4A7C15ull ^
+                              reinterpret_cast<std::uint64_t>(other_pc) * 0xC2B2AE3D27D4EB4Full ^ (std::uint64_t(kind) << 60);
+    if (findings.size() >= kMostFindings || !seen_.insert(key).second) return nullptr;
+    findings.emplace_back();
+    Finding& finding = findings.back();
+    finding.kind = kind;
+    finding.block[0] = worker.block_idx.x;
+    finding.block[1] = worker.block_idx.y;
+    finding.block[2] = worker.block_idx.z;
+    finding.thread = thread ? thread->index : kNobody;
+    finding.other_thread = kNobody;
+    finding.pc = reinterpret_cast<std::uint64_t>(pc);
+    finding.other_pc = reinterpret_cast<std::uint64_t>(other_pc);
+    return &finding;
+}
+
+// The access cannot be let through: the rest of the block would act on garbage.
+void Sanitizer::end_block_after(Worker& worker, const Finding*) {
+    if (++fatal_ >= kMostAbandonedBlocks) launch_.stop = true;
+    leave_block(worker);
+}
+
+}  // namespace lk
+
+// ---- the compiler's hooks -------------------------------------------------------------------------------------------
+
+namespace {
+
+inline void on_access(void* address, unsigned long bytes, lk::AccessKind kind, bool is_volatile, bool aligned, void* pc) {
+    auto* worker = static_cast<lk::Worker*>(lk_block);
+    if (!worker || !worker->sanitizer || !worker->current) return;
+    worker->sanitizer->access(*worker, *worker->current, reinterpret_cast<std::uintptr_t>(address),
+                              static_cast<unsigned>(bytes), kind, is_volatile, aligned, pc);
+}
+
+struct TypeDescriptor { std::uint16_t kind, info; char name[1]; };
+struct OutOfBoundsData { const char* file; std::uint32_t line, column; TypeDescriptor* array; TypeDescriptor* index; };
+
+struct TypeMismatchData { const char* file; std::uint32_t line, column; TypeDescriptor* type; std::uint8_t log_alignment, kind; };
+
+void on_type_mismatch(TypeMismatchData* data, std::uintptr_t address, void* pc) {
+    auto* worker = static_cast<lk::Worker*>(lk_block);
+    if (!worker || !worker->sanitizer || !worker->current) return;
+    worker->sanitizer->misaligned(*worker, *worker->current, address, 1u << data->log_alignment,
+                                  data->kind == 1 ? lk::kWrite : lk::kRead, pc);
+}
+
+void on_array_index(OutOfBoundsData* data, std::uintptr_t index, void* pc) {
+    auto* worker = static_cast<lk::Worker*>(lk_block);
+    if (!worker || !worker->sanitizer || !worker->current) return;
+    const unsigned bits = 1u << (data->index->info >> 1);
+    std::int64_t value = static_cast<std::int64_t>(index);
+    if (data->index->info & 1 && bits < 64) value = static_cast<std::int64_t>(index << (64 - bits)) >> (64 - bits);
+    worker->sanitizer->array_index(*worker, *worker->current, data->array->name, value, pc);
+}
+
+}  // namespace
+
+#define LK_HOOK(bytes)                                                                                                     \
+    void __tsan_read##bytes(void* p) { on_access(p, bytes, lk::kRead, false, true, __builtin_return_address(0)); }         \
+    void __tsan_write##bytes(void* p) { on_access(p, bytes, lk::kWrite, false, true, __builtin_return_address(0)); }       \
+    void __tsan_volatile_read##bytes(void* p) { on_access(p, bytes, lk::kRead, true, true, __builtin_return_address(0)); } \
+    void __tsan_volatile_write##bytes(void* p) { on_access(p, bytes, lk::kWrite, true, true, __builtin_return_address(0)); } \
+    void __tsan_unaligned_read##bytes(void* p) { on_access(p, bytes, lk::kRead, false, false, __builtin_return_address(0)); } \
+    void __tsan_unaligned_write##bytes(void* p) { on_access(p, bytes, lk::kWrite, false, false, __builtin_return_address(0)); } \
+    void __tsan_unaligned_volatile_read##bytes(void* p) { on_access(p, bytes, lk::kRead, true, false, __builtin_return_address(0)); } \
+    void __tsan_unaligned_volatile_write##bytes(void* p) { on_access(p, bytes, lk::kWrite, true, false, __builtin_return_address(0)); }
+
+extern "C" {
+LK_HOOK(1) LK_HOOK(2) LK_HOOK(4) LK_HOOK(8) LK_HOOK(16)
+void __tsan_read_range(void* p, unsigned long n) { on_access(p, n, lk::kRead, false, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, unsigned long n) { on_access(p, n, lk::kWrite, false, false, __builtin_return_address(0)); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+void __ubsan_handle_out_of_bounds(OutOfBoundsData* data, std::uintptr_t index) {
+    on_array_index(data, index, __builtin_return_address(0));
+}
+void __ubsan_handle_out_of_bounds_abort(OutOfBoundsData* data, std::uintptr_t index) {
+    on_array_index(data, index, __builtin_return_address(0));
+}
+void __ubsan_handle_type_mismatch_v1(TypeMismatchData* data, std::uintptr_t address) {
+    on_type_mismatch(data, address, __builtin_return_address(0));
+}
+void __ubsan_handle_type_mismatch_v1_abort(TypeMismatchData* data, std::uintptr_t address) {
+    on_type_mismatch(data, address, __builtin_return_address(0));
+}
+}

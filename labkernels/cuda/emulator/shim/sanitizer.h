@@ -1,0 +1,109 @@
+// The sanitizer: sees every access of an instrumented kernel (through the compiler's thread-sanitizer hooks) and every
+// synchronisation (through the scheduler), and knows what an access may touch.
+//
+// Races are found by happens-before, not by luck of the schedule: each thread has a clock and a view, the clocks of the
+// others that it has synchronised with. Two accesses to the same bytes, one of them a write, must be ordered by a view.
+// __syncthreads joins the views of a block, __syncwarp those of a warp; an atomic (or a volatile access to global
+// memory) publishes what its thread had fenced with __threadfence, and takes up what others published there.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+namespace lk {
+
+struct Launch;
+struct Thread;
+struct Worker;
+
+enum RegionKind : std::uint32_t { kGlobal = 0, kStaticShared = 1, kModule = 2, kDynamicShared = 3 };
+
+struct Region {                     // memory that the kernel may touch; static shared: relative to the TLS anchor
+    std::uint64_t low, high;
+    std::uint32_t kind;
+    std::uint32_t item_bytes;
+};
+
+enum FindingKind : std::int32_t {
+    kOutOfBounds, kRace, kUninitialized, kBarrierDivergence, kMisaligned, kDeadlocked, kTimedOut, kCrash
+};
+enum AccessKind : std::int32_t { kRead, kWrite, kAtomic };
+
+struct Finding {
+    std::int32_t kind = 0, access = 0, other_access = 0;
+    std::int32_t region = -1;               // index into the regions, the nearest one for an address outside all
+    std::uint32_t block[3] = {}, other_block[3] = {};
+    std::uint32_t thread = 0, other_thread = 0;     // linear index in the block; other_thread ~0u: none
+    std::uint32_t threads[32] = {};         // bit set of threads concerned (barriers)
+    std::uint64_t pc = 0, other_pc = 0;
+    std::uint64_t address = 0;
+    std::int64_t offset = 0;                // of the address from the region's start, in bytes
+    std::uint32_t bytes = 0;
+    char text[188] = {};
+};
+
+struct View;
+using ViewPointer = std::shared_ptr<const View>;
+struct View {
+    std::vector<std::uint32_t> clocks;                                      // of the threads of its block
+    std::vector<std::pair<std::uint32_t, ViewPointer>> foreign;            // of other blocks, by block stamp
+};
+
+class Sanitizer {
+public:
+    Sanitizer(Launch& launch, const Region* regions, std::uint64_t count, char* (*tls_anchor)());
+    ~Sanitizer();
+
+    void begin_launch(Worker& worker);
+    void begin_block(Worker& worker, std::uint64_t block);
+    void access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, AccessKind kind, bool is_volatile,
+                bool check_alignment, void* pc);
+    void misaligned(Worker& worker, Thread& thread, std::uintptr_t address, unsigned alignment, AccessKind kind, void* pc);
+    void array_index(Worker& worker, Thread& thread, const char* array_type, std::int64_t index, void* pc);
+    void atomic(Worker& worker, Thread& thread, void* address, unsigned bytes, void* pc);
+    void fence(Worker& worker, Thread& thread);
+    void block_barrier(Worker& worker, Thread* running);
+    void warp_barrier(Worker& worker, unsigned warp, std::uint32_t members);
+    void warp_operation(Worker& worker, Thread& thread, std::uint32_t mask, const char* what, void* pc);
+    void undefined_lane(Worker& worker, Thread& thread, const char* what, unsigned source);
+    void thread_exit(Worker& worker, Thread& thread);
+    void stalled(Worker& worker);
+    void timeout(Worker& worker, Thread& thread, void* pc);
+    void crash(Worker& worker, Thread& thread, const std::string& text, void* address, void* pc);
+
+    std::vector<Finding> findings;
+
+private:
+    struct Access { std::uint32_t stamp, clock, pc; std::uint16_t thread; std::uint8_t mask, atomic; };
+    struct Cell { Access write, reads[2]; std::uint32_t written_stamp; std::uint8_t written_mask; };     // of 4 bytes
+    struct Shadow { Cell* cells = nullptr; std::size_t bytes = 0; };
+
+    int region_of(std::uintptr_t low, std::uintptr_t high);
+    int nearest_region(std::uintptr_t address) const;
+    Cell* cells_of(int region);
+    bool ordered(const Access& earlier, const Thread& thread) const;
+    bool conflicts(const Access& earlier, std::uint8_t mask, const Thread& thread, bool atomic, bool shared) const;
+    void race(Worker& worker, Thread& thread, int region, std::uintptr_t address, unsigned bytes, AccessKind kind,
+              const Access& earlier, AccessKind earlier_kind, void* pc);
+    void acquire_release(Thread& thread, std::uintptr_t address);
+    ViewPointer join(const std::vector<const Thread*>& group, bool fenced) const;
+    Finding* report(Worker& worker, Thread* thread, FindingKind kind, void* pc, void* other_pc = nullptr);
+    void end_block_after(Worker& worker, const Finding* finding);
+
+    Launch& launch_;
+    char* (*tls_anchor_)();
+    std::vector<Region> regions_;
+    std::vector<Shadow> shadows_;
+    int last_region_ = 0;
+    std::uint32_t stamp_ = 0;               // of the running block: its linear index + 1
+    std::vector<std::uint32_t> clocks_;     // of the block's threads
+    std::vector<ViewPointer> views_, fenced_;
+    std::unordered_map<std::uintptr_t, std::vector<std::pair<std::uint32_t, ViewPointer>>> published_;
+    std::unordered_set<std::uint64_t> seen_;
+    unsigned fatal_ = 0;
+};
+
+}  // namespace lk

@@ -1,0 +1,111 @@
+"""The host's C++ compiler, the emulator's runtime library and its precompiled prelude: what every emulated kernel is built with."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkernels.cuda import cache
+from labkernels.cuda.source import Source
+from labkernels.errors import ToolchainError
+
+SHIM_DIR = Path(__file__).parent / "shim"
+RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "signals.cpp", "launch.cpp", "sanitizer.cpp")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How kernels are compiled: `release` for speed, `instrumented` so that the sanitizer sees every access."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+_COMMON = ("-std=c++17", "-fPIC", "-w", "-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
+RELEASE = Mode("release", (*_COMMON, "-O2", "-ftree-vectorize", "-march=native", "-g1", "-gdwarf-4"))
+INSTRUMENTED = Mode(
+    "instrumented",
+    (*_COMMON, "-O1", "-g", "-gdwarf-4", "-march=native", "-DLK_INSTRUMENTED=1", "-fno-omit-frame-pointer")
+    + ("-fsanitize=bounds,alignment", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1"),
+)
+
+
+@functools.cache
+def compiler() -> str:
+    """The C++ compiler: CXX if set, else g++. Raises ToolchainError if there is none, or if it is not g++ 11 or newer."""
+    name = os.environ.get("CXX") or "g++"
+    path = shutil.which(name)
+    if path is None:
+        raise ToolchainError(f"the emulator needs a C++ compiler and finds no {name}: install g++ (Debian and Ubuntu: apt install g++)")
+    defines = subprocess.run([path, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
+    major = next((line.split()[2] for line in defines.splitlines() if line.startswith("#define __GNUC__ ")), "0")
+    if "__clang__" in defines or int(major) < 11:
+        raise ToolchainError(f"the emulator needs g++ 11 or newer, and {path} is something else; set CXX to a g++")
+    return path
+
+
+@functools.cache
+def compiler_version() -> str:
+    return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+@functools.cache
+def cuda_headers() -> Path:
+    """The folder of NVIDIA's headers (`cuda_fp16.h`, ...), from the wheel nvidia-cuda-runtime or from a toolkit."""
+    from cuda.pathfinder import find_nvidia_header_directory
+
+    folder = find_nvidia_header_directory("cudart")
+    if folder is None:
+        raise ToolchainError("NVIDIA's CUDA headers are missing: pip install 'labkernels[cpu]' (or [cuda13], [cuda12])")
+    return Path(folder)
+
+
+def include_flags() -> list[str]:
+    return [f"-I{SHIM_DIR}", f"-I{SHIM_DIR / 'device' / 'overlay'}", "-isystem", str(cuda_headers())]
+
+
+def run_compiler(arguments: list[str], folder: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the compiler in `folder`, in the C locale, so that its messages can be parsed."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run([compiler(), *arguments], capture_output=True, text=True, errors="replace", env=environment, cwd=folder)
+
+
+def facts(**more) -> dict:
+    """What a build depends on beside the source: for cache keys."""
+    return {"compiler": compiler_version(), "headers": str(cuda_headers()), "cpu": cache.host_cpu(), **more}
+
+
+def shim_files() -> list[Path]:
+    return sorted(p for p in SHIM_DIR.rglob("*") if p.is_file())
+
+
+def runtime_library() -> Path:
+    """The shared library that runs launches, built on first use."""
+    key = cache.key("emulator-runtime", Source(""), files=shim_files(), **facts())
+
+    def make(folder: Path) -> None:
+        sources = [str(SHIM_DIR / name) for name in RUNTIME_SOURCES]
+        flags = ["-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra"]
+        result = run_compiler([*flags, *include_flags(), *sources, "-o", str(folder / "liblkruntime.so"), "-Wl,-soname,liblkruntime.so"])
+        if result.returncode:
+            raise ToolchainError(f"the emulator's runtime does not compile with {compiler_version()}:\n{result.stderr}")
+
+    return cache.build(key, make) / "liblkruntime.so"
+
+
+def prelude(mode: Mode) -> Path:
+    """The folder of the precompiled prelude `lk_cuda.h` for `mode`, built on first use."""
+    key = cache.key("emulator-prelude", Source(""), files=shim_files(), **facts(flags=mode.flags))
+
+    def make(folder: Path) -> None:
+        (folder / "lk_prelude.h").write_text('#include "lk_cuda.h"\n')
+        target = str(folder / "lk_prelude.h.gch")
+        result = run_compiler([*mode.flags, *include_flags(), "-x", "c++-header", str(folder / "lk_prelude.h"), "-o", target])
+        if result.returncode:
+            raise ToolchainError(f"the emulator's prelude does not compile with {compiler_version()}:\n{result.stderr}")
+
+    return cache.build(key, make)
