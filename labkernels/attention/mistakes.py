@@ -107,7 +107,7 @@ def _softmax_mistakes(scores, v) -> Iterator[tuple[str, torch.Tensor]]:
         if 0 < whole < kv_len:
             part = weights[..., :whole]
             without_tail = (part @ v[..., :whole, :]) / part.sum(-1, keepdim=True)
-            yield f"attention without the last {kv_len - whole} keys, a partial tile of {tile}", without_tail
+            yield f"attention without the last {kv_len - whole} of {kv_len} keys: a partial tile must be read too", without_tail
         if pad := -kv_len % tile:
             padded = torch.softmax(torch.nn.functional.pad(scores, (0, pad), value=0.0), dim=-1)
             yield f"attention in which {pad} keys past the end take part with score 0, up to a tile of {tile}", padded[..., :kv_len] @ v

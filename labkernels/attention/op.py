@@ -80,7 +80,7 @@ def tolerance(dtype: torch.dtype, *, kv_len, head_dim, magnitude=1.0, scale=None
     """A score's error is a relative error of its probability, so the larger the scores, the less exact any float32 attention is."""
     epsilon = torch.finfo(torch.float32).eps
     score_size = magnitude**2 * math.sqrt(head_dim) * (abs(scale) if scale is not None else 1 / math.sqrt(head_dim))
-    return Tolerance(relative=epsilon * (16 + 2 * kv_len**0.5), absolute=epsilon * (32 + 16 * score_size))
+    return Tolerance(relative=epsilon * (16 + 2 * kv_len**0.5), absolute=epsilon * (32 + 64 * score_size))
 
 
 def complete_shape(dtype, *, seq_len, head_dim=128, batch=None, heads=None, kv_heads=None, kv_len=None, causal=False) -> dict:
