@@ -1,0 +1,118 @@
+"""Is this result right? The comparison with float64 that `check` makes for every case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from labkernels.lab.error_map import error_map
+from labkernels.lab.failure import CheckFailed, Failure
+from labkernels.lab.poison import unwritten
+from labkernels.ops import Op, dtype_name
+
+TIMES_PYTORCH = 2.0  # how many times as far from float64 as PyTorch's own a result of low precision may be
+
+
+def differing_bits(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A mask of where two tensors of one shape and dtype differ in any bit. NaNs with equal bits are equal, 0 and -0 are not."""
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return one.view(integer) != other.view(integer)
+
+
+def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch.Tensor], repeat: bool, owner: Callable | None) -> None:
+    """Raise CheckFailed unless `got` is the operation's result for `inputs`, and, if `repeat`, `again()` gives it once more."""
+    want = op.reference(**_doubled(inputs))  # float64
+    got = _expect_tensor(got, want, case)
+
+    missing = unwritten(got)
+    infinite = ~got.isfinite()
+    error = (got.double() - want).abs()
+    allowed, own_error = _allowed(op, case, inputs, want)
+    wrong = ~(error <= allowed)  # a comparison with nan is false
+
+    def fail(reason: str, guilty: torch.Tensor, detail: str):
+        index = tuple(int(i) for i in guilty.nonzero()[0]) if got.dim() else ()
+        failure = Failure(op, reason, case.shape, case.dtype, inputs, got, want, allowed, guilty, index)
+        raise CheckFailed(
+            reason,
+            where=", ".join(f"{axis} {i}" for axis, i in zip(op.axes, index)),
+            got=float(got[index]),
+            want=float(want[index]),
+            case=str(case),
+            detail=detail,
+            owner=owner(index, **inputs) if owner else "",
+            error_map=error_map(guilty, missing, infinite, index, op.axes),
+            hint=op.hints(failure) or failure.last_tile(),
+        )
+
+    if missing.any():
+        fail("not_written", missing, f"{_count(missing)} still hold what was there before the call")
+    if infinite.any():
+        fail("not_finite", infinite, f"{_count(infinite)} are nan or infinite")
+    if wrong.any():
+        _expect_repeatable(op, case, got, again, "the result is wrong, and another one each time: look for a race")
+        count = f"{_count(wrong)} are wrong; " if wrong.numel() > 1 else ""
+        worst = f"the largest error is {error.max():.3g} where {allowed.flatten()[error.argmax()]:.3g} is allowed"
+        fail("mismatch", wrong, count + worst)
+    if case.dtype != torch.float32:
+        distance, limit = error.norm(), TIMES_PYTORCH * own_error
+        if distance > limit:
+            times = TIMES_PYTORCH * float(distance / limit)
+            detail = f"as a whole {times:.1f} times as far from float64 as PyTorch's own {dtype_name(case.dtype)}; {TIMES_PYTORCH:.0f} is allowed"
+            fail("mismatch", error >= error.max(), detail)
+    if repeat:
+        _expect_repeatable(op, case, got, again, "two runs on the same input differ: look for a race, or memory read before it is written")
+
+
+def _expect_tensor(got, want: torch.Tensor, case) -> torch.Tensor:
+    """`got` as a tensor of the expected shape, dtype and device; one element where a scalar is wanted may come with an axis."""
+    if not isinstance(got, torch.Tensor):
+        what = "None: is a `return` missing?" if got is None else f"a {type(got).__name__}"
+        raise CheckFailed("wrong_shape", got=what, want=f"a tensor of shape {tuple(want.shape)}", case=str(case))
+    if got.shape != want.shape and not (want.dim() == 0 and got.shape == (1,)):
+        raise CheckFailed("wrong_shape", got=f"shape {tuple(got.shape)}", want=str(tuple(want.shape)), case=str(case))
+    if got.dtype != case.dtype:
+        raise CheckFailed("wrong_dtype", got=dtype_name(got.dtype), want=dtype_name(case.dtype), case=str(case))
+    if got.device.type != case.device:
+        raise CheckFailed("wrong_dtype", where="the result's device", got=str(got.device), want=case.device, case=str(case))
+    return got.detach().reshape(want.shape)
+
+
+def _allowed(op: Op, case, inputs: dict[str, Any], want: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest error each element may have, and in low precision how far PyTorch's own result is as a whole (a norm)."""
+    tolerance = op.tolerance(case.dtype, **case.shape)
+    allowed = tolerance.absolute + tolerance.relative * want.abs()
+    if case.dtype == torch.float32:
+        return allowed, torch.zeros(())
+    epsilon = torch.finfo(case.dtype).eps  # rounding the right result errs by epsilon / 2, some epsilon / 4 in the mean
+    own = (op.native(**inputs).double() - want).abs()
+    beyond_rounding = (own - epsilon * want.abs()).clamp(min=0).max()
+    whole = torch.maximum(own.norm(), epsilon / 4 * want.norm() + tolerance.absolute * want.numel() ** 0.5)
+    return allowed + epsilon * want.abs() + TIMES_PYTORCH * beyond_rounding, whole
+
+
+def _expect_repeatable(op: Op, case, first: torch.Tensor, again: Callable[[], torch.Tensor], detail: str) -> None:
+    if not op.deterministic:
+        return
+    second = again().detach().reshape(first.shape)
+    moved = differing_bits(first, second)
+    if not moved.any():
+        return
+    index = tuple(int(i) for i in moved.nonzero()[0]) if first.dim() else ()
+    raise CheckFailed(
+        "nondeterministic",
+        where=", ".join(f"{axis} {i}" for axis, i in zip(op.axes, index)),
+        got=f"{float(first[index]):.9g} the first time, {float(second[index]):.9g} the second",
+        case=str(case),
+        detail=detail,
+    )
+
+
+def _doubled(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
+def _count(mask: torch.Tensor) -> str:
+    return f"{int(mask.sum())} of {mask.numel()} elements"
