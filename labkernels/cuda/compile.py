@@ -142,12 +142,12 @@ def _run_nvrtc(source: Source, arch: str, headers: tuple[str, ...], names: tuple
         std="c++17",
         lineinfo=True,
         include_path=[*source.include_dirs, *headers],
-        define_macro=list(source.defines) or None,
         ptxas_options=["-v"],
     )
+    defines = "".join(f"#define {key} {value}\n" for key, value in source.defines)  # not -D, which would reach _SIGNATURE's names too
     log = io.StringIO()
     try:
-        program = Program(_SIGNATURE + source.with_line_directive(), "c++", options)
+        program = Program(_SIGNATURE + defines + source.with_line_directive(), "c++", options)
         code = program.compile("cubin", name_expressions=names, logs=log)
     except Exception as error:
         if "NVRTC_ERROR" not in str(error):
