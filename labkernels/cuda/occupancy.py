@@ -29,7 +29,7 @@ class SMLimits:
     shared_bytes: int
     shared_bytes_reserved: int  # taken by the system from each block
     shared_unit: int  # a block's shared memory is rounded up to this many bytes
-    barriers: int  # for __syncthreads and named barriers, of all blocks together
+    barriers: int  # for __syncthreads and named barriers, of all blocks together; before sm_90 16 for each, so no limit
 
     @property
     def shared_bytes_per_block(self) -> int:
@@ -38,11 +38,11 @@ class SMLimits:
 
 
 SM_LIMITS = {
-    75: SMLimits(warps=32, blocks=16, shared_bytes=64 * KB, shared_bytes_reserved=0, shared_unit=256, barriers=32),
-    80: SMLimits(warps=64, blocks=32, shared_bytes=164 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=64),
-    86: SMLimits(warps=48, blocks=16, shared_bytes=100 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=16),
-    87: SMLimits(warps=48, blocks=16, shared_bytes=164 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=16),
-    89: SMLimits(warps=48, blocks=24, shared_bytes=100 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=24),
+    75: SMLimits(warps=32, blocks=16, shared_bytes=64 * KB, shared_bytes_reserved=0, shared_unit=256, barriers=256),
+    80: SMLimits(warps=64, blocks=32, shared_bytes=164 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=512),
+    86: SMLimits(warps=48, blocks=16, shared_bytes=100 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=256),
+    87: SMLimits(warps=48, blocks=16, shared_bytes=164 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=256),
+    89: SMLimits(warps=48, blocks=24, shared_bytes=100 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=384),
     90: SMLimits(warps=64, blocks=32, shared_bytes=228 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=64),
     100: SMLimits(warps=64, blocks=32, shared_bytes=228 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=64),
     103: SMLimits(warps=64, blocks=32, shared_bytes=228 * KB, shared_bytes_reserved=KB, shared_unit=128, barriers=32),
