@@ -29,6 +29,11 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},     # every cell is in the page, scrolled to or not
 }
 # Asked of JupyterLab's own notebook (see expose_app_in_browser below): in the page, an error and a warning look alike.
+KERNEL_ANSWERED = """async () => {
+    const context = window.jupyterapp?.shell.currentWidget?.sessionContext;
+    await context?.ready;
+    return Boolean(await context?.session?.kernel?.info);
+}"""
 CELLS_IN_PAGE = """() => window.jupyterapp.shell.currentWidget.content.widgets.map(cell => {
     const outputs = cell.model.outputs?.toJSON() ?? [];
     const error = outputs.find(output => output.output_type === 'error');
@@ -116,6 +121,7 @@ class NotebookPage:
         self.cell_nodes = page.locator(".jp-Notebook .jp-Cell")
         self.cell_nodes.first.wait_for()
         self.kernel = page.locator(".jp-Notebook-ExecutionIndicator")
+        page.wait_for_function(KERNEL_ANSWERED, timeout=60_000)       # before that, "Run" does nothing
         expect(self.kernel).to_have_attribute("data-status", "idle", timeout=60_000)
 
     def cells(self) -> list[CellState]:
