@@ -18,16 +18,18 @@ template <class... Parameters> struct Entry<void(Parameters...)> {
         kernel(*static_cast<std::remove_cv_t<Parameters>*>(arguments[I])...);
     }
 };
-using KernelEntry = Entry<decltype(LK_KERNEL)>;
 
 }  // namespace lk
 
+// At namespace scope, where the user's names mean what they say: a kernel may be called `reduce`, as a function of lk is.
+using lk_kernel_entry = lk::Entry<decltype(LK_KERNEL)>;
+
 extern "C" __attribute__((no_sanitize("thread"))) void lk_call_kernel(void** arguments) {
-    lk::KernelEntry::call(&LK_KERNEL, arguments, std::make_index_sequence<lk::KernelEntry::count>());
+    lk_kernel_entry::call(&LK_KERNEL, arguments, std::make_index_sequence<lk_kernel_entry::count>());
 }
 extern "C" const char* lk_signature() { return typeid(decltype(LK_KERNEL)).name(); }
-extern "C" unsigned lk_parameter_count() { return lk::KernelEntry::count; }
-extern "C" const unsigned* lk_parameter_sizes() { return lk::KernelEntry::sizes; }
+extern "C" unsigned lk_parameter_count() { return lk_kernel_entry::count; }
+extern "C" const unsigned* lk_parameter_sizes() { return lk_kernel_entry::sizes; }
 
 // One variable in the kernel library's thread-local storage: its address tells Python's symbol table where a worker's
 // shared arrays lie.
