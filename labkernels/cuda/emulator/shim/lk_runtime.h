@@ -26,7 +26,7 @@ struct Block {              // the part of a block that emulated code reads
 void collective(unsigned mask, void* data, void (*run)(unsigned mask, void** lanes), const char* what);
 
 unsigned lane();                              // index of the calling thread in its warp, 0 to 31
-unsigned active_mask();                       // lanes of the calling warp that have not exited
+unsigned active_mask();                       // lanes at this very call: asked when no lane of the warp can get here any more
 [[noreturn]] void fail(const char* text);     // ends the launch; Python raises LaunchError with block and thread
 int device_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void on_atomic(void* address, unsigned size, void* pc);      // every atomic calls this first

@@ -33,13 +33,14 @@ struct Thread : Fiber {         // one CUDA thread
     unsigned mask = 0;                      // of the warp-wide operation that it waits in
     void* data = nullptr;
     Run run = nullptr;
-    bool finished = false;
+    bool finished = false, at_barrier = false;
 };
 
 struct Warp {
     std::uint32_t ready = 0;        // lanes that can run and are not running
     std::uint32_t alive = 0;        // lanes that have not exited
     std::uint32_t collecting = 0;   // lanes that wait in a warp-wide operation
+    std::uint32_t gathering = 0;    // lanes that wait to learn who else is at their __activemask
 };
 
 struct Launch;

@@ -20,6 +20,25 @@ constexpr unsigned kAtomicsBeforeYield = 64;
 
 Thread& this_thread() { return *static_cast<Thread*>(lk_fiber); }
 
+// All lanes of the warp wait, some of them at an __activemask: those at the same call are active together.
+void answer_active_mask(Worker& worker, unsigned w) {
+    Warp& warp = worker.warps[w];
+    Thread* lanes = &worker.threads[w * 32];
+    const void* pc = lanes[__builtin_ctz(warp.gathering)].waiting_pc;
+    std::uint32_t together = 0;
+    for (std::uint32_t rest = warp.gathering; rest; rest &= rest - 1) {
+        const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
+        if (lanes[lane].waiting_pc == pc) together |= 1u << lane;
+    }
+    for (std::uint32_t rest = together; rest; rest &= rest - 1) {
+        Thread& thread = lanes[__builtin_ctz(rest)];
+        thread.waiting_for = nullptr;
+        thread.mask = together;
+    }
+    warp.gathering &= ~together;
+    warp.ready |= together;
+}
+
 // The next thread that can run, taken out of its warp's ready mask: the same warp first, so that a warp's registers
 // and shared-memory lines stay warm.
 Thread* next_ready(Worker& worker) {
@@ -27,6 +46,7 @@ Thread* next_ready(Worker& worker) {
     unsigned w = worker.current_warp;
     for (unsigned i = 0; i < count; ++i) {
         Warp& warp = worker.warps[w];
+        if (!warp.ready && warp.gathering) answer_active_mask(worker, w);
         if (warp.ready) {
             const unsigned lane = static_cast<unsigned>(__builtin_ctz(warp.ready));
             warp.ready &= warp.ready - 1;
@@ -77,7 +97,7 @@ void complete_barrier(Worker& worker, Thread* running) {
     worker.at_barrier = 0;
     if (worker.sanitizer) worker.sanitizer->block_barrier(worker, running);
     for (Thread& thread : worker.threads)
-        if (&thread != running && thread.waiting_for && !thread.run && thread.mask == 0) make_ready(worker, thread);
+        if (&thread != running && thread.at_barrier) thread.at_barrier = false, make_ready(worker, thread);
 }
 
 // Whether every living lane of `mask` waits in the same warp-wide operation.
@@ -258,11 +278,9 @@ int block_barrier(BarrierVote vote, int predicate) {
     Thread& thread = this_thread();
     void* pc = __builtin_return_address(0);
     thread.last_pc = thread.waiting_pc = pc;
-    thread.mask = 0;
-    thread.run = nullptr;
     worker.vote_count += predicate;
     if (++worker.at_barrier == worker.alive) complete_barrier(worker, &thread);
-    else wait_in(worker, thread, "__syncthreads", pc);
+    else thread.at_barrier = true, wait_in(worker, thread, "__syncthreads", pc);
     switch (vote) {
         case kVoteCount: return worker.vote_result_count;
         case kVoteAnd: return worker.vote_result_count == static_cast<int>(worker.vote_population);
@@ -322,7 +340,14 @@ uint3 block_shape() { const dim3& shape = this_worker().block_dim; return uint3{
 uint3 grid_shape() { const dim3& shape = this_worker().grid_dim; return uint3{shape.x, shape.y, shape.z}; }
 void* dynamic_shared() { return this_worker().dynamic_shared; }
 unsigned lane() { return this_thread().lane; }
-unsigned active_mask() { Worker& worker = this_worker(); return worker.warps[this_thread().warp].alive; }
+
+unsigned active_mask() {
+    Worker& worker = this_worker();
+    Thread& thread = this_thread();
+    worker.warps[thread.warp].gathering |= 1u << thread.lane;
+    wait_in(worker, thread, "__activemask", __builtin_return_address(0));
+    return thread.mask;
+}
 
 unsigned long long clock() {
     timespec now;
