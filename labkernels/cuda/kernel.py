@@ -63,9 +63,7 @@ class Kernel:
 
         Raises ArgumentError before the launch if it cannot work; CompileError if the source does not compile; LaunchError.
         """
-        grid, block, shared_mem = self._checked(grid, block, shared_mem)
-        if not isinstance(args, tuple | list):
-            raise ArgumentError(f"{self.name}: args is a tuple of arguments, got one {type(args).__name__}; write (x,) for one")
+        grid, block, shared_mem = self._checked(grid, block, args, shared_mem)
         device = self._device(args)
         if device.type == "cuda":
             loaded = self._loaded.get(device.index) or self._load(device.index)
@@ -77,7 +75,7 @@ class Kernel:
 
     def prepare(self, grid, block, args: Sequence, shared_mem: int = 0) -> tuple[tuple, tuple, list[bytes]]:
         """Grid and block as triples and the arguments' bytes, as the emulator takes them. Raises as a launch on CPU tensors does."""
-        grid, block, _ = self._checked(grid, block, shared_mem)
+        grid, block, _ = self._checked(grid, block, args, shared_mem)
         return grid, block, self._emulated(args, torch.device("cpu"))
 
     @property
@@ -95,7 +93,8 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<Kernel {self.name} of {self.source.filename}>"
 
-    def _checked(self, grid, block, shared_mem) -> tuple[tuple, tuple, int]:
+    def _checked(self, grid, block, args, shared_mem) -> tuple[tuple, tuple, int]:
+        """Grid and block as triples, and shared_mem, if a launch can have them and if `args` is a tuple or a list."""
         grid = _shape(self.name, "grid", grid, MAX_GRID)
         block = _shape(self.name, "block", block, MAX_BLOCK)
         threads = block[0] * block[1] * block[2]
@@ -104,6 +103,8 @@ class Kernel:
         shared_mem = _integer(self.name, "shared_mem", shared_mem)
         if shared_mem < 0:
             raise ArgumentError(f"{self.name}: shared_mem is a number of bytes, got {shared_mem}")
+        if not isinstance(args, tuple | list):
+            raise ArgumentError(f"{self.name}: args is a tuple of arguments, got one {type(args).__name__}; write (x,) for one")
         return grid, block, shared_mem
 
     def _device(self, args: Sequence) -> torch.device:
