@@ -53,10 +53,12 @@ def made_once(tmp_path_factory) -> Lab:
     return lab
 
 
-@pytest.fixture
-def sample_lab(tmp_path) -> Lab:
-    """A book whose one lab is sample_lab.py, not made yet."""
-    (tmp_path / "solutions").mkdir()
-    lab = Lab(tmp_path, "99_sample")
+@pytest.fixture(scope="session")
+def made_sample(tmp_path_factory) -> Lab:
+    """A book whose one lab is sample_lab.py, made."""
+    root = tmp_path_factory.mktemp("sample_book")
+    (root / "solutions").mkdir()
+    lab = Lab(root, "99_sample")
     shutil.copy(Path(__file__).with_name("sample_lab.py"), lab.source)
+    make(lab)
     return lab

@@ -41,22 +41,22 @@ def scores(course, assignment):
         return {submission.student.id: (submission.score, submission.max_score) for submission in submissions}
 
 
-def test_all_points_for_the_solution_and_none_for_the_starter(made_once, tmp_path):
+def test_all_points_for_the_solution_and_none_for_the_starter(made_sample, tmp_path):
     course = tmp_path / "course"
-    assert make_course(course, made_once.root) == ["01_small"]
-    nbgrader(course, "generate_assignment", "01_small")
-    released = course / "release" / "01_small" / "01_small.ipynb"
-    assert [cell.source for cell in nbformat.read(released, 4).cells] == [cell.source for cell in nbformat.read(made_once.student, 4).cells]
-    submit(course, "solved", made_once.worked)
+    assert make_course(course, made_sample.root) == ["99_sample"]
+    nbgrader(course, "generate_assignment", "99_sample")
+    released = course / "release" / "99_sample" / "99_sample.ipynb"
+    assert [cell.source for cell in nbformat.read(released, 4).cells] == [cell.source for cell in nbformat.read(made_sample.student, 4).cells]
+    submit(course, "solved", made_sample.worked)
     submit(course, "blank", released)
-    submit(course, "from_the_book", made_once.student)
-    nbgrader(course, "autograde", "01_small")
-    assert scores(course, "01_small") == {"solved": (2, 2), "blank": (0, 2), "from_the_book": (0, 2)}
+    nbgrader(course, "autograde", "99_sample")
+    assert scores(course, "99_sample") == {"solved": (6, 6), "blank": (0, 6)}
 
 
 def test_nbgrader_validate_passes_on_the_worked_lab_and_fails_on_the_starter(made_once):
-    assert "Success! Your notebook passes all the tests." in nbgrader(made_once.root, "validate", str(made_once.worked))
-    assert "VALIDATION FAILED ON 1 CELL(S)!" in nbgrader(made_once.root, "validate", str(made_once.student))
+    shown = nbgrader(made_once.root, "validate", str(made_once.worked), str(made_once.student))
+    worked, _, starter = shown.partition("Success! Your notebook passes all the tests.")
+    assert "FAILED" not in worked and "VALIDATION FAILED ON 1 CELL(S)!" in starter
 
 
 def test_a_course_is_not_put_over_something_else_nor_made_of_labs_that_were_not_made(made_once, small_lab, tmp_path):
