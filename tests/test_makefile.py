@@ -101,9 +101,12 @@ def test_a_missing_compiler_is_named(machine, tmp_path):
     assert "C++ compiler" in refused.stderr and "no-such-compiler" in refused.stderr
 
 
-def test_without_an_environment_the_machines_own_python_runs(machine, tmp_path):
+def test_without_an_environment_the_machines_own_python_runs_the_gpu_tests(machine, tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_on_gpu.py").write_text("@pytest.mark.gpu")
+    (tmp_path / "tests" / "test_needs_jupyter.py").write_text("import nbformat")
     assert machine("gpu-test", "VENV=", "OUT=out").returncode == 0
     seen = calls(tmp_path)
     assert [line for line in seen if "install" in line] == []
-    assert seen[-2:] == ["-m labkernels bench --record out", "-m pytest -m gpu"]
+    assert seen[-2:] == ["-m labkernels bench --record out", "-m pytest -m gpu tests/test_on_gpu.py"]
     assert not (tmp_path / ".venv").exists()
