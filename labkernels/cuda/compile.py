@@ -52,7 +52,7 @@ def compile_kernel(source: Source, name: str, arch: str = DEFAULT_ARCH) -> Cubin
     arch = full_arch(arch)
     headers = cuda_include_dirs()
     compiler = [nvrtc_version(), _headers_version(headers)]
-    key = cache.key("nvrtc", source, name=name, arch=arch, compiler=compiler, signature=_SIGNATURE)
+    key = cache.key("nvrtc", source, name=name, arch=arch, compiler=compiler, options=_options(), signature=_SIGNATURE)
     folder = cache.build(key, lambda folder: _compile_into(folder, source, name, arch, headers))
     facts = json.loads((folder / "kernel.json").read_text())
     names = source.kernels().get(base_name(name))
@@ -102,6 +102,13 @@ def cuda_include_dirs() -> tuple[str, ...]:
     return tuple(dict.fromkeys(d for d in (runtime, cccl) if d))
 
 
+def _options() -> dict:
+    options = {"std": "c++17", "lineinfo": True, "ptxas_options": ["-v"]}
+    if _nvrtc().nvrtcVersion()[1:] >= (12, 9):
+        options["no_cache"] = True  # NVRTC has a cache of its own since then, and what it remembers comes without ptxas's report
+    return options
+
+
 def _nvrtc():
     try:
         from cuda.bindings import nvrtc
@@ -136,14 +143,7 @@ def _run_nvrtc(source: Source, arch: str, headers: tuple[str, ...], names: tuple
     """
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(
-        arch=arch,
-        name="kernel.cu",
-        std="c++17",
-        lineinfo=True,
-        include_path=[*source.include_dirs, *headers],
-        ptxas_options=["-v"],
-    )
+    options = ProgramOptions(arch=arch, name="kernel.cu", include_path=[*source.include_dirs, *headers], **_options())
     defines = "".join(f"#define {key} {value}\n" for key, value in source.defines)  # not -D, which would reach _SIGNATURE's names too
     log = io.StringIO()
     try:

@@ -152,6 +152,8 @@ def _source(source: str | Path | Source, defines: Mapping | None, filename: str 
 
 def _shape(kernel: str, what: str, value: int | Sequence[int], limits: tuple[int, int, int]) -> tuple[int, int, int]:
     """`value` as three ints, each at least 1 and within its limit."""
+    if type(value) is int and 1 <= value <= limits[0]:
+        return value, 1, 1
     given = value if isinstance(value, tuple | list) else (value,)
     if not 1 <= len(given) <= 3:
         raise ArgumentError(f"{kernel}: {what} is an int or up to three of them, got {value!r}")

@@ -218,16 +218,17 @@ def test_without_tensors_it_runs_on_the_gpu(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "change, message",
+    "position, value, message",
     [
-        ({0: torch.randn(33)}, r"args\[1\], float\* y: the tensor is on cuda:0, others are on cpu"),
-        ({1: torch.empty(33)}, r"args\[1\], float\* y: the tensor is on cpu, others are on cuda:0"),
-        ({0: torch.randn(33, dtype=torch.float64)}, "others are on cpu"),
-        ({3: 2**40}, r"args\[3\], int n: 1099511627776 is out of range for int"),
+        (0, lambda: torch.randn(33), r"args\[1\], float\* y: the tensor is on cuda:0, others are on cpu"),
+        (1, lambda: torch.empty(33), r"args\[1\], float\* y: the tensor is on cpu, others are on cuda:0"),
+        (0, lambda: torch.randn(33, dtype=torch.float64, device="cuda"), r"args\[0\], const float\* x: takes float32, got a tensor of float64"),
+        (3, lambda: 2**40, r"args\[3\], int n: 1099511627776 is out of range for int"),
     ],
 )
-def test_a_refused_launch_leaves_the_gpu_usable(change, message):
-    args = [change.get(i, arg) for i, arg in enumerate(gpu_args())]
+def test_a_refused_launch_leaves_the_gpu_usable(position, value, message):
+    args = list(gpu_args())
+    args[position] = value()
     scale = Kernel(SCALE, "scale")
     with pytest.raises(ArgumentError, match=message):
         scale(1, 64, args)

@@ -78,6 +78,12 @@ def test_each_kernel_of_a_source_has_its_own_numbers():
     assert shares.stack_bytes == 0 and stacks.stack_bytes == 800
 
 
+def test_compiling_anew_reports_again_whatever_nvrtc_remembers(tmp_path, monkeypatch):
+    first = Kernel(TEXT, "shares").resources("sm_90")
+    monkeypatch.setenv("LABKERNELS_CACHE", str(tmp_path))
+    assert Kernel(TEXT, "shares").resources("sm_90") == first and first.registers > 0
+
+
 def test_functions_that_are_not_inlined_do_not_overwrite_the_kernels_numbers():
     text = """
     __noinline__ __device__ float deep(float* y, int n) { float a[300]; for (int i = 0; i < n; i++) a[i % 300] = y[i]; return a[n % 5]; }
@@ -170,7 +176,8 @@ def test_occupancy_agrees_with_nvidias_calculator(tmp_path):
     cases = []
     for arch, _ in itertools.product(occupancy.SM_LIMITS, range(400)):
         shared = random.choice([0, random.randrange(0, 4096), random.randrange(0, occupancy.SM_LIMITS[arch].shared_bytes + 4096)])
-        cases.append((arch, random.randint(1, 1024), random.randint(1, 255), shared, random.choice([0, 1, 1, 2, 5, 16])))
+        barriers = 1 if arch == 103 else random.choice([0, 1, 1, 2, 5, 16])  # before CUDA 13.5 it counted sm_103's barriers twice
+        cases.append((arch, random.randint(1, 1024), random.randint(1, 255), shared, barriers))
     lines = []
     for arch, threads, registers, shared, barriers in cases:
         limits = occupancy.SM_LIMITS[arch]
