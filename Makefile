@@ -50,8 +50,8 @@ bench: $(READY) ## time every variant beside its peers; without a GPU, show the 
 gpu-test: $(READY) ## on a GPU: the tests that need it, and the benchmark, recorded under OUT
 	@$(PY) -c "import torch; torch.cuda.is_available() or exit('make gpu-test: torch sees no NVIDIA GPU here')"
 	@mkdir -p $(OUT); failed=0; \
-	$(PY) -m labkernels bench --record $(OUT) 2>&1 | tee $(OUT)/bench.txt || failed=1; \
 	$(PY) -m pytest -m gpu $$(grep -rl --include='test_*.py' 'mark\.gpu' tests) $(FLAGS) 2>&1 | tee $(OUT)/pytest.txt || failed=1; \
+	$(PY) -m labkernels bench --record $(OUT) 2>&1 | tee $(OUT)/bench.txt || failed=1; \
 	echo "Recorded in $(OUT). $$( [ $$failed = 0 ] && echo Passed || echo FAILED ): $$(tail -n 1 $(OUT)/pytest.txt)"; \
 	exit $$failed
 

@@ -18,7 +18,7 @@ case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit ;;
 esac
 echo "$*" >> calls.log
-case "$*" in *"pip install -e"*) exit ${PIP_STATUS:-0} ;; esac
+case "$*" in *"pip install -e"*) exit ${PIP_STATUS:-0} ;; *" ${BROKEN:-nothing} "*) exit 1 ;; esac
 """
 NVIDIA_SMI = """#!/bin/sh
 [ -n "$CUDA" ] || exit 9
@@ -105,8 +105,17 @@ def test_without_an_environment_the_machines_own_python_runs_the_gpu_tests(machi
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_on_gpu.py").write_text("@pytest.mark.gpu")
     (tmp_path / "tests" / "test_needs_jupyter.py").write_text("import nbformat")
-    assert machine("gpu-test", "VENV=", "OUT=out").returncode == 0
+    ended = machine("gpu-test", "VENV=", "OUT=out")
+    assert ended.returncode == 0 and "Passed" in ended.stdout.splitlines()[-1]
     seen = calls(tmp_path)
     assert [line for line in seen if "install" in line] == []
-    assert seen[-2:] == ["-m labkernels bench --record out", "-m pytest -m gpu tests/test_on_gpu.py"]
+    assert seen[-2:] == ["-m pytest -m gpu tests/test_on_gpu.py", "-m labkernels bench --record out"]
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("broken", ["pytest", "bench"])
+def test_the_gpu_run_fails_when_its_tests_or_its_benchmark_do(machine, tmp_path, broken):
+    (tmp_path / "tests").mkdir()
+    ended = machine("gpu-test", "VENV=", "OUT=out", BROKEN=broken)
+    assert ended.returncode != 0 and "FAILED" in ended.stdout.splitlines()[-1]
+    assert len(calls(tmp_path)) == 3
