@@ -1,19 +1,28 @@
 """`labkernels ...` on the command line."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from labkernels.errors import LabKernelsError
 
 app = typer.Typer(help="The LabKernels workbook: its book, its courses, its benchmarks.", no_args_is_help=True, add_completion=False)
 
 Root = Annotated[Path, typer.Option(help="the folder that holds solutions/ and notebooks/", file_okay=False)]
 
 
-@app.callback()
-def main() -> None:
-    """Without this, a single command would lose its name."""
+@contextmanager
+def complaints() -> Iterator[None]:
+    """What the package raises on purpose is shown as a message, without a traceback, and ends the command with status 1."""
+    try:
+        yield
+    except LabKernelsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -25,27 +34,30 @@ def book(
 ) -> None:
     """Make the notebooks of the book from solutions/NN_name.py."""
     from labkernels.classroom import book as pipeline
-    from labkernels.classroom.source import BookError
+    from labkernels.classroom import tables
 
-    try:
-        chosen = pipeline.find_labs(root.resolve(), labs)
+    root = root.resolve()
+    readme = root / "README.md"
+    with complaints():
+        chosen = pipeline.find_labs(root, labs)
         if check:
-            complaints = [line for lab in chosen for line in pipeline.disagreements(lab)] + pipeline.strays(root.resolve())
-            for line in complaints:
+            found = [line for lab in chosen for line in pipeline.disagreements(lab)] + pipeline.strays(root)
+            if readme.exists() and tables.is_stale(readme):
+                found.append("README.md: a table differs from data/measured/")
+            for line in found:
                 typer.echo(line, err=True)
-            if complaints:
-                typer.echo("run `labkernels book` and commit what it makes", err=True)
+            if found:
+                typer.echo("`labkernels book` makes them anew", err=True)
                 raise typer.Exit(1)
             typer.echo(f"{len(chosen)} labs agree with their sources")
             return
         for lab in chosen:
-            if not (labs or everything) and pipeline.is_current(lab):
+            if labs or everything or not pipeline.is_current(lab):
+                typer.echo(f"{lab.name}: made in {pipeline.make(lab):.0f} s")
+            else:
                 typer.echo(f"{lab.name}: unchanged")
-                continue
-            typer.echo(f"{lab.name}: made in {pipeline.make(lab):.0f} s")
-    except BookError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        if readme.exists():
+            tables.refresh(readme)
 
 
 @app.command()
@@ -56,13 +68,9 @@ def course(
 ) -> None:
     """Make an nbgrader course of the labs."""
     from labkernels.classroom.course import make_course
-    from labkernels.classroom.source import BookError
 
-    try:
+    with complaints():
         names = make_course(folder, root.resolve(), labs)
-    except BookError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
     typer.echo(f"{folder}: {len(names)} assignments; next: cd {folder} && nbgrader generate_assignment {names[0]}")
 
 

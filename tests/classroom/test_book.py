@@ -3,11 +3,9 @@ import shutil
 
 import nbformat
 import pytest
-from typer.testing import CliRunner
 
 from labkernels.classroom.book import disagreements, find_labs, is_current, make, strays
 from labkernels.classroom.source import BookError
-from labkernels.cli import app
 
 
 @pytest.fixture
@@ -94,20 +92,3 @@ def test_labs_are_chosen_by_number_or_name(small_lab):
     assert [lab.name for lab in find_labs(small_lab.root, ["01"])] == ["01_small"] == [lab.name for lab in find_labs(small_lab.root)]
     with pytest.raises(BookError, match="no lab '02'; there are 01_small"):
         find_labs(small_lab.root, ["02"])
-
-
-def test_the_command_makes_checks_and_skips(small_lab):
-    def run(*arguments):
-        result = CliRunner().invoke(app, ["book", "--root", str(small_lab.root), *arguments])
-        return result.exit_code, result.output
-
-    code, output = run("--check")
-    assert code == 1 and "solutions/01_small.ipynb is missing" in output
-    code, output = run()
-    assert code == 0 and "01_small: made in" in output
-    assert run() == (0, "01_small: unchanged\n")
-    assert run("--check") == (0, "1 labs agree with their sources\n")
-    edit(small_lab.source, "count = 3", "count = 4")
-    code, output = run("--check")
-    assert code == 1 and "cell 2: the source differs" in output
-    assert run("07")[0] == 1

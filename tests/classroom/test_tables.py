@@ -1,0 +1,69 @@
+"""Tables of recorded figures: chosen by the marker, labelled with their source, and never stale unnoticed."""
+import math
+
+import pandas
+import pytest
+
+from labkernels.classroom import tables
+from labkernels.classroom.source import BookError
+from labkernels.lab.measured import NotRecorded
+
+TEXT = "before\n<!-- measured: attention dtype=float32 causal=False across=seq_len -->\nold\n<!-- /measured -->\nafter\n"
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch, tmp_path):
+    rows = []
+    for dtype, factor in (("float32", 1.0), ("bfloat16", 0.25)):
+        for variant, ms in (("v1_naive", 2.5), ("v2_online", 0.3), ("cudnn", 0.04)):
+            for seq_len in (512, 4096):
+                found = ms * factor * (seq_len / 512) ** 2 if (variant, dtype) != ("cudnn", "float32") else math.nan
+                rows.append(
+                    dict(op="attention", variant=variant, kind="ours", seq_len=seq_len, causal=False, dtype=dtype, ms=found)
+                    | dict(share_of_limit=0.01 / found, note="" if found > 0 else "bfloat16 only")
+                    | dict(gpu="NVIDIA H200", commit="0123abcd", date="2026-01-02")
+                )
+    folder = tmp_path / "measured"
+    (folder / "h200").mkdir(parents=True)
+    pandas.DataFrame(rows).to_csv(folder / "h200" / "attention.csv", index=False)
+    monkeypatch.setattr("labkernels.lab.measured.FOLDERS", (folder,))
+
+
+def test_the_table_between_the_markers_is_written_from_the_recorded_rows():
+    lines = tables.with_tables(TEXT).splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    assert lines[2:8] == [
+        "|  | seq_len 512 | seq_len 4096 |",
+        "| --- | --- | --- |",
+        "| `v1_naive` | 2.5 ms (0%) | 160 ms (0%) |",
+        "| `v2_online` | 300 µs (3%) | 19.2 ms (0%) |",
+        "| `cudnn` | bfloat16 only | bfloat16 only |",
+        "",
+    ]
+    assert "recorded on NVIDIA H200, 2026-01-02, commit 0123abcd" in lines[8]
+
+
+def test_writing_twice_changes_nothing(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(TEXT)
+    assert tables.is_stale(path)
+    tables.refresh(path)
+    written = path.read_text()
+    assert not tables.is_stale(path) and "seq_len 4096" in written
+    tables.refresh(path)
+    assert path.read_text() == written
+
+
+@pytest.mark.parametrize(
+    "old, new, error, message",
+    [
+        ("causal=", "masked=", BookError, "masked is not recorded"),
+        (" across=seq_len", "", BookError, "across=... is missing"),
+        ("float32", "float8", BookError, "no recorded row is like that"),
+        ("<!-- /measured -->", "", BookError, "has no <!-- /measured -->"),
+        ("attention", "rope", NotRecorded, "rope"),
+    ],
+)
+def test_a_marker_that_asks_for_what_is_not_there_is_an_error(old, new, error, message):
+    with pytest.raises(error, match=message):
+        tables.with_tables(TEXT.replace(old, new))
