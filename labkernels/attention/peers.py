@@ -25,13 +25,13 @@ def _peer(name: str, backend: SDPBackend, half_precision_only: bool = False, gro
 
     def accepts(q, k, v, causal=False, scale=None):
         if q.device.type != "cuda":
-            return "runs on a GPU only"
+            return "needs a GPU"
         if half_precision_only and q.dtype == torch.float32:
-            return "has no float32 version"
+            return "no float32"
         if not grouped_heads and q.shape[1] != k.shape[1]:
-            return "needs as many key heads as query heads"
+            return "no grouped heads"
         if causal and q.shape[2] != k.shape[2]:
-            return "has no causal mask aligned bottom right"
+            return "no causal mask aligned bottom right"
         return None
 
     return Peer(name, fn, accepts)

@@ -48,11 +48,11 @@ _LOOK = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
+    "axes.axisbelow": True,
     "axes.prop_cycle": matplotlib.cycler(color=SERIES),
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.color": INK,
-    "text.parse_math": False,
     "grid.color": LIGHT,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
@@ -144,8 +144,8 @@ def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
 
 
 def time_label(ms: float) -> str:
-    """A time given in milliseconds, in the unit that reads best: `12 us`, `3.4 ms`, `1.2 s`."""
-    return _scaled(ms, [(1e3, "s"), (1.0, "ms"), (1e-3, "us")])
+    """A time given in milliseconds, in the unit that reads best: `12 µs`, `3.4 ms`, `1.2 s`."""
+    return _scaled(ms, [(1e3, "s"), (1.0, "ms"), (1e-3, "µs")])
 
 
 def bytes_label(count: float) -> str:

@@ -59,7 +59,7 @@ def test_saved_svg_is_repeatable(tmp_path):
 @pytest.mark.parametrize(
     "label, value, text",
     [
-        (style.time_label, 0.0125, "12.5 us"),
+        (style.time_label, 0.0125, "12.5 µs"),
         (style.time_label, 3.4, "3.4 ms"),
         (style.time_label, 1250.0, "1.25 s"),
         (style.bytes_label, 134e6, "134 MB"),

@@ -1,0 +1,44 @@
+"""Where and with what a figure was measured: the columns that every recorded row carries."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@cache
+def environment() -> dict[str, str]:
+    """`gpu, driver, cuda, torch, commit, date` of this process; needs a GPU."""
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] or "unknown",
+        "cuda": torch.version.cuda or "unknown",
+        "torch": torch.__version__,
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def commit() -> str:
+    """The commit of this package: from its repository, with a `+` when files differ from it; else LABKERNELS_COMMIT; else `unknown`."""
+    if (REPOSITORY / ".git").exists():
+        name = _output_of("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
+        if name:
+            return name + ("+" if _output_of("git", "-C", str(REPOSITORY), "status", "--porcelain", "--", "labkernels") else "")
+    return os.environ.get("LABKERNELS_COMMIT") or "unknown"
+
+
+def _output_of(*command: str) -> str:
+    """What a program prints, or nothing where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return run.stdout.strip() if run.returncode == 0 else ""

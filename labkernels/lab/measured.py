@@ -1,0 +1,52 @@
+"""The figures that `labkernels bench --record` wrote: `recorded("attention")`. Columns are described in data/README.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+
+from labkernels.errors import LabKernelsError
+from labkernels.lab.ceilings import Ceilings
+
+GPU = "h200"  # whose figures the book shows
+_PACKAGE = Path(__file__).parents[1]
+FOLDERS = (_PACKAGE.parent / "data" / "measured", _PACKAGE / "data" / "measured")  # in a checkout; in an installed package
+
+
+class NotRecorded(LabKernelsError):
+    """There are no recorded figures of this kind."""
+
+
+def measured_file(name: str, gpu: str = GPU) -> Path:
+    """The path of data/measured/<gpu>/<name>.csv; NotRecorded if there is no such file."""
+    for folder in FOLDERS:
+        path = folder / gpu / f"{name}.csv"
+        if path.is_file():
+            return path
+    raise NotRecorded(
+        f"no figures of {name} are recorded: data/measured/{gpu}/{name}.csv is missing; "
+        f"on a GPU, `labkernels bench --record data/measured/{gpu}` writes it"
+    )
+
+
+def recorded(op_name: str, gpu: str = GPU) -> pandas.DataFrame:
+    """All recorded rows of an operation; NotRecorded if there are none."""
+    return pandas.read_csv(measured_file(op_name, gpu)).assign(note=lambda frame: frame["note"].fillna(""))
+
+
+def recorded_ceilings(gpu: str = GPU) -> Ceilings:
+    """The ceilings recorded for a GPU; NotRecorded if there are none."""
+    values = pandas.read_csv(measured_file("ceilings", gpu)).set_index("name")["value"]
+    tflops = {name.removeprefix("matmul_"): float(value) for name, value in values.items() if name.startswith("matmul_")}
+    return Ceilings(copy_gb_per_s=float(values["copy"]), tflops=tflops)
+
+
+def label(frame: pandas.DataFrame) -> str:
+    """Where rows come from: `recorded on NVIDIA H200, 2026-11-20, commit 0123456789ab`."""
+    commits = sorted({str(commit) for commit in frame["commit"].dropna()})
+    dates = sorted({str(date) for date in frame["date"].dropna()})
+    gpus = sorted({str(gpu) for gpu in frame["gpu"].dropna()})
+    if not gpus:
+        return "nothing of this is recorded"
+    return f"recorded on {' and '.join(gpus)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {', '.join(commits)}"

@@ -1,0 +1,205 @@
+"""Benchmarks: recorded figures are shown as recorded, nothing emulated is ever shown as a time, and what is missing says so."""
+
+import math
+
+import pandas
+import pytest
+import torch
+
+from labkernels.lab import measured, record
+from labkernels.lab.bench import bench, sweep_points
+from labkernels.lab.environment import commit
+from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry
+from labkernels.ops import Variant, ops
+from tests.lab.recorded_figures import CEILINGS, ENVIRONMENT, pretend_to_measure
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without a GPU shows")
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """data/measured with made-up figures of attention and softmax, but none of sum."""
+    monkeypatch.setattr(record, "environment", lambda: ENVIRONMENT)
+    monkeypatch.setattr(measured, "FOLDERS", (tmp_path,))
+    (tmp_path / "h200").mkdir()
+    for name in ("attention", "softmax"):
+        frame = record.measure_sweeps(ops[name], CEILINGS, 100.0, timer=pretend_to_measure)
+        frame.to_csv(tmp_path / "h200" / f"{name}.csv", index=False)
+    record._ceilings_frame(CEILINGS).to_csv(tmp_path / "h200" / "ceilings.csv", index=False)
+    return tmp_path
+
+
+def my_attention(q, k, v, causal=False, scale=None):
+    raise AssertionError("must not be called where it cannot be timed")
+
+
+@without_gpu
+def test_recorded_rows_are_shown_and_labelled(figures):
+    table = bench("attention", ["v2_online", "v3_tiled", "cudnn"], seq_len=[512, 4096], dtype="bfloat16", causal=True)
+    assert table.source == "recorded on NVIDIA H200, 2026-11-20, commit 0123456789ab"
+    assert table.source in table._repr_html_() and table.source in repr(table)
+    assert list(table.frame["variant"]) == ["v2_online", "v3_tiled", "cudnn"] * 2
+    assert (table.frame["seq_len"].tolist(), table.frame["batch"].tolist()) == ([512] * 3 + [4096] * 3, [32] * 3 + [4] * 3)
+    assert table.frame["ms"].notna().all() and (table.frame["date"] == "2026-11-20").all()
+    assert table.pivot().loc["cudnn", 512].endswith("(80%)")
+
+
+@without_gpu
+def test_a_function_of_the_readers_gets_no_time_without_a_gpu(figures):
+    table = bench("attention", ["v3_tiled", my_attention], seq_len=512)
+    row = table.frame[table.frame["variant"] == "my_attention"].iloc[0]
+    assert math.isnan(row["ms"]) and row["kind"] == "yours" and row["note"] == "times need a GPU"
+    assert table.pivot().loc["my_attention"].tolist() == ["times need a GPU"]
+
+
+@without_gpu
+def test_what_was_not_recorded_says_so(figures):
+    table = bench("attention", ["v3_tiled"], seq_len=[512, 600])
+    assert table.frame["note"].tolist() == ["", "not recorded"]
+    assert table.pivot().loc["v3_tiled", 600] == "not recorded"
+
+
+@without_gpu
+def test_without_any_recorded_file_the_table_says_how_to_make_one(figures):
+    table = bench("sum", ["torch"], n=[1024, 2048])
+    assert table.frame["ms"].isna().all()
+    assert "data/measured/h200/sum.csv is missing" in table.source and "labkernels bench --record" in table.source
+    assert "not recorded" in table.plot().figure.axes[0].texts[0].get_text()
+
+
+@without_gpu
+def test_plot_draws_every_line_and_the_limit(figures):
+    picture = bench("attention", ["v1_naive_cuda", "v3_tiled", my_attention, "math"], seq_len=[512, 1024, 2048]).plot()
+    (axes,) = picture.figure.axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert set(lines) == {"v1_naive_cuda", "v3_tiled", "math", "limit"}
+    assert all((limit < time).all() for limit, time in [(lines["limit"].get_ydata(), lines["math"].get_ydata())])
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert "Closest to the limit is v3_tiled, at 50% of it. recorded on NVIDIA H200" in picture.alt
+    assert picture.png().startswith(b"\x89PNG")
+
+
+@without_gpu
+def test_plot_has_a_panel_for_each_dtype_and_mask(figures):
+    picture = bench("attention", ["v3_tiled"], dtype=["float32", "bfloat16"], causal=[False, True]).plot()
+    titles = [axes.get_title(loc="left") for axes in picture.figure.axes]
+    assert titles == ["float32, not causal", "float32, causal", "bfloat16, not causal", "bfloat16, causal"]
+
+
+@without_gpu
+def test_one_point_is_drawn_as_bars_that_start_at_the_limit(figures):
+    table = bench("attention", ["v1_naive_cuda", "v3_tiled", "flash"], seq_len=2048)
+    picture = table.plot()
+    (axes,) = picture.figure.axes
+    limit = table.frame["limit_ms"].iloc[0]
+    assert [round(bar.get_x(), 6) for bar in axes.patches] == [round(limit, 6)] * 2
+    assert any("no float32" in text.get_text() for text in axes.texts)
+
+
+def test_unknown_names_and_sizes_are_named():
+    with pytest.raises(KeyError, match="did you mean 'v3_tiled'"):
+        bench("attention", ["v3_tild"])
+    with pytest.raises(TypeError, match="bench: attention: got an unexpected keyword argument 'length'"):
+        bench("attention", ["math"], length=3)
+    with pytest.raises(TypeError, match="bench: 3 is neither a function nor the name"):
+        bench("attention", [3])
+
+
+def test_defaults_of_a_sweep_are_filled_in():
+    points = sweep_points(ops["attention"], {"seq_len": 1024, "dtype": "bfloat16"})
+    assert points == [
+        (
+            torch.bfloat16,
+            {"batch": 16, "heads": 16, "kv_heads": 16, "seq_len": 1024, "kv_len": 1024, "head_dim": 128, "causal": False},
+        )
+    ]
+
+
+def test_kinds_tell_whose_it_is():
+    op = ops["attention"]
+    kinds = [Entry.of(op, what).kind for what in ("v3_tiled", "cudnn", my_attention, Variant("x", my_attention, "none"))]
+    assert kinds == ["ours", "peer", "yours", "ours"]
+
+
+def test_the_limit_is_the_longer_of_bytes_and_flops():
+    op, bf16 = ops["softmax"], torch.bfloat16
+    shape = {"rows": 1000, "cols": 1000}
+    assert CEILINGS.limit_ms(op, bf16, shape) == pytest.approx(4e6 / 4000e9 * 1e3)
+    assert CEILINGS.memory_bound(op, bf16, shape)
+    op = ops["attention"]
+    shape = op.complete_shape(torch.float32, seq_len=4096)
+    assert CEILINGS.limit_ms(op, torch.float32, shape) == pytest.approx(4 * 32 * 4096**2 * 128 / 50e12 * 1e3)
+    assert not CEILINGS.memory_bound(op, torch.float32, shape)
+
+
+@pytest.mark.parametrize("name", list(ops))
+def test_recorded_frames_follow_the_schema(name, monkeypatch):
+    monkeypatch.setattr(record, "environment", lambda: ENVIRONMENT)
+    op = ops[name]
+    frame = record.measure_sweeps(op, CEILINGS, 100.0, timer=pretend_to_measure)
+    assert list(frame.columns[:3]) == ["op", "variant", "kind"]
+    assert list(frame.columns[-14:]) == RESULT_COLUMNS + ENVIRONMENT_COLUMNS
+    assert set(frame["variant"]) == {*op.variants, *op.peers}
+    assert not frame.duplicated(list(frame.columns[: frame.columns.get_loc("ms")])).any()
+    assert (frame["ms"].isna() == (frame["note"] != "")).all()
+
+
+def test_calls_expected_to_take_too_long_are_left_out_and_say_so(monkeypatch):
+    monkeypatch.setattr(record, "environment", lambda: ENVIRONMENT)
+    frame = record.measure_sweeps(ops["attention"], CEILINGS, 100.0, timer=pretend_to_measure)
+    left_out = frame[frame["note"].str.startswith("left out")]
+    assert set(left_out["variant"]) == {"v1_naive"} and (left_out["seq_len"] == 8192).any()
+    assert "left out: about 2.2 s a call" in set(left_out["note"])
+
+
+def test_attention_is_recorded_at_the_sizes_of_the_book():
+    swept = ops["attention"].record_sweeps[0]
+    assert swept["seq_len"] == [512, 1024, 2048, 4096, 8192] and swept["head_dim"] == [64, 128]
+    assert swept["dtype"] == ["float32", "bfloat16"]
+
+
+@without_gpu
+def test_recording_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(measured.LabKernelsError, match="this machine has none"):
+        record.record(tmp_path / "h200")
+    assert not (tmp_path / "h200").exists()
+
+
+def test_recorded_ceilings(figures):
+    assert measured.recorded_ceilings() == CEILINGS
+
+
+def test_commit_comes_from_the_repository_or_the_environment(monkeypatch, tmp_path):
+    assert len(commit().rstrip("+")) == 12 or commit() == "unknown"
+    monkeypatch.setattr("labkernels.lab.environment.REPOSITORY", tmp_path)
+    monkeypatch.setenv("LABKERNELS_COMMIT", "fedcba987654")
+    assert commit() == "fedcba987654"
+    monkeypatch.delenv("LABKERNELS_COMMIT")
+    assert commit() == "unknown"
+
+
+@pytest.mark.gpu
+def test_times_on_a_gpu_are_measured_and_make_sense():
+    def slow_softmax(x):
+        for _ in range(4):
+            y = torch.softmax(x, dim=-1)
+        return y
+
+    def wrong_softmax(x):
+        return torch.softmax(x, dim=0)
+
+    table = bench("softmax", ["torch", slow_softmax, wrong_softmax], cols=1024)
+    rows = table.frame.set_index("variant")
+    assert rows.loc["wrong_softmax", "note"] == "wrong result" and math.isnan(rows.loc["wrong_softmax", "ms"])
+    assert rows.loc["torch", "ms_p20"] <= rows.loc["torch", "ms"] <= rows.loc["torch", "ms_p80"]
+    assert 3 < rows.loc["slow_softmax", "ms"] / rows.loc["torch", "ms"] < 5
+    assert 0.2 < rows.loc["torch", "share_of_limit"] < 1.1
+    assert table.source.startswith("measured now on NVIDIA")
+
+
+@pytest.mark.gpu
+def test_recording_writes_every_file(tmp_path):
+    record.record(tmp_path, op_names=["sum"], budget_ms=5.0)
+    frame = pandas.read_csv(tmp_path / "sum.csv")
+    assert frame["ms"].notna().any() and (frame["gpu"] == torch.cuda.get_device_name()).all()
+    assert pandas.read_csv(tmp_path / "ceilings.csv")["name"].tolist()[:2] == ["copy", "matmul_float32"]
