@@ -6,14 +6,12 @@ import sys
 
 def reason_of(error: BaseException) -> str:
     """`mismatch`, `not_written`, ... for a failed check; `sanitizer race`, ... for a finding; else `exception` and the class's name."""
-    report = getattr(error, "report", None)
-    reason = getattr(error, "reason", "sanitizer" if report is not None else "exception")
-    if reason == "sanitizer" and getattr(report, "findings", None):
+    reason = getattr(error, "reason", None)
+    cause = error.__cause__ if reason is not None and error.__cause__ is not None else error
+    report = getattr(cause, "report", None)
+    if report is not None:
         return f"sanitizer {report.findings[0].kind}"
-    if reason == "exception":
-        cause = error.__cause__ if hasattr(error, "reason") and error.__cause__ else error
-        return f"exception {type(cause).__name__}"
-    return reason
+    return f"exception {type(cause).__name__}" if reason in (None, "exception") else reason
 
 
 def last_reason() -> str:
