@@ -84,8 +84,8 @@ class Describer:
     def describe(self, row: dict) -> Finding | None:
         """A finding, or None for what turns out to be none: barriers in two places of the code that are one line of the source."""
         kind = (*KINDS, "crash")[row["kind"]]
-        file, line = self.place(row["pc"]) or (None, None)
         other = self.place(row["other_pc"]) if row["other_pc"] else None
+        file, line = self.place(row["pc"]) or (kind == "timeout" and other) or (None, None)
         if kind == "barrier_divergence" and row["text"] == "elsewhere" and other == (file, line):
             return None
         text, threads, array, index = getattr(self, f"_{kind}")(row, other, line)
@@ -111,9 +111,13 @@ class Describer:
         return f"{who} {verb} {name}[{index}], but {name} has {length} elements", [thread], name, index
 
     def _misaligned(self, row, other, line):
+        thread, verb, size = self._thread(row["thread"]), _VERBS[row["access"]], row["bytes"]
+        if row["region"] < 0:
+            return f"{self._who(row)} {verb} {size} bytes at {row['address']:#x}, which is no multiple of {size}", [thread], None, None
         name, index, _ = self._element(row)
-        text = f"{self._who(row)} {_VERBS[row['access']]} {row['bytes']} bytes at {name}[{index}], whose address is no multiple of {row['bytes']}"
-        return text, [self._thread(row["thread"])], name, index
+        item = self.arrays[row["region"]][2]
+        where = f"{name}[{index}]" if item else f"byte {row['offset']} of {name}"
+        return f"{self._who(row)} {verb} {size} bytes at {where}, whose address is no multiple of {size}", [thread], name, index
 
     def _uninitialized(self, row, other, line):
         thread = self._thread(row["thread"])
@@ -146,7 +150,7 @@ class Describer:
             return text, [waiting, *others], None, None
         if why == "not in mask":
             return f"{self._who(row)} calls {what} with a mask that does not name its own lane", [waiting], None, None
-        text = f"{self._who(row)} calls {what} with a mask that names {_list(others)}, which {_have(others)} left the kernel or never existed"
+        text = f"{self._who(row)} calls {what} with a mask that names {_list(others)}, which {_has(others)} left the kernel or never existed"
         return text, [waiting, *others], None, None
 
     def _deadlock(self, row, other, line):
@@ -210,6 +214,10 @@ def _list(threads: list) -> str:
 
 def _s(threads: list) -> str:
     return "s" if len(threads) == 1 else ""
+
+
+def _has(threads: list) -> str:
+    return "has" if len(threads) == 1 else "have"
 
 
 def _have(threads: list) -> str:

@@ -59,7 +59,7 @@ struct Worker : Block {             // an OS thread and the block it runs
     unsigned vote_population = 0;
     void* main_stack_pointer = nullptr;
     std::vector<Stack*> stacks;     // free ones
-    std::uint64_t atomics = 0;
+    std::uint64_t polls = 0;        // atomics and watched volatile accesses: what a thread that waits for another does
     std::atomic<std::uint64_t> switches{0};
     volatile bool busy = false;     // inside code that must not be abandoned or preempted
     bool block_aborted = false;
@@ -111,6 +111,7 @@ void* first_frame(Stack* stack, unsigned index, void (*entry)());
 Worker& this_worker();
 void run_block(Worker& worker, std::uint64_t block);
 [[noreturn]] void leave_block(Worker& worker);          // abandon the running block from one of its threads
+void give_way(Worker& worker);                          // let the others run, every so often
 void wait_in(Worker& worker, Thread& thread, const char* what, void* pc);
 
 // signals.cpp

@@ -112,8 +112,9 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
     const Stack* stack = thread.stack;
     if (address >= reinterpret_cast<std::uintptr_t>(stack->guard) && address < reinterpret_cast<std::uintptr_t>(stack->top))
         return;                                 // the thread's own local memory
-    worker.busy = true;
     thread.last_pc = pc;
+    if (is_volatile) give_way(worker);
+    worker.busy = true;
     const int index = region_of(address, address + bytes);
     if (index < 0) {
         if (kind == kRead && text_of(reinterpret_cast<void*>(address)).low) {      // constants of a loaded library
@@ -366,10 +367,17 @@ void Sanitizer::thread_exit(Worker& worker, Thread& thread) {
         Thread& other = worker.threads[thread.warp * 32 + static_cast<unsigned>(__builtin_ctz(rest))];
         if (!(other.mask >> thread.lane & 1)) continue;
         worker.busy = true;
-        if (Finding* finding = report(worker, &other, kBarrierDivergence, other.waiting_pc)) {
-            set_bit(finding, thread.index);
+        Finding* finding = report(worker, &other, kBarrierDivergence, other.waiting_pc);
+        if (finding) {
             std::snprintf(finding->text, sizeof finding->text, "%s: absent", other.waiting_for);
+        } else {                                // known: then this is one more lane that is absent there
+            const auto pc = reinterpret_cast<std::uint64_t>(other.waiting_pc);
+            for (Finding& known : findings)
+                if (known.kind == kBarrierDivergence && known.pc == pc && known.thread / 32 == thread.warp &&
+                    !std::memcmp(known.block, &worker.block_idx, sizeof known.block))
+                    finding = &known;
         }
+        if (finding) set_bit(finding, thread.index);
         worker.busy = false;
         return;
     }
@@ -394,7 +402,8 @@ void Sanitizer::stalled(Worker& worker) {
     worker.busy = false;
 }
 
-void Sanitizer::timeout(Worker& worker, Thread& thread, void* pc) { report(worker, &thread, kTimedOut, pc); }
+// `pc` may lie in the emulator's own code: the last known place in the user's goes along.
+void Sanitizer::timeout(Worker& worker, Thread& thread, void* pc) { report(worker, &thread, kTimedOut, pc, thread.last_pc); }
 
 void Sanitizer::crash(Worker& worker, Thread& thread, const std::string& text, void* address, void* pc) {
     if (Finding* finding = report(worker, &thread, kCrash, pc)) {

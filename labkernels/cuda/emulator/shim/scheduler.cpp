@@ -16,7 +16,7 @@ __thread lk::Block* lk_block __attribute__((tls_model("initial-exec"))) = nullpt
 namespace lk {
 namespace {
 
-constexpr unsigned kAtomicsBeforeYield = 64;
+constexpr unsigned kPollsBeforeYield = 64;
 
 Thread& this_thread() { return *static_cast<Thread*>(lk_fiber); }
 
@@ -315,6 +315,10 @@ void yield() {
     lk_switch(&thread.stack_pointer, next->stack_pointer);
 }
 
+void give_way(Worker& worker) {
+    if (++worker.polls % kPollsBeforeYield == 0) yield();
+}
+
 void thread_fence() {
     Worker& worker = this_worker();
     std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -325,13 +329,14 @@ void on_atomic(void* address, unsigned size, void* pc) {
     Worker& worker = this_worker();
     Thread& thread = this_thread();
     thread.last_pc = pc;
+    give_way(worker);           // first: between what the sanitizer notes and the operation itself nobody else may run
     if (worker.sanitizer) worker.sanitizer->atomic(worker, thread, address, size, pc);
-    if (++worker.atomics % kAtomicsBeforeYield == 0) yield();
 }
 
 void undefined_lane(const char* what, unsigned source) {
     Worker& worker = this_worker();
-    if (worker.sanitizer) worker.sanitizer->undefined_lane(worker, this_thread(), what, source);
+    const bool named = this_thread().mask >> source & 1;     // then it is absent, which is a finding of its own
+    if (worker.sanitizer && !named) worker.sanitizer->undefined_lane(worker, this_thread(), what, source);
 }
 
 uint3 thread_index() { return this_thread().thread_idx; }
