@@ -2,9 +2,10 @@
 #
 #   PYTHON   the Python that builds it, 3.11 or newer                       make lab PYTHON=python3.12
 #   EXTRA    what drives the GPU: cpu, cuda12 or cuda13; found by itself    make lab EXTRA=cpu
-#   TORCH    the torch that is installed first where there is no GPU        make lab TORCH=~/Downloads/torch-cpu.whl
+#   TORCH    the torch that is installed first where there is no GPU        make lab TORCH=$HOME/torch-cpu.whl
 #   VENV     where it goes; empty: use PYTHON and what it has installed     make gpu-test VENV=
 #   OUT      where gpu-test leaves its log and the measured rows            make gpu-test OUT=/tmp/h200
+#   BOOK     the folder that JupyterLab opens; your own copy of notebooks   make lab BOOK=$HOME/labs
 #   FLAGS    more arguments for the command behind a target                 make test FLAGS='-k softmax'
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -16,6 +17,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 OUT ?= build/gpu-test
+BOOK ?= notebooks
 FLAGS ?=
 
 ifeq ($(VENV),)
@@ -35,7 +37,7 @@ help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
 lab: $(READY) ## open JupyterLab on the student's notebooks
-	$(PY) -m jupyterlab --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(FLAGS)
+	$(PY) -m jupyterlab --ServerApp.root_dir=$(abspath $(BOOK)) $(if $(filter 0,$(shell id -u)),--allow-root) $(FLAGS)
 
 test: $(READY) ## run every test that needs no browser; those that need a GPU run where there is one
 	$(PY) -m pytest -n 2 $(FLAGS)

@@ -37,7 +37,7 @@ def machine(tmp_path):
         program.write_text(text)
         program.chmod(0o755)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS")) and name != "CXX"}
-    for name in ("PYTHON", "EXTRA", "TORCH", "VENV", "OUT", "FLAGS"):
+    for name in ("PYTHON", "EXTRA", "TORCH", "VENV", "OUT", "BOOK", "FLAGS"):
         inherited.pop(name, None)
 
     def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

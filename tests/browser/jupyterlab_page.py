@@ -1,34 +1,18 @@
-"""JupyterLab as a student meets it: a server of its own, and a notebook open in headless Chromium.
-
-Nothing of the user's is read or changed: settings, runtime files and the browser's profile live in a temporary folder.
-"""
+"""A notebook as a student sees it: JupyterLab in headless Chromium, whose profile is new each time."""
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
                   "--disable-component-update", "--disable-sync"]
-SETTINGS = {
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "notebook-extension/tracker": {"windowingMode": "none"},     # every cell is in the page, scrolled to or not
-}
-# Asked of JupyterLab's own notebook (see expose_app_in_browser below): in the page, an error and a warning look alike.
+# Asked of JupyterLab's own notebook (see expose_app_in_browser): in the page, an error and a warning look alike.
 KERNEL_ANSWERED = """async () => {
     const context = window.jupyterapp?.shell.currentWidget?.sessionContext;
     await context?.ready;
@@ -45,46 +29,6 @@ CELLS_IN_PAGE = """() => window.jupyterapp.shell.currentWidget.content.widgets.m
         pictures: images.filter(image => image.complete && image.naturalWidth > 50).length,
     };
 })"""
-
-
-@contextlib.contextmanager
-def lab_server(notebooks: Path, home: Path, log: Path) -> Iterator[str]:
-    """Serve the folder `notebooks` with JupyterLab and give its address, token included; `home` holds its settings."""
-    for name, values in SETTINGS.items():
-        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
-    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
-               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
-    environment = os.environ | {variable: str(home / folder) for variable, folder in folders.items()}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-               "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={notebooks}",
-               "--LabApp.expose_app_in_browser=True"]
-    with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        wait_for_answer(f"http://127.0.0.1:{port}/api/status?token={token}", server, log)
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
-    finally:
-        server.terminate()                   # JupyterLab shuts its kernels down first
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def wait_for_answer(address: str, server: subprocess.Popen, log: Path, limit_s: float = 60) -> None:
-    end = time.monotonic() + limit_s
-    while server.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.jupyterlab_page import NotebookPage, chromium_page, lab_server
+from tests.browser.jupyterlab_page import NotebookPage, chromium_page
+from tests.lab_server import lab_server
 
 ROOT = Path(__file__).parents[2]
 LAB = "01_threads_and_memory.ipynb"
@@ -30,10 +31,11 @@ def lab(tmp_path):
     """Lab 01 of the student edition, open in JupyterLab; a screenshot is taken at the end, however it ended."""
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    log = ARTEFACTS / "jupyterlab.log"
-    with lab_server(tmp_path / "notebooks", tmp_path / "home", log) as address, chromium_page() as page:
+    server = lab_server(tmp_path / "home", ARTEFACTS / "jupyterlab.log", f"BOOK={tmp_path / 'notebooks'}",
+                        flags="--LabApp.expose_app_in_browser=True")
+    with server as jupyter, chromium_page() as page:
         try:
-            yield NotebookPage(page, address.format(LAB))
+            yield NotebookPage(page, jupyter.address(f"lab/tree/{LAB}"))
         finally:
             page.screenshot(path=ARTEFACTS / "lab.png")
 
