@@ -4,18 +4,18 @@
 //   Fix       Give it the condition.
 //
 // expect: barrier_divergence
-// launch: grid=1 block=64 args=x[64],y:int32[1]
+// launch: grid=1 block=64 args=x[64],y:int32[64]
 // block: 0
-// result: y = (x > 0).sum().int().view(1)
+// result: y = (x > 0).sum().int().expand(64)
 
 extern "C" __global__ void bad(const float* x, int* y) {
     if (x[threadIdx.x] > 0.0f) {
         int positive = __syncthreads_count(1);  // <-- here
-        y[0] = positive;
+        y[threadIdx.x] = positive;
     }
 }
 
 extern "C" __global__ void good(const float* x, int* y) {
     int positive = __syncthreads_count(x[threadIdx.x] > 0.0f);
-    if (threadIdx.x == 0) y[0] = positive;
+    y[threadIdx.x] = positive;
 }

@@ -6,7 +6,6 @@
 // expect: misaligned
 // launch: grid=1 block=32 shared_mem=400 args=x:int32[33],y:int32[32]
 // block: 0
-// threads: 0
 // result: y = x[:32] + x[1:]
 
 extern "C" __global__ void bad(const int* x, int* y) {

@@ -6,7 +6,7 @@
 // expect: out_of_bounds
 // launch: grid=1 block=16x16 args=x[17,16],y[16,16]
 // array: tile
-// index: 256
+// index: 16
 // block: 0
 // threads: (0, 0, 0)
 // result: y = x[1:] - x[:-1]

@@ -7,14 +7,14 @@
 // launch: grid=1 block=32 args=x[32],y[32]
 // block: 0
 // threads: 16
-// result: y = x.flip(0)
+// result: y = x.view(16, 2).flip(1).flatten()
 
 extern "C" __global__ void bad(const float* x, float* y) {
     __shared__ float tile[32];
     int lane = threadIdx.x;
     tile[lane] = x[lane];
     __syncwarp(0x0000ffffu);  // <-- here
-    y[lane] = tile[31 - lane];
+    y[lane] = tile[lane ^ 1];
 }
 
 extern "C" __global__ void good(const float* x, float* y) {
@@ -22,5 +22,5 @@ extern "C" __global__ void good(const float* x, float* y) {
     int lane = threadIdx.x;
     tile[lane] = x[lane];
     __syncwarp(0xffffffffu);
-    y[lane] = tile[31 - lane];
+    y[lane] = tile[lane ^ 1];
 }

@@ -6,9 +6,7 @@
 // expect: uninitialized
 // launch: grid=3 block=32 args=weight[32],x[96],y[96]
 // array: table
-// index: 0
 // block: 1
-// threads: 0
 // result: y = (weight * x.view(3, 32)).flatten()
 
 extern "C" __global__ void bad(const float* weight, const float* x, float* y) {
