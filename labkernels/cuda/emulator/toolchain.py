@@ -26,6 +26,7 @@ class Mode:
 
 
 _COMMON = ("-std=c++17", "-fPIC", "-w", "-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
+_COMMON += ("-fno-gnu-unique",)  # else kernels that instantiate the same template would share its __shared__ arrays across libraries
 RELEASE = Mode("release", (*_COMMON, "-O2", "-ftree-vectorize", "-march=native", "-g1", "-gdwarf-4"))
 INSTRUMENTED = Mode(
     "instrumented",
