@@ -1,0 +1,86 @@
+"""The book itself, lab by lab. Everything runs on the CPU, and each lab runs four times:
+
+- the proof of its grading: solutions pass, blank starters fail, every file in tests/wrong/ fails for its reason;
+- nbval over the worked notebook, cell by cell, as it is in the repository;
+- papermill with another seed and other sizes, judged by nbgrader's validator;
+- the student's notebook, in which nbgrader's validator must find every graded cell failing.
+"""
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+from nbgrader.preprocessors import CheckCellMetadata
+from nbgrader.validator import Validator
+from traitlets.config import Config
+
+from labkernels.classroom.attempts import prove, wrong_answers
+from labkernels.classroom.book import Lab, disagreements, read_lab, strays
+from labkernels.classroom.execute import CELL_TIMEOUT_S, cpu_environment
+from labkernels.classroom.exercises import find_exercises
+
+ROOT = Path(__file__).resolve().parents[2]
+WRONG = ROOT / "tests" / "wrong"
+LABS = [Lab(ROOT, path.stem) for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py"))]
+each_lab = pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """Kernels started by nbgrader or papermill in this process see the same package and no GPU."""
+    for name, value in cpu_environment().items():
+        monkeypatch.setenv(name, value)
+
+
+@each_lab
+def test_made_notebooks_agree_with_the_source(lab):
+    assert disagreements(lab) == []
+
+
+def test_no_notebook_and_no_wrong_answer_is_without_its_lab():
+    assert LABS and strays(ROOT) == []
+    assert {path.name for path in WRONG.iterdir() if path.is_dir()} <= {lab.name for lab in LABS}
+
+
+@each_lab
+def test_a_lab_has_three_exercises_and_each_has_its_wrong_answers(lab):
+    notebook = read_lab(lab)
+    exercises = find_exercises(lab.name, notebook)
+    assert len(exercises) >= 3
+    kept = [attempt.exercise for attempt in wrong_answers(WRONG / lab.name, notebook, exercises)]
+    missing = {e.name: e.wrong_answers_needed - kept.count(e.name) for e in exercises if kept.count(e.name) < e.wrong_answers_needed}
+    assert missing == {}, f"wrong answers missing in tests/wrong/{lab.name}: {missing}"
+
+
+@each_lab
+def test_solutions_pass_starters_fail_and_wrong_answers_fail_for_their_reasons(lab):
+    outcomes = prove(lab.name, read_lab(lab), WRONG / lab.name, lab.source.parent)
+    complaints = [outcome.complaint for outcome in outcomes if outcome.complaint]
+    assert complaints == [], "\n".join(complaints)
+
+
+@each_lab
+def test_nbval_runs_the_worked_notebook(lab):
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider", str(lab.worked)]
+    result = subprocess.run(command, cwd=ROOT, env=cpu_environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+
+
+@each_lab
+def test_papermill_runs_it_with_other_parameters_and_nbgrader_gives_all_points(lab, cpu, tmp_path):
+    first_code_cell = next(cell for cell in read_lab(lab).cells if cell.cell_type == "code")
+    again = first_code_cell.metadata.labkernels.again
+    run = tmp_path / f"{lab.name}.ipynb"
+    papermill.execute_notebook(lab.worked, run, again, kernel_name="python3", cwd=lab.worked.parent, progress_bar=False)
+    validator = Validator()
+    validator.preprocessors = [CheckCellMetadata]    # the cells have run: judge their outputs
+    assert validator.validate(str(run)) == {}
+
+
+@each_lab
+def test_nbgrader_validate_finds_every_graded_cell_of_the_starter_failing(lab, cpu):
+    validator = Validator(config=Config(Execute={"timeout": CELL_TIMEOUT_S}))
+    failed = [cell["source"] for cell in validator.validate(str(lab.student)).get("failed", [])]
+    notebook = read_lab(lab)
+    assert failed == [notebook.cells[exercise.tests].source.strip() for exercise in find_exercises(lab.name, notebook)]
