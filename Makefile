@@ -42,8 +42,9 @@ lab: $(READY) ## open JupyterLab on the student's notebooks
 test: $(READY) ## run every test that needs no browser; those that need a GPU run where there is one
 	$(PY) -m pytest -n 2 $(FLAGS)
 
-book: $(READY) ## make the notebooks from solutions/*.py: worked (executed) and student edition
+book: $(READY) ## make the notebooks from solutions/*.py, worked and student edition, and the README's figures
 	$(PY) -m labkernels book $(FLAGS)
+	$(PY) docs/picture.py
 
 bench: $(READY) ## time every variant beside its peers; without a GPU, show the recorded figures
 	$(PY) -m labkernels bench $(FLAGS)

@@ -32,7 +32,7 @@ def imported_packages(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module)
-    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"labkernels", "tests", "__future__"}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"labkernels", "tests", "docs", "__future__"}
 
 
 def undeclared(folder: Path, declared: list[Requirement]) -> dict[str, str]:

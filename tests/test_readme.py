@@ -13,7 +13,10 @@ from textwrap import dedent
 import pytest
 from typer.main import get_command
 
+from docs.picture import IN_README, ladder
+from labkernels.classroom.tables import is_stale
 from labkernels.cli import app
+from labkernels.lab.measured import recorded
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"]
@@ -72,3 +75,8 @@ def test_links_lead_somewhere(page):
 def test_the_labs_of_the_table_are_the_labs_there_are():
     listed = re.findall(r"\(notebooks/(\w+)\.ipynb\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert listed == sorted(path.stem for path in (ROOT / "solutions").glob("[0-9][0-9]_*.py"))
+
+
+def test_the_tables_and_the_picture_show_the_recorded_figures():
+    assert not is_stale(ROOT / "README.md")
+    assert IN_README.findall((ROOT / "README.md").read_text(encoding="utf-8")) == [ladder(recorded("attention")).alt]
