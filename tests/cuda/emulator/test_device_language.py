@@ -83,7 +83,7 @@ def test_headers_of_the_toolkit_may_be_included_again():
     source = "".join(f"#include <{name}>\n" for name in [
         "cuda_runtime.h", "device_launch_parameters.h", "vector_types.h", "cuda_fp16.h", "cuda_bf16.h", "cuda_fp8.h", "math_constants.h",
         "cooperative_groups.h", "math.h", "cmath", "cstdint", "stdio.h", "type_traits", "algorithm", "cfloat", "climits",
-    ])  # fmt: skip
+    ])
     y = torch.zeros(1)
     Kernel(source + "__global__ void f(float* y) { *y = fmaxf(FLT_EPSILON, std::abs(-2.5f)); }", "f")(1, 1, (y,))
     assert y.item() == 2.5

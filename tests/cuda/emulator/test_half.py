@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 
+from labkernels.cuda import Kernel
 from tests.cuda.emulator.one_kernel import one_kernel
 
 SOURCE = r"""#include <cuda_fp16.h>
@@ -103,7 +104,7 @@ PRECISION = {torch.float16: (11, -14), torch.bfloat16: (8, -126)}          # bit
 UNARY = [
     numpy.sqrt, lambda x: 1 / numpy.sqrt(x), lambda x: 1 / x, numpy.exp, numpy.exp2, lambda x: 10.0**x, numpy.log, numpy.log2, numpy.log10,
     numpy.sin, numpy.cos, numpy.tanh, numpy.trunc, numpy.ceil, numpy.floor, numpy.rint,
-]  # fmt: skip
+]
 NOT_EXACT_ON_A_GPU = {"sin", "cos", "tanh", "exp10", "log10", "exp", "log", "log2", "exp2", "rsqrt", "rcp"}
 
 
@@ -277,6 +278,6 @@ def test_conversions_agree_with_torch(device):
     assert torch.equal(back, h.float() + b.float() + e4m3.float() + e5m2.float())
 
 
-@pytest.mark.parametrize("name", ["unary<__half>", "unary<__nv_bfloat16>", "binary<__nv_bfloat16>", "fused<__half>", "to_integer", "convert"])
-def test_the_same_source_compiles_for_a_gpu(name):
-    assert one_kernel(SOURCE, name).resources(arch="sm_90").registers > 0
+@pytest.mark.parametrize("name", ["unary<__half>", "binary<__nv_bfloat16>", "fused<__half>"])
+def test_the_same_sources_compile_for_a_gpu(name):
+    assert Kernel(SOURCE, name).resources(arch="sm_90").registers > 0
