@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from labkernels.errors import LabKernelsError
+from labkernels.errors import ArgumentError, LabKernelsError
 
 app = typer.Typer(help="The LabKernels workbook: its book, its courses, its benchmarks.", no_args_is_help=True, add_completion=False)
 
@@ -72,6 +72,25 @@ def course(
     with complaints():
         names = make_course(folder, root.resolve(), labs)
     typer.echo(f"{folder}: {len(names)} assignments; next: cd {folder} && nbgrader generate_assignment {names[0]}")
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="operations by name; default: all")] = None,
+    record: Annotated[Path | None, typer.Option(help="write the figures of the book into this folder; needs a GPU", file_okay=False)] = None,
+) -> None:
+    """Time every variant of an operation beside its peers and the limit; without a GPU, show the recorded figures."""
+    from labkernels.lab import bench as benchmark
+    from labkernels.ops import ops as registry
+
+    with complaints():
+        if unknown := set(ops or ()) - set(registry):
+            raise ArgumentError(f"no operation is called {sorted(unknown)[0]!r}; there are {', '.join(registry)}")
+        if record is not None:
+            benchmark.record(record, ops or list(registry), say=typer.echo)
+            return
+        for name in ops or registry:
+            typer.echo(f"{benchmark.bench(name)}\n")
 
 
 @app.command()

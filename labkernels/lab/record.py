@@ -19,7 +19,7 @@ from labkernels.ops import Op, as_dtype, ops, product_of
 LONGEST_CALL_MS = 800.0  # what one call may be expected to take; longer ones are left out, and their rows say so
 
 
-def record(folder: str | Path, op_names: Sequence[str] = ("attention", "softmax", "sum"), budget_ms: float = 100.0, say: Callable = print) -> None:
+def record(folder: str | Path, op_names: Sequence[str] = tuple(ops), budget_ms: float = 100.0, say: Callable = print) -> None:
     """Measure the ceilings and every sweep of these operations, and write `folder`/ceilings.csv and one csv for each operation.
 
     Each file is written when its operation is done. `budget_ms` is the time spent on each row's samples. Prints tables at the end.
