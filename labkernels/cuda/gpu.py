@@ -51,11 +51,11 @@ class LoadedKernel:
                 self._max_threads = self._raw.max_threads_per_block
                 self._static_shared = self._raw.shared_size_bytes
                 self._registers = self._raw.num_regs
+                self._memory = _ArgumentMemory(tuple(p.size for p in cubin.signature), device_index)
         except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             raise _launch_error(name, "cannot be loaded", error) from error
         self._shared_limit = torch.cuda.get_device_properties(device_index).shared_memory_per_block_optin - self._static_shared
         self._shared_allowed = _WITHOUT_OPT_IN - self._static_shared
-        self._memory = _ArgumentMemory(tuple(p.size for p in cubin.signature), device_index)
 
     def launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: list[bytes], shared_mem: int) -> None:
         """Launch on torch's current stream, without waiting. Raises ArgumentError, LaunchError."""
@@ -90,7 +90,7 @@ class _ArgumentMemory(threading.local):
     """Where the driver reads a launch's arguments from: one place a thread, laid out once."""
 
     def __init__(self, sizes: tuple[int, ...], device_index: int):
-        _cupy().cuda.runtime.setDevice(device_index)  # gives a new thread the GPU's context
+        _cupy().cuda.runtime.setDevice(device_index)  # a thread that has not used this GPU yet gets its context
         offsets, end = [], 0
         for size in sizes:
             offsets.append(end)

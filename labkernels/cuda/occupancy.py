@@ -102,13 +102,11 @@ def occupancy(arch: str, threads_per_block: int, registers: int, shared_bytes: i
 
 
 def _blocks_by_registers(warps: int, registers: int) -> int:
-    registers_per_warp = _round_up(registers * WARP_SIZE, REGISTER_UNIT)
-    if registers_per_warp == 0:
-        return REGISTERS_PER_SM
-    # The hardware refuses a block whose warps, spread evenly over the partitions, would need more registers than there are.
-    if registers > MAX_REGISTERS_PER_THREAD or registers_per_warp * _round_up(warps, SM_PARTITIONS) > REGISTERS_PER_SM:
+    if registers > MAX_REGISTERS_PER_THREAD:
         return 0
-    return REGISTERS_PER_SM // SM_PARTITIONS // registers_per_warp * SM_PARTITIONS // warps
+    registers_per_warp = _round_up(max(registers, 1) * WARP_SIZE, REGISTER_UNIT)
+    warps_per_partition = REGISTERS_PER_SM // SM_PARTITIONS // registers_per_warp
+    return warps_per_partition * SM_PARTITIONS // warps
 
 
 def _blocks_by_shared_memory(limits: SMLimits, shared_bytes: int) -> int:

@@ -405,10 +405,7 @@ def test_after_a_crash_the_message_says_what_happened():
 
 
 @pytest.mark.gpu
-def test_errors_of_the_driver_name_the_kernel(monkeypatch):
-    scale = Kernel(SCALE, "scale")
-    scale(1, 64, gpu_args())
-    scale._loaded[0]._max_threads = 1024
+def test_errors_of_the_driver_name_the_kernel():
     too_much = Kernel('extern "C" __global__ void __launch_bounds__(32) f(int n) {}', "f")
     too_much(1, 32, (1,))
     too_much._loaded[0]._max_threads = 1024

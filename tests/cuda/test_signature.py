@@ -77,7 +77,7 @@ def test_parameter_names_are_found_in_the_source():
     template <class T, int N = 3>
     __global__ void __launch_bounds__(WARPS * (32), 2) f(const T* __restrict__ x, float* y, int n = g(1, 2),
                                                          Pair<int, 3> p, unsigned int, float w[]) {}
-    extern "C" __global__ __launch_bounds__(3) void empty() { h(3); }
+    extern "C" __global__ __launch_bounds__(threads(3), blocks(2)) void empty() { h(3); }
     static __global__ void other(unsigned
         n) {}
     """
