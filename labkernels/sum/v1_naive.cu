@@ -5,10 +5,9 @@
 //   Measured  data/measured/h200/sum.csv
 //   Wastes    Everything but the atomic unit. And the order of additions is whatever it happens to be: floating-point addition is
 //             not associative, so two runs differ in the last bits.
-#include "convert.cuh"
 
-template <class T>
-__global__ void sum_atomic(const T* x, float* total, long long n) {
+// Adds x[0] .. x[n-1] to *total. Launch with at least n threads.
+__global__ void sum_atomic(const float* x, float* total, long long n) {
     const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    if (i < n) atomicAdd(total, to_float(x[i]));
+    if (i < n) atomicAdd(total, x[i]);
 }

@@ -5,16 +5,14 @@
 //             8 barriers for 256 elements, and after the first step half of the threads idle, after the second three quarters.
 //   Measured  data/measured/h200/sum.csv
 //   Wastes    Barriers and shared memory where a warp could exchange registers; one element a thread keeps too few bytes in flight.
-#include "convert.cuh"
 
 constexpr int THREADS = 256;
 
 // Block b writes the sum of its 256 elements to partial[b]. Launch with ceil(n / 256) blocks of 256 threads.
-template <class T>
-__global__ void sum_tree(const T* x, float* partial, long long n) {
+__global__ void sum_tree(const float* x, float* partial, long long n) {
     __shared__ float value[THREADS];
     const long long i = blockIdx.x * (long long)THREADS + threadIdx.x;
-    value[threadIdx.x] = i < n ? to_float(x[i]) : 0.0f;
+    value[threadIdx.x] = i < n ? x[i] : 0.0f;
     __syncthreads();
 
     // Neighbouring threads stay busy and touch neighbouring words: no bank conflicts, and whole warps fall idle together.

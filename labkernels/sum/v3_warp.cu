@@ -10,10 +10,10 @@
 
 constexpr int LOADS = 4;  // of WIDTH elements each, in flight at once in every thread
 
-// Block b writes its share's sum to partial[b]. Any grid, any block of whole warps. The same grid gives the same bits every time.
-// x must lie on a multiple of WIDTH elements.
-template <class T, int WIDTH>
-__global__ void sum_warp(const T* x, float* partial, long long n) {
+// Block b writes the sum of its share of x[0], x[step], .. x[(n-1) * step] to partial[b]. Any grid, any block of whole warps; the same
+// grid gives the same bits every time. WIDTH is 4 where x lies on a multiple of 16 bytes and step is 1; else 1.
+template <int WIDTH>
+__global__ void sum_warp(const float* x, float* partial, long long n, long long step) {
     const long long first = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     const long long stride = (long long)gridDim.x * blockDim.x;
     const long long vectors = n / WIDTH;
@@ -23,7 +23,7 @@ __global__ void sum_warp(const T* x, float* partial, long long n) {
         float values[LOADS][WIDTH] = {};
 #pragma unroll
         for (int k = 0; k < LOADS; ++k) {
-            if (i + k * stride < vectors) load_vector(x + (i + k * stride) * WIDTH, values[k]);
+            if (i + k * stride < vectors) load_vector(x + (i + k * stride) * WIDTH * step, values[k]);
         }
 #pragma unroll
         for (int k = 0; k < LOADS; ++k) {
@@ -31,7 +31,7 @@ __global__ void sum_warp(const T* x, float* partial, long long n) {
             for (int j = 0; j < WIDTH; ++j) sum[j] += values[k][j];
         }
     }
-    for (long long i = vectors * WIDTH + first; i < n; i += stride) sum[0] += to_float(x[i]);  // the last n % WIDTH elements
+    for (long long i = vectors * WIDTH + first; i < n; i += stride) sum[0] += x[i * step];  // the last n % WIDTH elements
 
     float total = 0.0f;
 #pragma unroll
