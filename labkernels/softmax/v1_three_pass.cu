@@ -9,21 +9,21 @@
 #include "convert.cuh"
 #include "warp.cuh"
 
-// y = softmax of each row of x. x: (rows, cols), rows `x_stride` elements apart; y: (rows, cols), contiguous.
+// y = softmax of each row of x. x: (rows, cols), with any strides; y: (rows, cols), contiguous.
 template <class T>
-__global__ void softmax_three_pass(const T* x, T* y, int rows, int cols, long long x_stride) {
+__global__ void softmax_three_pass(const T* x, T* y, int rows, int cols, long long row_stride, long long col_stride) {
     const long long row = blockIdx.x * (blockDim.x / 32LL) + warp_id();
     if (row >= rows) return;
-    x += row * x_stride;
+    x += row * row_stride;
     y += row * cols;
 
     float max = -CUDART_INF_F;
-    for (int col = lane_id(); col < cols; col += 32) max = fmaxf(max, to_float(x[col]));
+    for (int col = lane_id(); col < cols; col += 32) max = fmaxf(max, to_float(x[col * col_stride]));
     max = warp_max(max);
 
     float sum = 0.0f;
-    for (int col = lane_id(); col < cols; col += 32) sum += __expf(to_float(x[col]) - max);
+    for (int col = lane_id(); col < cols; col += 32) sum += __expf(to_float(x[col * col_stride]) - max);
     sum = warp_sum(sum);
 
-    for (int col = lane_id(); col < cols; col += 32) y[col] = from_float<T>(__expf(to_float(x[col]) - max) / sum);
+    for (int col = lane_id(); col < cols; col += 32) y[col] = from_float<T>(__expf(to_float(x[col * col_stride]) - max) / sum);
 }

@@ -31,17 +31,17 @@ __device__ Pair warp_merge(Pair pair) {
     return pair;
 }
 
-// y = softmax of each row of x. x: (rows, cols), rows `x_stride` elements apart; y: (rows, cols), contiguous.
+// y = softmax of each row of x. x: (rows, cols), with any strides; y: (rows, cols), contiguous.
 template <class T>
-__global__ void softmax_online(const T* x, T* y, int rows, int cols, long long x_stride) {
+__global__ void softmax_online(const T* x, T* y, int rows, int cols, long long row_stride, long long col_stride) {
     const long long row = blockIdx.x * (blockDim.x / 32LL) + warp_id();
     if (row >= rows) return;
-    x += row * x_stride;
+    x += row * row_stride;
     y += row * cols;
 
     Pair pair = {-CUDART_INF_F, 0.0f};
-    for (int col = lane_id(); col < cols; col += 32) pair = merge(pair, {to_float(x[col]), 1.0f});
+    for (int col = lane_id(); col < cols; col += 32) pair = merge(pair, {to_float(x[col * col_stride]), 1.0f});
     pair = warp_merge(pair);
 
-    for (int col = lane_id(); col < cols; col += 32) y[col] = from_float<T>(__expf(to_float(x[col]) - pair.max) / pair.sum);
+    for (int col = lane_id(); col < cols; col += 32) y[col] = from_float<T>(__expf(to_float(x[col * col_stride]) - pair.max) / pair.sum);
 }

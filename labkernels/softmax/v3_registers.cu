@@ -9,15 +9,15 @@
 #include "block.cuh"
 #include "vector.cuh"
 
-// y = softmax of each row of x. x: (rows, cols), rows `x_stride` elements apart; y: (rows, cols), contiguous.
+// y = softmax of each row of x. x: (rows, cols), rows `row_stride` elements apart; y: (rows, cols), contiguous.
 // ROW_THREADS threads own a row (32: a warp; more: a whole block), and each holds VECTORS vectors of WIDTH elements of it.
 // cols must be a multiple of WIDTH, at most ROW_THREADS * VECTORS * WIDTH; rows must lie on a multiple of WIDTH elements.
 template <class T, int ROW_THREADS, int VECTORS, int WIDTH>
 __global__ void __launch_bounds__(ROW_THREADS < 128 ? 128 : ROW_THREADS)
-softmax_registers(const T* x, T* y, int rows, int cols, long long x_stride) {
+softmax_registers(const T* x, T* y, int rows, int cols, long long row_stride) {
     const long long row = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / ROW_THREADS;
     if (row >= rows) return;
-    x += row * x_stride;
+    x += row * row_stride;
     y += row * cols;
     const int first = threadIdx.x % ROW_THREADS * WIDTH;
 
@@ -57,8 +57,8 @@ softmax_registers(const T* x, T* y, int rows, int cols, long long x_stride) {
 
 // The same for rows too long for registers: one block a row, the maximum and the sum in one pass as in v2, then a second read.
 template <class T, int WIDTH>
-__global__ void softmax_streamed(const T* x, T* y, int rows, int cols, long long x_stride) {
-    x += blockIdx.x * x_stride;
+__global__ void softmax_streamed(const T* x, T* y, int rows, int cols, long long row_stride) {
+    x += blockIdx.x * row_stride;
     y += blockIdx.x * (long long)cols;
     const int first = threadIdx.x * WIDTH, step = blockDim.x * WIDTH;
 
