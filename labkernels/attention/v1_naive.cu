@@ -13,51 +13,51 @@
 // scores[z][i][j] = scale * q[z][i] . k[z / group][j], or -inf where query i must not see key j. All tensors are contiguous; z
 // counts batch * heads, and k and v have 1 / group of them. Launch with one thread a score: x is the key, y the query, z the head.
 template <class T>
-__global__ void attention_scores(const T* q, const T* k, float* scores, int seq, int seq_k, int head_dim, int group, bool causal,
+__global__ void attention_scores(const T* q, const T* k, float* scores, int seq_len, int kv_len, int head_dim, int group, bool causal,
                                  float scale) {
     const int key = blockIdx.x * blockDim.x + threadIdx.x;
     const int row = blockIdx.y * blockDim.y + threadIdx.y;
     const long long z = blockIdx.z;
-    if (row >= seq || key >= seq_k) return;
-    q += (z * seq + row) * head_dim;
-    k += (z / group * seq_k + key) * head_dim;
+    if (row >= seq_len || key >= kv_len) return;
+    q += (z * seq_len + row) * head_dim;
+    k += (z / group * kv_len + key) * head_dim;
 
     float score = 0.0f;
     for (int d = 0; d < head_dim; ++d) score += to_float(q[d]) * to_float(k[d]);
-    const bool visible = !causal || key <= row + seq_k - seq;
-    scores[(z * seq + row) * seq_k + key] = visible ? scale * score : -CUDART_INF_F;
+    const bool visible = !causal || key <= row + kv_len - seq_len;
+    scores[(z * seq_len + row) * kv_len + key] = visible ? scale * score : -CUDART_INF_F;
 }
 
 // Softmax of each row, in place, one warp a row. A row of nothing but -inf (a query that sees no key) becomes zeros.
-__global__ void attention_softmax(float* scores, long long rows, int seq_k) {
+__global__ void attention_softmax(float* scores, long long rows, int kv_len) {
     const long long row = blockIdx.x * (blockDim.x / 32LL) + warp_id();
     if (row >= rows) return;
-    scores += row * seq_k;
+    scores += row * kv_len;
 
     float max = -CUDART_INF_F;
-    for (int key = lane_id(); key < seq_k; key += 32) max = fmaxf(max, scores[key]);
+    for (int key = lane_id(); key < kv_len; key += 32) max = fmaxf(max, scores[key]);
     max = warp_max(max);
     if (max == -CUDART_INF_F) max = 0.0f;
 
     float sum = 0.0f;
-    for (int key = lane_id(); key < seq_k; key += 32) sum += __expf(scores[key] - max);
+    for (int key = lane_id(); key < kv_len; key += 32) sum += __expf(scores[key] - max);
     sum = warp_sum(sum);
 
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-    for (int key = lane_id(); key < seq_k; key += 32) scores[key] = __expf(scores[key] - max) * factor;
+    for (int key = lane_id(); key < kv_len; key += 32) scores[key] = __expf(scores[key] - max) * factor;
 }
 
 // out[z][i][d] = sum over keys of scores[z][i][key] * v[z / group][key][d]. One thread an element: x is d, y the query, z the head.
 template <class T>
-__global__ void attention_output(const float* scores, const T* v, T* out, int seq, int seq_k, int head_dim, int group) {
+__global__ void attention_output(const float* scores, const T* v, T* out, int seq_len, int kv_len, int head_dim, int group) {
     const int d = blockIdx.x * blockDim.x + threadIdx.x;
     const int row = blockIdx.y * blockDim.y + threadIdx.y;
     const long long z = blockIdx.z;
-    if (row >= seq || d >= head_dim) return;
-    scores += (z * seq + row) * seq_k;
-    v += z / group * seq_k * head_dim;
+    if (row >= seq_len || d >= head_dim) return;
+    scores += (z * seq_len + row) * kv_len;
+    v += z / group * kv_len * head_dim;
 
     float sum = 0.0f;
-    for (int key = 0; key < seq_k; ++key) sum += scores[key] * to_float(v[key * (long long)head_dim + d]);
-    out[(z * seq + row) * head_dim + d] = from_float<T>(sum);
+    for (int key = 0; key < kv_len; ++key) sum += scores[key] * to_float(v[key * (long long)head_dim + d]);
+    out[(z * seq_len + row) * head_dim + d] = from_float<T>(sum);
 }

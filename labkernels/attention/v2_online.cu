@@ -13,18 +13,18 @@
 #include "warp.cuh"
 
 // out = softmax(scale * q k^T) v. out: (batch, heads, seq, head_dim), contiguous; k and v have heads / group heads.
-// causal: query i sees the keys up to i + seq_k - seq; a query that sees none gets zeros.
-// Launch with a grid of (ceil(seq / warps), heads, batch). VALUES * 32 must be at least head_dim.
+// causal: query i sees the keys up to i + kv_len - seq_len; a query that sees none gets zeros.
+// Launch with a grid of (ceil(seq_len / warps), heads, batch). VALUES * 32 must be at least head_dim.
 template <class T, int VALUES>
 __global__ void attention_online(const T* q, const T* k, const T* v, T* out, Strides q_strides, Strides k_strides, Strides v_strides,
-                                 int seq, int seq_k, int head_dim, int group, bool causal, float scale) {
+                                 int seq_len, int kv_len, int head_dim, int group, bool causal, float scale) {
     const int row = blockIdx.x * (blockDim.x / 32) + warp_id();
     const int head = blockIdx.y, batch = blockIdx.z;
-    if (row >= seq) return;
+    if (row >= seq_len) return;
     q = head_matrix(q, q_strides, batch, head) + row * q_strides.seq;
     k = head_matrix(k, k_strides, batch, head / group);
     v = head_matrix(v, v_strides, batch, head / group);
-    out += ((batch * (long long)gridDim.y + head) * seq + row) * head_dim;
+    out += ((batch * (long long)gridDim.y + head) * seq_len + row) * head_dim;
 
     // Lane l holds the elements l, l + 32, l + 64 ... of the query and of the output.
     float query[VALUES], output[VALUES] = {};
@@ -35,7 +35,7 @@ __global__ void attention_online(const T* q, const T* k, const T* v, T* out, Str
     }
 
     float max = -CUDART_INF_F, sum = 0.0f;
-    const int keys = causal ? min(seq_k, row + seq_k - seq + 1) : seq_k;
+    const int keys = causal ? min(kv_len, row + kv_len - seq_len + 1) : kv_len;
     for (int key = 0; key < keys; ++key) {
         float score = 0.0f;
 #pragma unroll

@@ -103,12 +103,12 @@ __device__ void multiply(float (&sum)[ROWS][COLS], const float (*left)[LEFT_STRI
 }
 
 // out = softmax(scale * q k^T) v. out: (batch, heads, seq, head_dim), contiguous; k and v have heads / group heads.
-// causal: query i sees the keys up to i + seq_k - seq; a query that sees none gets zeros.
-// HEAD_DIM is head_dim or more, a multiple of 32. Launch BLOCK_Q * 2 threads, a grid of (ceil(seq / BLOCK_Q), heads, batch), and
+// causal: query i sees the keys up to i + kv_len - seq_len; a query that sees none gets zeros.
+// HEAD_DIM is head_dim or more, a multiple of 32. Launch BLOCK_Q * 2 threads, a grid of (ceil(seq_len / BLOCK_Q), heads, batch), and
 // sizeof(Shared<HEAD_DIM, BLOCK_Q, BLOCK_K>) bytes of shared memory.
 template <class T, int HEAD_DIM, int BLOCK_Q, int BLOCK_K, int WIDTH>
 __global__ void __launch_bounds__(BLOCK_Q * 2, 2)
-attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, Strides k_strides, Strides v_strides, int seq, int seq_k,
+attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, Strides k_strides, Strides v_strides, int seq_len, int kv_len,
                 int head_dim, int group, bool causal, float scale) {
     constexpr int THREADS = BLOCK_Q * 2;
     constexpr int SCORES = BLOCK_K / 16, OUTPUTS = HEAD_DIM / 16;  // columns of a thread's patches
@@ -123,17 +123,17 @@ attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, S
     q = head_matrix(q, q_strides, batch, head);
     k = head_matrix(k, k_strides, batch, head / group);
     v = head_matrix(v, v_strides, batch, head / group);
-    out += (batch * (long long)gridDim.y + head) * seq * head_dim;
+    out += (batch * (long long)gridDim.y + head) * seq_len * head_dim;
 
     {
         Piece<BLOCK_Q, HEAD_DIM, THREADS, WIDTH> piece;
-        piece.load(q, q_strides.seq, seq, head_dim, first_query, 0);
+        piece.load(q, q_strides.seq, seq_len, head_dim, first_query, 0);
         piece.store_transposed(shared.q, scale * LOG2_E);  // scores come out in units of log 2: exp2 is what the hardware has
     }
     Piece<BLOCK_K, DEPTH, THREADS, WIDTH> next_k;
     Piece<DEPTH, HEAD_DIM, THREADS, WIDTH> next_v;
     int slice = 0;
-    next_k.load(k, k_strides.seq, seq_k, head_dim, 0, 0);
+    next_k.load(k, k_strides.seq, kv_len, head_dim, 0, 0);
     next_k.store_transposed(shared.slice[0].k);
     __syncthreads();
 
@@ -141,14 +141,14 @@ attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, S
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) max[i] = -CUDART_INF_F, sum[i] = 0.0f;
 
-    const int shift = seq_k - seq;
-    const int keys_seen = causal ? min(seq_k, first_query + BLOCK_Q + shift) : seq_k;  // by any query of the block
+    const int shift = kv_len - seq_len;
+    const int keys_seen = causal ? min(kv_len, first_query + BLOCK_Q + shift) : kv_len;  // by any query of the block
     for (int first_key = 0; first_key < keys_seen; first_key += BLOCK_K) {
         float score[ROWS][SCORES] = {};
         for (int depth = 0; depth < head_dim; depth += DEPTH) {
             const bool last = depth + DEPTH >= head_dim;
-            if (last) next_v.load(v, v_strides.seq, seq_k, head_dim, first_key, 0);
-            else next_k.load(k, k_strides.seq, seq_k, head_dim, first_key, depth + DEPTH);
+            if (last) next_v.load(v, v_strides.seq, kv_len, head_dim, first_key, 0);
+            else next_k.load(k, k_strides.seq, kv_len, head_dim, first_key, depth + DEPTH);
             multiply(score, shared.q + depth, shared.slice[slice].k);
             slice ^= 1;
             if (last) next_v.store(shared.slice[slice].v);
@@ -157,10 +157,10 @@ attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, S
         }
 
         // Online softmax, a row at a time. The 16 threads of a row are in one warp, and so is all that reads their weights.
-        const bool masked = first_key + BLOCK_K > (causal ? min(seq_k, first_query + shift + 1) : seq_k);
+        const bool masked = first_key + BLOCK_K > (causal ? min(kv_len, first_query + shift + 1) : kv_len);
 #pragma unroll
         for (int i = 0; i < ROWS; ++i) {
-            const int visible = causal ? min(seq_k, first_query + ScorePatch::row(i) + shift + 1) : seq_k;
+            const int visible = causal ? min(kv_len, first_query + ScorePatch::row(i) + shift + 1) : kv_len;
             float new_max = max[i];
 #pragma unroll
             for (int j = 0; j < SCORES; ++j) {
@@ -195,8 +195,8 @@ attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, S
         const int keys = min(BLOCK_K, keys_seen - first_key);
         for (int key = 0; key < keys; key += DEPTH) {
             const bool last = key + DEPTH >= keys;
-            if (last) next_k.load(k, k_strides.seq, seq_k, head_dim, first_key + BLOCK_K, 0);
-            else next_v.load(v, v_strides.seq, seq_k, head_dim, first_key + key + DEPTH, 0);
+            if (last) next_k.load(k, k_strides.seq, kv_len, head_dim, first_key + BLOCK_K, 0);
+            else next_v.load(v, v_strides.seq, kv_len, head_dim, first_key + key + DEPTH, 0);
             multiply(output, shared.weight + key, shared.slice[slice].v);
             slice ^= 1;
             if (last) next_k.store_transposed(shared.slice[slice].k);
@@ -211,7 +211,7 @@ attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, S
         for (int distance = 16; distance > 1; distance /= 2) sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], distance);
         const float factor = sum[i] == 0.0f ? 0.0f : 1.0f / sum[i];
         const int row = first_query + OutputPatch::row(i);
-        if (row >= seq) continue;
+        if (row >= seq_len) continue;
 #pragma unroll
         for (int j = 0; j < OUTPUTS; j += OutputPatch::VECTOR) {
             const int col = OutputPatch::col(j);

@@ -1,0 +1,117 @@
+"""How each version of `attention` is launched, and on what it can run.
+
+Each takes q (batch, heads, seq_len, head_dim), k and v (batch, kv_heads, kv_len, head_dim), all float32 or all bfloat16, and returns a new
+contiguous tensor of q's shape and dtype. `causal` is aligned bottom right; a query that may see no key gets zeros. `scale` is
+1 / sqrt(head_dim) unless given.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, strides, vector_width
+from labkernels.ops import Variant
+
+FOLDER = Path(__file__).parent
+ONLINE_WARPS = 8  # queries a block in v2
+BLOCK_Q = 64  # queries a block in v3
+
+
+def v1_naive(q, k, v, causal=False, scale=None) -> torch.Tensor:
+    from labkernels.attention import v1_naive
+
+    return v1_naive.attention(q, k, v, causal, _scale(q, scale))
+
+
+def v1_naive_cuda(q, k, v, causal=False, scale=None) -> torch.Tensor:
+    batch, heads, seq_len, head_dim, kv_heads, kv_len = _sizes(q, k)
+    file, group = FOLDER / "v1_naive.cu", heads // kv_heads
+    scores = torch.empty((batch, heads, seq_len, kv_len), dtype=torch.float32, device=q.device)
+    out = torch.empty_like(q)
+
+    grid = (ceil_div(kv_len, 32), ceil_div(seq_len, 8), batch * heads)
+    sizes = (seq_len, kv_len, head_dim, group)
+    kernel(file, "attention_scores", q.dtype)(grid, (32, 8), (q, k, scores, *sizes, causal, _scale(q, scale)))
+    rows = batch * heads * seq_len
+    kernel(file, "attention_softmax")(ceil_div(rows, 8), 256, (scores, rows, kv_len))
+    grid = (ceil_div(head_dim, 32), ceil_div(seq_len, 8), batch * heads)
+    kernel(file, "attention_output", q.dtype)(grid, (32, 8), (scores, v, out, *sizes))
+    return out
+
+
+def v2_online(q, k, v, causal=False, scale=None) -> torch.Tensor:
+    batch, heads, seq_len, head_dim, _, _ = _sizes(q, k)
+    online = kernel(FOLDER / "v2_online.cu", "attention_online", q.dtype, ceil_div(head_dim, 32))
+    return _launch(online, (ceil_div(seq_len, ONLINE_WARPS), heads, batch), 32 * ONLINE_WARPS, 0, q, k, v, causal, scale)
+
+
+def v3_tiled(q, k, v, causal=False, scale=None) -> torch.Tensor:
+    batch, heads, seq_len, head_dim, _, kv_len = _sizes(q, k)
+    padded = 32 * ceil_div(head_dim, 32)
+    block_k = 32 if kv_len <= 32 or _tile_bytes(padded, 128) > _shared_memory_limit(q.device) else 128
+    tiled = kernel(FOLDER / "v3_tiled.cu", "attention_tiled", q.dtype, padded, BLOCK_Q, block_k, vector_width(4, q, k, v))
+    grid = (ceil_div(seq_len, BLOCK_Q), heads, batch)
+    return _launch(tiled, grid, 2 * BLOCK_Q, _tile_bytes(padded, block_k), q, k, v, causal, scale)
+
+
+def _launch(attention, grid, block, shared_mem, q, k, v, causal, scale) -> torch.Tensor:
+    _, heads, seq_len, head_dim, kv_heads, kv_len = _sizes(q, k)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    sizes = (seq_len, kv_len, head_dim, heads // kv_heads)
+    attention(grid, block, (q, k, v, out, strides(q), strides(k), strides(v), *sizes, causal, _scale(q, scale)), shared_mem)
+    return out
+
+
+def _sizes(q, k) -> tuple[int, int, int, int, int, int]:
+    """(batch, heads, seq_len, head_dim, kv_heads, kv_len)"""
+    return *q.shape, k.shape[1], k.shape[2]
+
+
+def _scale(q, scale: float | None) -> float:
+    return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+
+
+def _tile_bytes(head_dim: int, block_k: int) -> int:
+    """sizeof(Shared<head_dim, BLOCK_Q, block_k>) in v3_tiled.cu."""
+    depth = 16
+    return 4 * ((head_dim + block_k) * (BLOCK_Q + 4) + 2 * depth * max(block_k + 4, head_dim))
+
+
+def _shared_memory_limit(device: torch.device) -> int:
+    """Bytes of shared memory that one block may use; the emulator has no limit of its own and is given an H200's."""
+    if device.type == "cpu":
+        return 227 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _contiguous(q, k, v, causal=False, scale=None) -> str | None:
+    strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if not tensor.is_contiguous()]
+    return f"takes contiguous tensors, {strided[0]} is not" if strided else None
+
+
+def _rows(max_head_dim: int):
+    def accepts(q, k, v, causal=False, scale=None) -> str | None:
+        if q.shape[3] > max_head_dim:
+            return f"takes a head_dim of at most {max_head_dim}"
+        strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if tensor.stride(3) != 1 and tensor.shape[3] > 1]
+        return f"takes rows whose elements are neighbours in memory, {strided[0]}'s are not" if strided else None
+
+    return accepts
+
+
+def _numba(q, k, v, causal=False, scale=None) -> str | None:
+    return numba_refusal(q, steps=2 * q.numel() * k.shape[2])
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("v1_naive", v1_naive, "Numba CUDA: three kernels, the N x N matrix in memory", FOLDER / "v1_naive.py", _numba),
+        Variant("v1_naive_cuda", v1_naive_cuda, "CUDA C++: three kernels, the N x N matrix in memory", FOLDER / "v1_naive.cu", _contiguous),
+        Variant("v2_online", v2_online, "one warp a query, online softmax: no matrix, O(N) memory", FOLDER / "v2_online.cu", _rows(256)),
+        Variant("v3_tiled", v3_tiled, "flash attention: K and V once for 64 queries, 8 x 8 scores a thread", FOLDER / "v3_tiled.cu", _rows(128)),
+    )
+}
