@@ -222,13 +222,14 @@ def test_fused_multiply_add_is_rounded_once(ctype, device):
 
 
 def test_fused_multiply_add_keeps_what_a_double_loses(device):
-    """2^13 + 2^-46: float64 holds 53 bits, the sum has 60, and its tie is broken by the last one."""
-    a = torch.tensor([2.0**-23, 2.0**-23, math.nan, math.inf, 60000.0], dtype=torch.float16)
-    b = torch.tensor([2.0**-23, -(2.0**-23), 1.0, 0.0, 60000.0], dtype=torch.float16)
-    c = torch.tensor([2048.0, 2048.0, 1.0, 1.0, 1.0], dtype=torch.float16)
-    y = torch.full((5, 5), 7.0, dtype=torch.float16, device=device)
-    launch("fused<__half>", device, 5, a, b, c, y)
-    assert y[0].tolist()[:2] == [2048.0, 2048.0] and y[0, 2:4].isnan().all() and y[0, 4] == math.inf
+    """1.5 * (1 + 2^-7) lies halfway between two bfloat16s; 2^-80, too small for one double with it, says which way."""
+    dtype = torch.bfloat16
+    a = torch.tensor([1.5, 1.5, math.nan, math.inf, 3e38], dtype=dtype)
+    b = torch.tensor([1 + 2.0**-7, 1 + 2.0**-7, 1.0, 0.0, 3e38], dtype=dtype)
+    c = torch.tensor([-(2.0**-80), 2.0**-80, 1.0, 1.0, 1.0], dtype=dtype)
+    y = torch.full((5, 5), 7.0, dtype=dtype, device=device)
+    launch("fused<__nv_bfloat16>", device, 5, a, b, c, y)
+    assert y[0].tolist()[:2] == [1.5 + 2.0**-7, 1.5 + 2.0**-6] and y[0, 2:4].isnan().all() and y[0, 4] == math.inf
     assert y[3].tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]                      # saturation makes NaN zero
 
 

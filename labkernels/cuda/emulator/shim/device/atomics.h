@@ -4,7 +4,8 @@
 #include "bits.h"
 
 #define LK_ATOMIC inline __attribute__((noinline, no_sanitize("thread")))
-#define LK_ON_ATOMIC(address) lk::on_atomic(const_cast<void*>(static_cast<const volatile void*>(address)), sizeof *(address), __builtin_return_address(0))
+#define LK_ON_ATOMIC(address) \
+    lk::on_atomic(const_cast<void*>(static_cast<const volatile void*>(address)), sizeof *(address), __builtin_return_address(0))
 
 namespace lk {
 
@@ -73,7 +74,8 @@ LK_UPDATE(__half2, atomicAdd, __hadd2(old, value))
 LK_UPDATE(__nv_bfloat162, atomicAdd, __hadd2(old, value))
 #define LK_ADD_ELEMENT(e) old.e = lk::atomic_update(&address->e, [=](float element) { return element + value.e; })
 LK_ATOMIC_FUNCTION(float2, atomicAdd, float2 old; LK_ADD_ELEMENT(x); LK_ADD_ELEMENT(y); return old, float2 value)
-LK_ATOMIC_FUNCTION(float4, atomicAdd, float4 old; LK_ADD_ELEMENT(x); LK_ADD_ELEMENT(y); LK_ADD_ELEMENT(z); LK_ADD_ELEMENT(w); return old, float4 value)
+LK_ATOMIC_FUNCTION(float4, atomicAdd,
+                   float4 old; LK_ADD_ELEMENT(x); LK_ADD_ELEMENT(y); LK_ADD_ELEMENT(z); LK_ADD_ELEMENT(w); return old, float4 value)
 
 #undef LK_ADD_ELEMENT
 #undef LK_INTEGER_ATOMICS

@@ -33,23 +33,27 @@ template <Round round, class F, class Operation> inline F rounded(Operation oper
 
 }  // namespace lk
 
+#define LK_ROUNDED(mode, Float, expression, ...) \
+    { return lk::rounded<lk::Round::mode>([](Float a, Float b, Float c) { (void)b, (void)c; return static_cast<Float>(expression); }, __VA_ARGS__); }
+
 #define LK_ARITHMETIC(suffix, mode, letter, Float, ...) \
-    LK_DEVICE Float __##letter##add_##suffix(Float x, Float y) { return lk::rounded<lk::Round::mode>([](Float a, Float b, Float) { return a + b; }, x, y); } \
-    LK_DEVICE Float __##letter##sub_##suffix(Float x, Float y) { return lk::rounded<lk::Round::mode>([](Float a, Float b, Float) { return a - b; }, x, y); } \
-    LK_DEVICE Float __##letter##mul_##suffix(Float x, Float y) { return lk::rounded<lk::Round::mode>([](Float a, Float b, Float) { return a * b; }, x, y); } \
-    LK_DEVICE Float __##letter##div_##suffix(Float x, Float y) { return lk::rounded<lk::Round::mode>([](Float a, Float b, Float) { return a / b; }, x, y); } \
-    LK_DEVICE Float __##letter##rcp_##suffix(Float x) { return lk::rounded<lk::Round::mode>([](Float a, Float, Float) { return 1 / a; }, x); } \
-    LK_DEVICE Float __##letter##sqrt_##suffix(Float x) { return lk::rounded<lk::Round::mode>([](Float a, Float, Float) { return std::sqrt(a); }, x); }
+    LK_DEVICE Float __##letter##add_##suffix(Float x, Float y) LK_ROUNDED(mode, Float, a + b, x, y) \
+    LK_DEVICE Float __##letter##sub_##suffix(Float x, Float y) LK_ROUNDED(mode, Float, a - b, x, y) \
+    LK_DEVICE Float __##letter##mul_##suffix(Float x, Float y) LK_ROUNDED(mode, Float, a * b, x, y) \
+    LK_DEVICE Float __##letter##div_##suffix(Float x, Float y) LK_ROUNDED(mode, Float, a / b, x, y) \
+    LK_DEVICE Float __##letter##rcp_##suffix(Float x) LK_ROUNDED(mode, Float, 1 / a, x) \
+    LK_DEVICE Float __##letter##sqrt_##suffix(Float x) LK_ROUNDED(mode, Float, std::sqrt(a), x)
 LK_EACH_ROUND(LK_ARITHMETIC, f, float)
 LK_EACH_ROUND(LK_ARITHMETIC, d, double)
 #undef LK_ARITHMETIC
 
 #define LK_FMA(suffix, mode, ...) \
-    LK_DEVICE float __fmaf_##suffix(float x, float y, float z) { return lk::rounded<lk::Round::mode>([](float a, float b, float c) { return std::fma(a, b, c); }, x, y, z); } \
-    LK_DEVICE float __fmaf_ieee_##suffix(float x, float y, float z) { return __fmaf_##suffix(x, y, z); } \
-    LK_DEVICE double __fma_##suffix(double x, double y, double z) { return lk::rounded<lk::Round::mode>([](double a, double b, double c) { return std::fma(a, b, c); }, x, y, z); }
+    LK_DEVICE float __fmaf_##suffix(float x, float y, float z) LK_ROUNDED(mode, float, std::fma(a, b, c), x, y, z) \
+    LK_DEVICE float __fmaf_ieee_##suffix(float x, float y, float z) LK_ROUNDED(mode, float, std::fma(a, b, c), x, y, z) \
+    LK_DEVICE double __fma_##suffix(double x, double y, double z) LK_ROUNDED(mode, double, std::fma(a, b, c), x, y, z)
 LK_EACH_ROUND(LK_FMA, ~)
 #undef LK_FMA
+#undef LK_ROUNDED
 #undef LK_EACH_ROUND
 
 LK_DEVICE float __frsqrt_rn(float x) { return static_cast<float>(1 / std::sqrt(static_cast<double>(x))); }

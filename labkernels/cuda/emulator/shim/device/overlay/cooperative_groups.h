@@ -23,7 +23,9 @@ public:
     LK_DEVICE int any(int predicate) const { return lk::vote(mask_, predicate != 0, "any of a group").result != 0; }
     LK_DEVICE int all(int predicate) const { return lk::vote(mask_, predicate == 0, "all of a group").result == 0; }
     LK_DEVICE unsigned ballot(int predicate) const { return to_ranks(lk::vote(mask_, predicate != 0, "ballot of a group").result); }
-    template <class T> LK_DEVICE unsigned match_any(T value) const { return to_ranks(lk::match(mask_, value, "match_any of a group").result); }
+    template <class T> LK_DEVICE unsigned match_any(T value) const {
+        return to_ranks(lk::match(mask_, value, "match_any of a group").result);
+    }
     template <class T> LK_DEVICE unsigned match_all(T value, int& equal) const {
         const auto match = lk::match(mask_, value, "match_all of a group");
         equal = match.result == match.members;
@@ -66,7 +68,9 @@ LK_DEVICE thread_block this_thread_block() { return thread_block(); }
 class coalesced_group : public details::lanes {
 public:
     explicit LK_DEVICE coalesced_group(unsigned lk_mask) : lanes(lk_mask) {}
-    template <class T> LK_DEVICE T shfl(T value, int source_rank) const { return from_lane(value, lane_of(static_cast<unsigned>(source_rank)), "coalesced_group::shfl"); }
+    template <class T> LK_DEVICE T shfl(T value, int source_rank) const {
+        return from_lane(value, lane_of(static_cast<unsigned>(source_rank)), "coalesced_group::shfl");
+    }
     template <class T> LK_DEVICE T shfl_up(T value, unsigned delta) const {
         const unsigned rank = thread_rank();
         return from_lane(value, lane_of(rank >= delta ? rank - delta : rank), "coalesced_group::shfl_up");
@@ -102,10 +106,18 @@ public:
     LK_DEVICE unsigned meta_group_rank() const { return rank_; }
     LK_DEVICE unsigned meta_group_size() const { return groups_; }
 
-    template <class T> LK_DEVICE T shfl(T value, int source) const { return exchange(lk::Shuffle::index, value, static_cast<unsigned>(source), "thread_block_tile::shfl"); }
-    template <class T> LK_DEVICE T shfl_up(T value, unsigned delta) const { return exchange(lk::Shuffle::up, value, delta, "thread_block_tile::shfl_up"); }
-    template <class T> LK_DEVICE T shfl_down(T value, unsigned delta) const { return exchange(lk::Shuffle::down, value, delta, "thread_block_tile::shfl_down"); }
-    template <class T> LK_DEVICE T shfl_xor(T value, unsigned lanes) const { return exchange(lk::Shuffle::exclusive_or, value, lanes, "thread_block_tile::shfl_xor"); }
+    template <class T> LK_DEVICE T shfl(T value, int source) const {
+        return exchange(lk::Shuffle::index, value, static_cast<unsigned>(source), "thread_block_tile::shfl");
+    }
+    template <class T> LK_DEVICE T shfl_up(T value, unsigned delta) const {
+        return exchange(lk::Shuffle::up, value, delta, "thread_block_tile::shfl_up");
+    }
+    template <class T> LK_DEVICE T shfl_down(T value, unsigned delta) const {
+        return exchange(lk::Shuffle::down, value, delta, "thread_block_tile::shfl_down");
+    }
+    template <class T> LK_DEVICE T shfl_xor(T value, unsigned lanes) const {
+        return exchange(lk::Shuffle::exclusive_or, value, lanes, "thread_block_tile::shfl_xor");
+    }
 
 private:
     template <class T> LK_DEVICE T exchange(lk::Shuffle kind, T value, unsigned argument, const char* what) const {
@@ -150,7 +162,9 @@ LK_DEVICE thread_group tiled_partition(const thread_group& parent, unsigned size
 template <class Label> LK_DEVICE coalesced_group labeled_partition(const details::lanes& group, Label label) {
     return coalesced_group(lk::match(group.lk_mask(), label, "labeled_partition").result);
 }
-LK_DEVICE coalesced_group binary_partition(const details::lanes& group, bool predicate) { return labeled_partition(group, static_cast<int>(predicate)); }
+LK_DEVICE coalesced_group binary_partition(const details::lanes& group, bool predicate) {
+    return labeled_partition(group, static_cast<int>(predicate));
+}
 
 class grid_group {
 public:
@@ -159,14 +173,18 @@ public:
     static LK_DEVICE dim3 block_index() { return blockIdx; }
     static LK_DEVICE dim3 dim_blocks() { return gridDim; }
     static LK_DEVICE unsigned long long num_blocks() { return static_cast<unsigned long long>(gridDim.x) * gridDim.y * gridDim.z; }
-    static LK_DEVICE unsigned long long block_rank() { return (static_cast<unsigned long long>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x; }
+    static LK_DEVICE unsigned long long block_rank() {
+        return (static_cast<unsigned long long>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    }
     static LK_DEVICE unsigned long long size() { return num_blocks() * details::block_size(); }
     static LK_DEVICE unsigned long long num_threads() { return size(); }
     static LK_DEVICE unsigned long long thread_rank() { return block_rank() * details::block_size() + details::block_rank(); }
 };
 LK_DEVICE grid_group this_grid() { return grid_group(); }
 
-template <class T = void> void this_cluster() { static_assert(!sizeof(T*), "labkernels emulator: thread block clusters are not supported"); }
+template <class T = void> void this_cluster() {
+    static_assert(!sizeof(T*), "labkernels emulator: thread block clusters are not supported");
+}
 
 template <class Group> LK_DEVICE void sync(const Group& group) { group.sync(); }
 template <class Group> LK_DEVICE auto thread_rank(const Group& group) { return group.thread_rank(); }
