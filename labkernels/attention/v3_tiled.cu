@@ -108,8 +108,8 @@ __device__ void multiply(float (&sum)[ROWS][COLS], const float (*left)[LEFT_STRI
 // sizeof(Shared<HEAD_DIM, BLOCK_Q, BLOCK_K>) bytes of shared memory.
 template <class T, int HEAD_DIM, int BLOCK_Q, int BLOCK_K, int WIDTH>
 __global__ void __launch_bounds__(BLOCK_Q * 2, 2)
-attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, Strides k_strides, Strides v_strides, int seq_len, int kv_len,
-                int head_dim, int group, bool causal, float scale) {
+attention_tiled(const T* q, const T* k, const T* v, T* out, Strides q_strides, Strides k_strides, Strides v_strides, int seq_len,
+                int kv_len, int head_dim, int group, bool causal, float scale) {
     constexpr int THREADS = BLOCK_Q * 2;
     constexpr int SCORES = BLOCK_K / 16, OUTPUTS = HEAD_DIM / 16;  // columns of a thread's patches
     using ScorePatch = Patch<SCORES>;

@@ -112,6 +112,6 @@ VARIANTS = {
         Variant("v1_naive", v1_naive, "Numba CUDA: three kernels, the N x N matrix in memory", FOLDER / "v1_naive.py", _numba),
         Variant("v1_naive_cuda", v1_naive_cuda, "CUDA C++: three kernels, the N x N matrix in memory", FOLDER / "v1_naive.cu", _contiguous),
         Variant("v2_online", v2_online, "one warp a query, online softmax: no matrix, O(N) memory", FOLDER / "v2_online.cu", _rows(256)),
-        Variant("v3_tiled", v3_tiled, "flash attention: K and V once for 64 queries, 8 x 8 scores a thread", FOLDER / "v3_tiled.cu", _rows(128)),
+        Variant("v3_tiled", v3_tiled, "flash attention in shared memory: K and V once for 64 queries", FOLDER / "v3_tiled.cu", _rows(128)),
     )
 }
