@@ -20,6 +20,12 @@ from labkernels.errors import ArgumentError, CompileError, ToolchainError
 
 DEFAULT_ARCH = "sm_90a"
 
+# Macros of <math.h> that nvcc and the emulator know without being asked, and NVRTC does not.
+_MACROS = """\
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+"""
+
 # A function template that takes a kernel's type and its parameters' sizes: the compiler's mangled name for it says both.
 _SIGNATURE = """\
 template <unsigned... bytes> struct lk_sizes {};
@@ -52,7 +58,7 @@ def compile_kernel(source: Source, name: str, arch: str = DEFAULT_ARCH) -> Cubin
     arch = full_arch(arch)
     headers = cuda_include_dirs()
     compiler = [nvrtc_version(), _headers_version(headers)]
-    key = cache.key("nvrtc", source, name=name, arch=arch, compiler=compiler, options=_options(), signature=_SIGNATURE)
+    key = cache.key("nvrtc", source, name=name, arch=arch, compiler=compiler, options=_options(), prelude=_SIGNATURE + _MACROS)
     folder = cache.build(key, lambda folder: _compile_into(folder, source, name, arch, headers))
     facts = json.loads((folder / "kernel.json").read_text())
     names = source.kernels().get(base_name(name))
@@ -147,7 +153,7 @@ def _run_nvrtc(source: Source, arch: str, headers: tuple[str, ...], names: tuple
     defines = "".join(f"#define {key} {value}\n" for key, value in source.defines)  # not -D, which would reach _SIGNATURE's names too
     log = io.StringIO()
     try:
-        program = Program(_SIGNATURE + defines + source.with_line_directive(), "c++", options)
+        program = Program(_SIGNATURE + _MACROS + defines + source.with_line_directive(), "c++", options)
         code = program.compile("cubin", name_expressions=names, logs=log)
     except Exception as error:
         if "NVRTC_ERROR" not in str(error):

@@ -224,3 +224,13 @@ k.cu(5): note #3453-D: the final comparison was 4 == 8
 def test_a_log_that_nobody_can_read_is_shown_whole():
     error = diagnostics.compile_error("f", SOURCE, parse_gcc("the disk is full"), "the disk is full")
     assert "f does not compile" in str(error) and "the disk is full" in str(error)
+
+
+def test_infinity_and_nan_are_known_as_to_nvcc_and_the_emulator():
+    text = """
+    #include <math_constants.h>
+    #include <cuda/std/cmath>
+    static_assert(sizeof(INFINITY) == 4 && sizeof(NAN) == 4);
+    extern "C" __global__ void masks(float* y, bool seen) { y[0] = seen ? cuda::std::fabs(y[0]) : -INFINITY; y[1] = NAN; y[2] = -CUDART_INF_F; }
+    """
+    assert compile_kernel(Source.from_text(text), "masks").symbol == "masks"
