@@ -21,15 +21,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    outcomes = {
-        outcome: sum(("gpu", True) in report.user_properties for report in terminalreporter.getreports(outcome))
-        for outcome in ("passed", "failed", "skipped")
-    }
-    if not any(outcomes.values()):
-        return
-    terminalreporter.section("GPU")
+    gpu = {outcome: [report for report in terminalreporter.getreports(outcome) if ("gpu", True) in report.user_properties]
+           for outcome in ("passed", "failed", "error", "skipped")}
+    terminalreporter.section("not run, and on a GPU")
+    for report in terminalreporter.getreports("skipped"):
+        if report not in gpu["skipped"]:
+            terminalreporter.line(f"skipped {report.nodeid}: {report.longrepr[2]}")
     if torch.cuda.is_available():
-        ran = f"{outcomes['passed']} passed, {outcomes['failed']} failed on {torch.cuda.get_device_name()}"
-        terminalreporter.line(f"gpu tests: {ran}")
+        wrong = len(gpu["failed"]) + len(gpu["error"])
+        terminalreporter.line(f"gpu tests: {len(gpu['passed'])} passed, {wrong} failed on {torch.cuda.get_device_name()}")
     else:
-        terminalreporter.line(f"gpu tests: {outcomes['skipped']} not run, no NVIDIA GPU here (make gpu-test runs them)")
+        terminalreporter.line(f"gpu tests: {len(gpu['skipped'])} not run, no NVIDIA GPU here (make gpu-test runs them)")

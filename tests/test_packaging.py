@@ -43,7 +43,9 @@ def undeclared(folder: Path, declared: list[Requirement]) -> dict[str, str]:
     sources = [file for file in sorted(folder.rglob("*.py")) if "\n# %%" not in file.read_text(encoding="utf-8")]   # no labs
     for file in sources:
         for name in imported_packages(file):
-            provided_by = {canonicalize_name(each) for each in distributions.get(name, [name])}
+            provided_by = {canonicalize_name(each) for each in distributions.get(name, [])}
+            if not provided_by:                              # not installed here: cupy, for one, comes as cupy-cuda13x
+                provided_by = {each for each in known if each == name or each.startswith(f"{name}-")}
             if not provided_by & known:
                 missing.setdefault(name, str(file.relative_to(ROOT)))
     return missing
