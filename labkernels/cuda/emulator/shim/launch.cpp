@@ -48,6 +48,7 @@ void work(Launch& launch) {
         run_block(worker, block);
     }
     lk_block = nullptr;
+    if (worker.sanitizer) worker.sanitizer->end_launch();
     for (Thread& thread : worker.threads)
         if (thread.stack) worker.stacks.push_back(thread.stack);
     return_stacks(worker);

@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::size_t kMostFindings = 64;
 constexpr unsigned kMostAbandonedBlocks = 8;
+constexpr std::size_t kMostSuspicions = 4096;
 constexpr std::uint32_t kNobody = ~0u;
 
 std::uint8_t byte_mask(std::uintptr_t address, unsigned bytes, std::uintptr_t cell) {
@@ -23,6 +24,22 @@ std::uint8_t byte_mask(std::uintptr_t address, unsigned bytes, std::uintptr_t ce
 }
 
 void set_bit(Finding* finding, unsigned thread) { finding->threads[thread / 32] |= 1u << (thread % 32); }
+
+std::uint64_t finding_key(FindingKind kind, const void* pc, const void* other_pc) {
+    return reinterpret_cast<std::uint64_t>(pc) * 0x9E3779B97F4A7C15ull ^
+           reinterpret_cast<std::uint64_t>(other_pc) * 0xC2B2AE3D27D4EB4Full ^ (std::uint64_t(kind) << 60);
+}
+
+void begin_finding(Finding& finding, const Worker& worker, const Thread* thread, FindingKind kind, void* pc, void* other_pc) {
+    finding.kind = kind;
+    finding.block[0] = worker.block_idx.x;
+    finding.block[1] = worker.block_idx.y;
+    finding.block[2] = worker.block_idx.z;
+    finding.thread = thread ? thread->index : kNobody;
+    finding.other_thread = kNobody;
+    finding.pc = reinterpret_cast<std::uint64_t>(pc);
+    finding.other_pc = reinterpret_cast<std::uint64_t>(other_pc);
+}
 
 bool is_shared(std::uint32_t kind) { return kind == kStaticShared || kind == kDynamicShared; }
 
@@ -160,6 +177,9 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
         }
         if (conflicts(cell.write, mask, thread, atomic, shared))
             race(worker, thread, index, address, bytes, kind, cell.write, cell.write.atomic ? kAtomic : kWrite, pc);
+        if (kind == kAtomic)                    // its own plain read before was the first guess of a compare-and-swap loop
+            for (Access& read : cell.reads)
+                if (read.stamp == stamp_ && read.thread == thread.index) read.atomic = true;
         if (writes) {
             for (const Access& read : cell.reads)
                 if (conflicts(read, mask, thread, atomic, shared))
@@ -181,7 +201,23 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
 void Sanitizer::race(Worker& worker, Thread& thread, int region, std::uintptr_t address, unsigned bytes, AccessKind kind,
                      const Access& earlier, AccessKind earlier_kind, void* pc) {
     void* other_pc = reinterpret_cast<void*>(launch_.kernel_text.low + earlier.pc);
-    Finding* finding = report(worker, &thread, kRace, pc, other_pc);
+    // A plain read of what others update atomically is a race, unless it only is the first guess of a compare-and-swap loop: the
+    // reader's own atomic at that address, if one comes, clears it of suspicion.
+    Suspicion suspicion{};
+    Finding* finding = nullptr;
+    const bool suspected = (kind == kRead && earlier_kind == kAtomic) || (kind == kAtomic && earlier_kind == kRead);
+    if (suspected) {
+        const std::uint64_t key = finding_key(kRace, pc, other_pc);
+        if (seen_.count(key) || suspicions_.size() >= kMostSuspicions) return;
+        suspicion.stamp = kind == kRead ? stamp_ : earlier.stamp;
+        suspicion.thread = kind == kRead ? thread.index : earlier.thread;
+        suspicion.address = address;
+        suspicion.key = key;
+        finding = &suspicion.finding;
+        begin_finding(*finding, worker, &thread, kRace, pc, other_pc);
+    } else {
+        finding = report(worker, &thread, kRace, pc, other_pc);
+    }
     if (!finding) return;
     finding->access = kind;
     finding->other_access = earlier_kind;
@@ -195,6 +231,7 @@ void Sanitizer::race(Worker& worker, Thread& thread, int region, std::uintptr_t 
     finding->bytes = bytes;
     finding->region = region;
     finding->offset = static_cast<std::int64_t>(address - regions_[region].low);
+    if (suspected) suspicions_.push_back(suspicion);
 }
 
 void Sanitizer::misaligned(Worker& worker, Thread& thread, std::uintptr_t address, unsigned alignment, AccessKind kind,
@@ -226,7 +263,17 @@ void Sanitizer::atomic(Worker& worker, Thread& thread, void* address, unsigned b
     access(worker, thread, where, bytes, kAtomic, false, bytes <= 8, pc);
     worker.busy = true;
     acquire_release(thread, where);
+    suspicions_.erase(std::remove_if(suspicions_.begin(), suspicions_.end(), [&](const Suspicion& suspicion) {
+        return suspicion.stamp == stamp_ && suspicion.thread == thread.index && suspicion.address == where;
+    }), suspicions_.end());
     worker.busy = false;
+}
+
+// What is still suspected when all is done is a race.
+void Sanitizer::end_launch() {
+    for (const Suspicion& suspicion : suspicions_)
+        if (is_news(suspicion.key)) findings.push_back(suspicion.finding);
+    suspicions_.clear();
 }
 
 // ---- synchronisation ------------------------------------------------------------------------------------------------
@@ -415,22 +462,14 @@ void Sanitizer::crash(Worker& worker, Thread& thread, const std::string& text, v
 
 // ---- findings -------------------------------------------------------------------------------------------------------
 
+bool Sanitizer::is_news(std::uint64_t key) { return findings.size() < kMostFindings && seen_.insert(key).second; }
+
 // A new finding to be filled in, or null where the same one (kind and places) is known already.
 Finding* Sanitizer::report(Worker& worker, Thread* thread, FindingKind kind, void* pc, void* other_pc) {
-    const std::uint64_t key = reinterpret_cast<std::uint64_t>(pc) * 0x9E3779B97F4A7C15ull ^
-                              reinterpret_cast<std::uint64_t>(other_pc) * 0xC2B2AE3D27D4EB4Full ^ (std::uint64_t(kind) << 60);
-    if (findings.size() >= kMostFindings || !seen_.insert(key).second) return nullptr;
+    if (!is_news(finding_key(kind, pc, other_pc))) return nullptr;
     findings.emplace_back();
-    Finding& finding = findings.back();
-    finding.kind = kind;
-    finding.block[0] = worker.block_idx.x;
-    finding.block[1] = worker.block_idx.y;
-    finding.block[2] = worker.block_idx.z;
-    finding.thread = thread ? thread->index : kNobody;
-    finding.other_thread = kNobody;
-    finding.pc = reinterpret_cast<std::uint64_t>(pc);
-    finding.other_pc = reinterpret_cast<std::uint64_t>(other_pc);
-    return &finding;
+    begin_finding(findings.back(), worker, thread, kind, pc, other_pc);
+    return &findings.back();
 }
 
 // The access cannot be let through: the rest of the block would act on garbage.

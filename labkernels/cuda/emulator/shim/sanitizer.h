@@ -72,6 +72,7 @@ public:
     void thread_exit(Worker& worker, Thread& thread);
     void stalled(Worker& worker);
     void timeout(Worker& worker, Thread& thread, void* pc);
+    void end_launch();
     void crash(Worker& worker, Thread& thread, const std::string& text, void* address, void* pc);
 
     std::vector<Finding> findings;
@@ -79,6 +80,7 @@ public:
 private:
     struct Access { std::uint32_t stamp, clock, pc; std::uint16_t thread; std::uint8_t mask, atomic; };
     struct Cell { Access write, reads[2]; std::uint32_t written_stamp; std::uint8_t written_mask; };     // of 4 bytes
+    struct Suspicion { std::uint32_t stamp, thread; std::uintptr_t address; std::uint64_t key; Finding finding; };
     struct Shadow { Cell* cells = nullptr; std::size_t bytes = 0; };
 
     int region_of(std::uintptr_t low, std::uintptr_t high);
@@ -91,6 +93,7 @@ private:
     void acquire_release(Thread& thread, std::uintptr_t address);
     ViewPointer join(const std::vector<const Thread*>& group, bool fenced) const;
     Finding* report(Worker& worker, Thread* thread, FindingKind kind, void* pc, void* other_pc = nullptr);
+    bool is_news(std::uint64_t key);
     void end_block_after(Worker& worker, const Finding* finding);
 
     Launch& launch_;
@@ -103,6 +106,7 @@ private:
     std::vector<ViewPointer> views_, fenced_;
     std::unordered_map<std::uintptr_t, std::vector<std::pair<std::uint32_t, ViewPointer>>> published_;
     std::unordered_set<std::uint64_t> seen_;
+    std::vector<Suspicion> suspicions_;     // plain reads of what others update atomically: see race()
     unsigned fatal_ = 0;
 };
 
