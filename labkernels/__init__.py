@@ -16,6 +16,7 @@ _HOME = {
     "Kernel": "labkernels.cuda",
     "sanitize": "labkernels.cuda",
     "check": "labkernels.lab.check",
+    "check_against": "labkernels.lab.check_against",
     "CheckFailed": "labkernels.lab.failure",
     "bench": "labkernels.lab.bench",
     "check_prediction": "labkernels.classroom.predictions",
