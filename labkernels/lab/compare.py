@@ -38,7 +38,7 @@ def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch
         raise CheckFailed(
             reason,
             where=", ".join(f"{axis} {i}" for axis, i in zip(op.axes, index)),
-            got=float(got[index]),
+            got="nothing" if reason == "not_written" else float(got[index]),
             want=float(want[index]),
             case=str(case),
             detail=detail,

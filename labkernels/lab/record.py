@@ -43,7 +43,7 @@ def record(folder: str | Path, op_names: Sequence[str] = tuple(ops), budget_ms: 
 def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable = measure) -> pandas.DataFrame:
     """One row for each variant and peer at each point of the operation's recorded sweeps."""
     entries = [Entry.of(op, name) for name in (*op.variants, *op.peers)]
-    pace: dict[str, float] = {}  # milliseconds per FLOP or byte of each entry, as last measured: sweeps go from small to large
+    pace: dict[tuple, float] = {}  # milliseconds per FLOP or byte of an entry and dtype, as last measured: sweeps go from small to large
     rows = []
     for sweep in op.record_sweeps:
         for combination in product_of(sweep):
@@ -51,7 +51,7 @@ def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable
             shape = op.complete_shape(dtype, **combination)
             work = op.flops(**shape) or op.bytes_moved(dtype, **shape)
             for entry in entries:
-                expected_ms = pace.get(entry.name, 0.0) * work
+                expected_ms = pace.get((entry.name, dtype), 0.0) * work
                 if expected_ms > LONGEST_CALL_MS:
                     note = f"left out: about {expected_ms / 1e3:.1f} s a call"
                     rows.append(empty_row(op, entry, dtype, shape, note) | environment() | {"limit_ms": ceilings.limit_ms(op, dtype, shape)})
@@ -59,7 +59,7 @@ def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable
                 row = timer(op, entry, dtype, shape, ceilings, budget_ms)
                 rows.append(row)
                 if row["ms"] > 0:  # not nan
-                    pace[entry.name] = row["ms"] / work
+                    pace[entry.name, dtype] = row["ms"] / work
     sizes = [name for name in rows[0] if name not in {"op", "variant", "kind", "dtype", *RESULT_COLUMNS, *ENVIRONMENT_COLUMNS}]
     return pandas.DataFrame(rows, columns=["op", "variant", "kind", *sizes, "dtype", *RESULT_COLUMNS, *ENVIRONMENT_COLUMNS])
 
@@ -70,5 +70,11 @@ def _ceilings_frame(ceilings: Ceilings) -> pandas.DataFrame:
 
 
 def _summary(op: Op, frame: pandas.DataFrame) -> BenchTable:
+    """A short table: of every size that was swept, but for dtype and the one along the columns, only the last value."""
+    sweep = op.record_sweeps[0]
+    varied = varied_sizes(sweep)
+    for size in varied[:-1]:
+        if size != "dtype":
+            frame = frame[frame[size] == sweep[size][-1]]
     source = f"{frame['gpu'].iloc[0]}, {frame['date'].iloc[0]}, commit {frame['commit'].iloc[0]}"
-    return BenchTable(op.name, frame, source, varied_sizes(op.record_sweeps[0]))
+    return BenchTable(op.name, frame, source, tuple(size for size in varied if size in ("dtype", varied[-1])))

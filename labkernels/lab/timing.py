@@ -17,8 +17,8 @@ import torch
 SHORTEST_SAMPLE_MS = 0.05  # events cost 1 to 2 us: at most a few percent of this
 MOST_SAMPLES, FEWEST_SAMPLES = 100, 3
 MOST_QUEUED = 400  # calls in the launch queue at once: more than it holds, and the host would wait for the GPU
-LONGEST_WAIT_MS = 100.0
-MOST_INPUT_SETS = 16
+LONGEST_WAIT_MS, WAIT_FACTOR = 100.0, 1.5  # how long the GPU waits for the host at most, and how much longer than expected
+MOST_INPUT_SETS = 500
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ def time_calls(call: Callable, inputs: Sequence, budget_ms: float = 150.0) -> Ti
         torch.cuda.synchronize()
         estimate_ms = 1e3 * (time.perf_counter() - host_start)
 
+    queue = min(MOST_QUEUED, int(LONGEST_WAIT_MS / (WAIT_FACTOR * host_ms)))  # calls that the host can queue while the GPU waits
     per_sample = 1
     if estimate_ms < 20 * SHORTEST_SAMPLE_MS:  # the estimate holds the host's time too; time a few to see the GPU's alone
         (trial,) = _sample(call, turn, 1, 10, host_ms)
         estimate_ms = max(1e-4, trial)
-        per_sample = min(MOST_QUEUED // FEWEST_SAMPLES, math.ceil(SHORTEST_SAMPLE_MS / estimate_ms))
-    most = min(MOST_SAMPLES, MOST_QUEUED // per_sample)
+        per_sample = max(1, min(queue // FEWEST_SAMPLES, math.ceil(SHORTEST_SAMPLE_MS / estimate_ms)))
+    most = min(MOST_SAMPLES, queue // per_sample)
     count = max(FEWEST_SAMPLES, min(most, round(budget_ms / (estimate_ms * per_sample))))
     samples = sorted(_sample(call, turn, count, per_sample, host_ms))
     return Timing(_percentile(samples, 50), _percentile(samples, 20), _percentile(samples, 80), len(samples))
@@ -61,7 +62,7 @@ def input_sets_needed(bytes_read: float) -> int:
 def _sample(call: Callable, turn, samples: int, per_sample: int, host_ms: float) -> list[float]:
     """Milliseconds a call, `samples` times, each the mean of `per_sample` calls in a row."""
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(samples)]
-    wait_ms = min(LONGEST_WAIT_MS, 1.5 * host_ms * samples * per_sample)
+    wait_ms = min(LONGEST_WAIT_MS, WAIT_FACTOR * host_ms * samples * per_sample)
     torch.cuda._sleep(int(wait_ms * 2e6))  # in clock cycles, at about 2 GHz
     for start, end in events:
         start.record()

@@ -119,35 +119,35 @@ def one_key_too_many(q, k, v, causal=False, scale=None):
 
 
 def heads_modulo(q, k, v, causal=False, scale=None):
-    head = torch.arange(q.shape[1]) % k.shape[1]
+    head = torch.arange(q.shape[1], device=q.device) % k.shape[1]
     return reference(q, k[:, head], v[:, head], causal, scale)
 
 
 def never_divided(q, k, v, causal=False, scale=None):
     scores, v = spread(q, k, v, scale)
-    scores = scores.masked_fill(~visible(*scores.shape[-2:], "cpu"), -torch.inf) if causal else scores
+    scores = scores.masked_fill(~visible(*scores.shape[-2:], scores.device), -torch.inf) if causal else scores
     return (scores - scores.amax(-1, keepdim=True)).exp() @ v
 
 
 def padded_to_32(q, k, v, causal=False, scale=None):
     scores, v = spread(q, k, v, scale)
-    scores = scores.masked_fill(~visible(*scores.shape[-2:], "cpu"), -torch.inf) if causal else scores
+    scores = scores.masked_fill(~visible(*scores.shape[-2:], scores.device), -torch.inf) if causal else scores
     return torch.softmax(F.pad(scores, (0, -scores.shape[-1] % 32)), -1)[..., : k.shape[2]] @ v
 
 
 def whole_tiles_only(q, k, v, causal=False, scale=None):
     keys = max(k.shape[2] // 32 * 32, min(k.shape[2], 32))
     scores, v = spread(q, k, v, scale)
-    scores = scores.masked_fill(~visible(*scores.shape[-2:], "cpu"), -torch.inf) if causal else scores
+    scores = scores.masked_fill(~visible(*scores.shape[-2:], scores.device), -torch.inf) if causal else scores
     return softmax_times_v(scores[..., :keys], v[..., :keys, :])
 
 
 def accumulator_not_rescaled(q, k, v, causal=False, scale=None):
     """Flash attention with tiles of 32 keys whose accumulator misses the factor exp(m_old - m_new)."""
     scores, v = spread(q, k, v, scale)
-    scores = scores.masked_fill(~visible(*scores.shape[-2:], "cpu"), -torch.inf) if causal else scores
+    scores = scores.masked_fill(~visible(*scores.shape[-2:], scores.device), -torch.inf) if causal else scores
     maximum = scores[..., :32].amax(-1, keepdim=True)
-    total, out = torch.zeros_like(maximum), torch.zeros(*scores.shape[:-1], v.shape[-1], dtype=torch.float64)
+    total, out = torch.zeros_like(maximum), torch.zeros(*scores.shape[:-1], v.shape[-1], dtype=torch.float64, device=q.device)
     for first in range(0, scores.shape[-1], 32):
         tile = scores[..., first : first + 32]
         larger = torch.maximum(maximum, tile.amax(-1, keepdim=True))

@@ -149,7 +149,15 @@ def test_calls_expected_to_take_too_long_are_left_out_and_say_so(monkeypatch):
     frame = record.measure_sweeps(ops["attention"], CEILINGS, 100.0, timer=pretend_to_measure)
     left_out = frame[frame["note"].str.startswith("left out")]
     assert set(left_out["variant"]) == {"v1_naive"} and (left_out["seq_len"] == 8192).any()
+    assert (left_out["dtype"] == "float32").any() and left_out["limit_ms"].notna().all()
     assert "left out: about 2.2 s a call" in set(left_out["note"])
+
+
+def test_the_summary_of_a_recording_is_short(monkeypatch):
+    monkeypatch.setattr(record, "environment", lambda: ENVIRONMENT)
+    frame = record.measure_sweeps(ops["attention"], CEILINGS, 100.0, timer=pretend_to_measure)
+    text = str(record._summary(ops["attention"], frame))
+    assert len(text) < 3000 and "head_dim 128, causal" in text and "8192" in text and "bfloat16" in text
 
 
 def test_attention_is_recorded_at_the_sizes_of_the_book():

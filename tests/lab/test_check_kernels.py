@@ -13,10 +13,11 @@ SCALE_ROWS = """
 extern "C" __global__ void softmax(const float* x, float* y, int rows, int cols) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row GUARD rows) return;
-    float largest = -INFINITY, sum = 0.0f;
+    float largest = -INFINITY;
+    double sum = 0;  // rows are long on a GPU
     for (int col = 0; col < cols; ++col) largest = fmaxf(largest, x[row * cols + col]);
     for (int col = 0; col < cols; ++col) sum += expf(x[row * cols + col] - largest);
-    for (int col = 0; col < LAST; ++col) y[row * cols + col] = expf(x[row * cols + col] - largest) / sum;
+    for (int col = 0; col < LAST; ++col) y[row * cols + col] = expf(x[row * cols + col] - largest) / (float)sum;
 }
 """
 
