@@ -95,7 +95,8 @@ def _shown(answer, unit: str) -> str:
     if isinstance(answer, str):
         return answer
     try:
-        text = f"{float(answer):,.10g}"
+        number = float(answer)
     except (TypeError, ValueError):
         return repr(answer)
-    return f"{text} {unit}".strip()
+    whole = number.is_integer() and abs(number) < 1e15
+    return f"{number:,.0f} {unit}".strip() if whole else f"{number:,.6g} {unit}".strip()
