@@ -51,10 +51,11 @@ def attention_weights(weights: torch.Tensor, titles: Sequence[str] = ()) -> styl
     """The weights themselves, (queries, keys) or (heads, queries, keys): the darker, the more of that key's value is taken."""
     heads = weights.detach().float().cpu().reshape(-1, *weights.shape[-2:])
     count, queries, keys = heads.shape
-    height = 1.1 + min(3.2, 6.2 / count * queries / keys)
-    figure, panels = style.figure(1, count, height=height, squeeze=False)
+    wide = 4.0 if count == 1 else 7.0
+    height = 0.9 + (wide - 0.8) / count * queries / keys
+    figure, panels = style.figure(1, count, width=wide, height=height, squeeze=False)
     for number, (axes, head) in enumerate(zip(panels[0], heads)):
-        axes.imshow(head, cmap=WEIGHT_COLOURS, vmin=0, vmax=1)
+        axes.imshow(head.numpy(), cmap=WEIGHT_COLOURS, vmin=0, vmax=1)
         _lines_between(axes, queries, keys, style.LIGHT)
         axes.set_title(titles[number] if number < len(titles) else "")
         axes.set_xlabel("key")
@@ -88,7 +89,7 @@ def attention_masks(seq: int = 5, kv: int = 8, length: int = 5) -> style.Picture
     }
     figure, panels = style.figure(1, 3, height=2.6, width_ratios=[seq, kv, kv])
     for axes, (title, visible) in zip(panels, masks.items()):
-        axes.imshow(visible, cmap=ListedColormap([style.LIGHT, style.BLUE]), vmin=0, vmax=1)
+        axes.imshow(visible.numpy(), cmap=ListedColormap([style.LIGHT, style.BLUE]), vmin=0, vmax=1)
         _lines_between(axes, *visible.shape)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(visible.shape[1]))
@@ -178,9 +179,10 @@ def attention_memory(
     axes.plot(lengths, scores, "o-", color=style.ORANGE)
     colour = style.GREEN if flash else style.GREY
     axes.plot(lengths, rest, "o-", color=colour)
-    axes.annotate("scores", (lengths[-3], scores[-3]), xytext=(-8, 4), textcoords="offset points", ha="right", color=style.ORANGE)
+    middle, late = (len(lengths) - 1) // 2, len(lengths) * 3 // 4
+    axes.annotate("scores", (lengths[late], scores[late]), xytext=(-8, 4), textcoords="offset points", ha="right", color=style.ORANGE)
     label = "q, k, v, output: all that flash attention keeps" if flash else "q, k, v and output"
-    axes.annotate(label, (lengths[4], rest[4]), xytext=(6, -16), textcoords="offset points", color=colour)
+    axes.annotate(label, (lengths[middle], rest[middle]), xytext=(6, -16), textcoords="offset points", color=colour)
     for name, size in GPU_MEMORY_BYTES.items():
         axes.axhline(size, color=style.LIMIT, linewidth=1.2, linestyle="--")
         axes.text(lengths[0], size * 1.25, name, va="bottom", fontsize=9)

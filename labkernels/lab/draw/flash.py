@@ -33,12 +33,12 @@ def accumulator(
         parts = _stack(scores[: number + 1], shares[: number + 1])
         bottom = torch.zeros(shares.shape[1])
         for key, part in enumerate(parts):
-            axes.bar(names, part, bottom=bottom, color=style.SERIES[key % len(style.SERIES)], width=0.62)
+            axes.bar(names, part.tolist(), bottom=bottom.tolist(), color=style.SERIES[key % len(style.SERIES)], width=0.62)
             bottom += part
         factor = math.exp((max(scores[:number]) if number else -math.inf) - max(scores[: number + 1]))
         if 0 < factor < 1:
-            axes.bar(names, before, width=0.72, fill=False, edgecolor=style.INK, linestyle="--", linewidth=1)
-        what = "the first" if number == 0 else "max stays" if factor == 1 else f"all before x {factor:.2f}"
+            axes.bar(names, before.tolist(), width=0.72, fill=False, edgecolor=style.INK, linestyle="--", linewidth=1)
+        what = "the first" if number == 0 else "max stays" if factor == 1 else f"all before × {factor:.2f}"
         axes.set_title(f"key {number}: score {scores[number]:g}\n{what}", fontsize=9)
         axes.set_ylim(0, 1.08 * top)
         told.append(f"Key {number}, score {scores[number]:g}: {what}; sum {bottom[0]:.2f}.")
@@ -159,7 +159,7 @@ def causal_tiles(seq: int = 24, block: int = 8, tile: int = 4) -> style.Picture:
     last_query = ((query // block + 1) * block - 1).clamp(max=seq - 1)
     state = torch.where(key <= query, 1, torch.where(key // tile * tile <= last_query, 2, 0))
     figure, axes = style.figure(width=5.4, height=3.3)
-    axes.imshow(state, cmap=ListedColormap([style.LIGHT, style.BLUE, style.RED]), vmin=0, vmax=2)
+    axes.imshow(state.numpy(), cmap=ListedColormap([style.LIGHT, style.BLUE, style.RED]), vmin=0, vmax=2)
     for edge in range(0, seq + block, block):
         axes.axhline(edge - 0.5, color=style.PAPER, linewidth=1.5)
     for edge in range(0, seq + tile, tile):
