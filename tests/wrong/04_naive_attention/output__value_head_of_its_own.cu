@@ -1,0 +1,6 @@
+// reason: sanitizer out_of_bounds
+const float* weight_row = weights + (z * seq_len + query) * kv_len;
+const float* v_column = v + z * kv_len * head_dim + d;
+float sum = 0.0f;
+for (int key = 0; key < kv_len; ++key) sum += weight_row[key] * v_column[key * head_dim];
+output[(z * seq_len + query) * head_dim + d] = sum;

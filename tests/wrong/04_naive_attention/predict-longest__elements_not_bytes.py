@@ -1,0 +1,2 @@
+# reason: mismatch
+longest = math.sqrt(141e9 / 32)
