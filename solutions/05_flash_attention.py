@@ -1,0 +1,383 @@
+# %% [markdown]
+# # 05 Flash attention
+# In lab 04 attention wrote one number for every pair of tokens to memory, read it, wrote it and read it again. This lab
+# computes the same output and never stores that matrix.
+#
+# Two ideas are enough. The softmax of lab 02, which needs no second pass, learns to carry the output along. Then a block of
+# queries shares what it reads. Together they are flash attention (Dao et al., 2022), and you write both kernels.
+
+# %% tags=["parameters"] again={"seed": 7, "queries": 70, "keys": 101}
+seed = 0
+queries = 100          # of the example under the sanitizer; odd sizes welcome
+keys = 133
+
+# %%
+%load_ext labkernels
+import dataclasses
+import math
+
+import torch
+
+import labkernels as lk
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def blocks(count, size):
+    """How many blocks of `size` cover `count`."""
+    return -(-count // size)
+
+
+# %% [markdown]
+# ## One query, one key at a time
+# Follow one query. Its scores come one by one. Lab 02 kept two numbers of all that had come: the largest score *m*, and the
+# sum *s* of `exp(score - m)`. When a larger score came, the old sum was measured against the wrong maximum, by a factor that
+# we knew.
+#
+# Now each key brings a value too, a vector. We want the sum of the values, each times `exp(score - m)`. Call it *o*. It is
+# measured against *m* as well, so it is wrong by the same factor.
+
+# %%
+lk.draw.accumulator()
+
+# %% [markdown]
+# Each key has a colour. A larger score shrinks all that was there before, the sum and every element of *o* alike, from the
+# dashed outline to what is left. A smaller score shrinks nothing: it comes in small. With a new score *x* and value *v*:
+#
+# $$ m' = \max(m, x), \qquad c = e^{m - m'}, \qquad s' = c\,s + e^{x-m'}, \qquad o' = c\,o + e^{x-m'}\,v $$
+#
+# After the last key, $o / s$ is the output. No score has been kept.
+#
+# It is exact, and this is why. Before the step, *o* is the sum of $e^{x_j - m}\,v_j$ over all keys so far. Times
+# $e^{m - m'}$, each term becomes $e^{x_j - m'}\,v_j$: what it would have been, had we known the larger maximum all along.
+#
+# **Predict.** So far m = 1, s = 1.5, and *o* begins with 2.0. A key arrives with score 3, and its value begins with 1.0.
+# What is s now, and what does *o* begin with? Within 1% is right.
+
+# %% solution="predict-rescale"
+new_s = new_o = None
+### BEGIN SOLUTION
+correction = math.exp(1 - 3)
+new_s = 1.5 * correction + 1
+new_o = 2.0 * correction + 1 * 1.0
+### END SOLUTION
+
+# %% tests="predict-rescale" points=1
+lk.check_prediction("rescaled accumulator", new_s, new_o)
+
+# %% [markdown]
+# ## Write the step
+# One warp owns one query. `head_dim` is 64, so each of the 32 lanes holds two elements of the query and two of *o*, as a
+# `float2` with members `.x` and `.y`. For each key the lanes multiply what they hold, and `warp_sum` adds it up: every lane
+# then has the score, and the two elements of the value that are its own.
+#
+# **Write** the step: five numbers change, `max`, `sum`, `o.x`, `o.y`, and the order in which you change them matters.
+# `__expf` is the fast exponential; `__expf(-CUDART_INF_F)` is 0.
+
+# %% solution="online"
+%%cuda --name attention_online
+#include <math_constants.h>
+#include "warp.cuh"    // lane_id(), warp_id(), warp_sum()
+
+// q, k, v and out: (batch, heads, seq, 32) pairs of floats. z counts the heads of all sentences; `group` of them share a key head.
+extern "C" __global__ void attention_online(const float2* q, const float2* k, const float2* v, float2* out,
+                                            int seq_len, int kv_len, int group, bool causal, float scale) {
+    const int query = blockIdx.x * (blockDim.x / 32) + warp_id();
+    const long long z = blockIdx.y;
+    if (query >= seq_len) return;
+    const float2 q_pair = q[(z * seq_len + query) * 32 + lane_id()];
+    k += z / group * kv_len * 32;
+    v += z / group * kv_len * 32;
+    const int visible = causal ? query + kv_len - seq_len + 1 : kv_len;
+
+    float max = -CUDART_INF_F, sum = 0.0f;
+    float2 o = {0.0f, 0.0f};
+    for (int key = 0; key < visible; ++key) {
+        const float2 k_pair = k[key * 32 + lane_id()], v_pair = v[key * 32 + lane_id()];
+        const float score = scale * warp_sum(q_pair.x * k_pair.x + q_pair.y * k_pair.y);
+        // BEGIN SOLUTION
+        const float new_max = fmaxf(max, score);
+        const float correction = __expf(max - new_max);    // 0 at the first key, where max is -inf
+        const float weight = __expf(score - new_max);
+        max = new_max;
+        sum = sum * correction + weight;
+        o.x = o.x * correction + weight * v_pair.x;
+        o.y = o.y * correction + weight * v_pair.y;
+        // END SOLUTION
+    }
+    out[(z * seq_len + query) * 32 + lane_id()] = {o.x / sum, o.y / sum};
+}
+
+# %%
+def online_attention(q, k, v, causal=False, scale=None):
+    """softmax(q k^T * scale) v for a head_dim of 64, one warp a query."""
+    batch, heads, seq_len, head_dim = q.shape
+    kv_heads, kv_len = k.shape[1:3]
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    out = torch.empty(q.shape, device=q.device)
+    args = (q.contiguous(), k.contiguous(), v.contiguous(), out, seq_len, kv_len, heads // kv_heads, causal, scale)
+    attention_online((blocks(seq_len, 4), batch * heads), 128, args)
+    return out
+
+
+# %% tests="online" points=3
+lk.check("attention", online_attention, dtypes=["float32"], head_dim=64, seeds=[0]);
+
+# %% [markdown]
+# Attention in one kernel. Look for the matrix: the only memory that `online_attention` takes is `out`. What a warp has to
+# remember of all keys behind it is 64 + 2 numbers, in registers, after 10 keys and after a million.
+
+# %%
+attention_online.resources()
+
+# %% [markdown]
+# Registers for one thread, no stack and no spills: nothing went to memory behind our back.
+#
+# **Predict.** One sentence of 65536 tokens, 32 heads of 64, float32. How many bytes does lab 04 allocate, scores and output
+# together? How many does this kernel?
+
+# %% solution="predict-memory"
+naive_bytes = online_bytes = None
+### BEGIN SOLUTION
+online_bytes = 32 * 65536 * 64 * 4
+naive_bytes = 32 * 65536 * 65536 * 4 + online_bytes
+### END SOLUTION
+
+# %% tests="predict-memory" points=1
+lk.check_prediction("attention memory", naive_bytes, online_bytes)
+
+# %%
+lk.draw.attention_memory(heads=32, head_dim=64, flash=True)
+
+# %% [markdown]
+# The orange line has left the GPU; the green one grows with N and not with its square. That is what "O(N) memory" says.
+#
+# ## What it still reads
+# Less memory is taken, but is less memory read? Each warp walks over all keys and all values, for one query.
+#
+# **Predict.** 4096 tokens, 32 heads of 64, no mask. How many bytes of k and v do all warps ask for together? And how many
+# would it be if 64 queries shared what is read for them once?
+
+# %% solution="predict-reads"
+bytes_alone = bytes_shared = None
+### BEGIN SOLUTION
+bytes_alone = 32 * 4096 * 4096 * 64 * 2 * 4      # heads, queries, keys, elements, k and v, bytes
+bytes_shared = bytes_alone / 64
+### END SOLUTION
+
+# %% tests="predict-reads" points=1
+lk.check_prediction("bytes of k and v", bytes_alone, bytes_shared)
+
+# %% [markdown]
+# The caches answer many of these reads, but not for free: 275 GB is 32 times the 8.6 GB that lab 04 moved for its matrix.
+# We have saved the memory and paid with reads. So 64 queries will share.
+#
+# ## Tiles
+# A *tile* is a few neighbouring keys with their values, 16 here. A block of 64 threads owns 64 queries, one thread a query.
+# All threads together copy a tile to shared memory; then each computes with it, for its own query. The tile is read from
+# memory once, and 64 times from shared memory.
+
+# %%
+lk.draw.attention_tiles()
+
+# %% [markdown]
+# The dotted frame is the matrix of lab 04. All that exists of it at any time are the scores of one tile.
+#
+# Threads that share need barriers, and a loop needs two. Nobody computes before the tile is there: one `__syncthreads()`
+# after the copy. And nobody may load the next tile over this one while a slower warp still reads it: one more after the
+# computing.
+
+# %%
+lk.draw.tile_barriers()
+
+# %% [markdown]
+# One more saving comes with the tile. Its 16 scores are known before their values are touched, so the thread finds the
+# largest of them first and rescales *o* once for 16 keys, not once for each. The formula is the same, with $x$ the largest
+# score of the tile.
+#
+# ## Write flash attention
+# This is given: a thread has its query, already scaled, in `q_row`. It holds `o`, `max` and `sum`. It may see the keys below
+# `visible`. Threads whose query lies past the end stay: they help to copy, and must reach every barrier.
+#
+# **Write** the body of the loop:
+#
+# 1. All threads together copy keys `first` to `first + KEYS - 1` of k and v into the tiles. The last tile may stick out:
+#    write zeros for keys from `kv_len` on. Neighbouring threads should read neighbouring elements.
+# 2. Wait.
+# 3. Compute the tile's scores; a key that the query may not see gets `-CUDART_INF_F`. Find the new maximum.
+# 4. Rescale `sum` and `o`, once.
+# 5. For each key of the tile, add its weight to `sum`, and its weight times its value to `o`.
+# 6. Wait.
+#
+# `#pragma unroll` before a loop of fixed length writes it out, so that `score[j]` is a register and no array in memory.
+
+# %% solution="flash"
+%%cuda --name flash_attention -D HEAD_DIM=64 -D QUERIES=64 -D KEYS=16
+#include <math_constants.h>
+
+extern "C" __global__ void flash_attention(const float* q, const float* k, const float* v, float* out,
+                                           int seq_len, int kv_len, int group, bool causal, float scale) {
+    __shared__ float k_tile[KEYS][HEAD_DIM], v_tile[KEYS][HEAD_DIM];
+    const int first_query = blockIdx.x * QUERIES, query = first_query + threadIdx.x;
+    const long long z = blockIdx.y;
+    q += (z * seq_len + query) * HEAD_DIM;
+    out += (z * seq_len + query) * HEAD_DIM;
+    k += z / group * kv_len * HEAD_DIM;
+    v += z / group * kv_len * HEAD_DIM;
+
+    float q_row[HEAD_DIM], o[HEAD_DIM] = {}, score[KEYS];
+    for (int d = 0; d < HEAD_DIM; ++d) q_row[d] = query < seq_len ? scale * q[d] : 0.0f;
+    float max = -CUDART_INF_F, sum = 0.0f;
+
+    const int earlier = kv_len - seq_len;
+    const int visible = causal ? min(kv_len, query + earlier + 1) : kv_len;            // by this query
+    const int end = causal ? min(kv_len, first_query + QUERIES + earlier) : kv_len;    // by any query of the block
+    for (int first = 0; first < end; first += KEYS) {
+        // BEGIN SOLUTION
+        for (int i = threadIdx.x; i < KEYS * HEAD_DIM; i += QUERIES) {
+            const int j = i / HEAD_DIM, d = i % HEAD_DIM;
+            const bool inside = first + j < kv_len;
+            k_tile[j][d] = inside ? k[(first + j) * HEAD_DIM + d] : 0.0f;
+            v_tile[j][d] = inside ? v[(first + j) * HEAD_DIM + d] : 0.0f;
+        }
+        __syncthreads();
+
+        float new_max = max;
+#pragma unroll
+        for (int j = 0; j < KEYS; ++j) {
+            score[j] = 0.0f;
+            for (int d = 0; d < HEAD_DIM; ++d) score[j] += q_row[d] * k_tile[j][d];
+            if (first + j >= visible) score[j] = -CUDART_INF_F;
+            new_max = fmaxf(new_max, score[j]);
+        }
+
+        const float correction = __expf(max - new_max);
+        max = new_max;
+        sum *= correction;
+        for (int d = 0; d < HEAD_DIM; ++d) o[d] *= correction;
+
+#pragma unroll
+        for (int j = 0; j < KEYS; ++j) {
+            const float weight = __expf(score[j] - max);
+            sum += weight;
+            for (int d = 0; d < HEAD_DIM; ++d) o[d] += weight * v_tile[j][d];
+        }
+        __syncthreads();
+        // END SOLUTION
+    }
+
+    if (query < seq_len) {
+        for (int d = 0; d < HEAD_DIM; ++d) out[d] = o[d] / sum;
+    }
+}
+
+# %%
+def my_flash_attention(q, k, v, causal=False, scale=None):
+    """softmax(q k^T * scale) v for a head_dim of 64, 64 queries a block, nothing of size N x N anywhere."""
+    batch, heads, seq_len, head_dim = q.shape
+    kv_heads, kv_len = k.shape[1:3]
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    out = torch.empty(q.shape, device=q.device)
+    args = (q.contiguous(), k.contiguous(), v.contiguous(), out, seq_len, kv_len, heads // kv_heads, causal, scale)
+    flash_attention((blocks(seq_len, 64), batch * heads), 64, args)
+    return out
+
+
+# %% tests="flash" points=5
+lk.check("attention", my_flash_attention, dtypes=["float32"], head_dim=64);
+
+# %% [markdown]
+# You have written flash attention.
+
+# %% [markdown]
+# ## See
+# What is the last barrier for? Take it out of your own source, and let the sanitizer watch.
+
+# %%
+before, barrier, after = flash_attention.source.text.rpartition("__syncthreads();")
+without_it = lk.Kernel(dataclasses.replace(flash_attention.source, text=before + after), "flash_attention")
+
+generator = torch.Generator().manual_seed(seed)
+q, k, v = (torch.randn(1, 1, length, 64, generator=generator) for length in (queries, keys, keys))
+out = torch.empty_like(q)
+lk.sanitize(without_it, (blocks(queries, 64), 1), 64, (q, k, v, out, queries, keys, 1, True, 0.125))
+
+# %% [markdown]
+# A *race*: one warp writes the next tile where another still reads this one. On a GPU such a kernel gives the right result
+# on most days, which is worse than never.
+#
+# What does your kernel take of an H200?
+
+# %%
+print(flash_attention.resources("sm_90a"))
+print(flash_attention.resources("sm_90a").occupancy(64))
+
+# %% [markdown]
+# `q_row`, `o` and `score` are 144 numbers that every thread holds, and the registers show it. They also decide how many
+# warps a multiprocessor can keep. Few warps hide little waiting: that is the price of keeping everything close.
+#
+# ## Count again
+# Every byte of k and v that a block reads now serves 64 queries. For each pair of query and key a thread makes 2 x 64 FLOPs
+# with the key and 2 x 64 with the value.
+
+# %%
+flops_a_pair = 4 * 64
+bytes_a_pair = {"lab 04, its scores": 16, "a warp a query": 2 * 64 * 4, "64 queries a tile": 2 * 64 * 4 / 64}
+for name, size in bytes_a_pair.items():
+    print(f"{name:20} {size:5.0f} bytes a pair of query and key, {flops_a_pair / size:5.1f} FLOPs a byte")
+
+print(f"an H200 (data sheet): 67 TFLOP/s of float32, 4.8 TB/s: {67 / 4.8:.0f} FLOPs a byte")
+
+# %% [markdown]
+# Below the last number memory is the limit, above it arithmetic is. Sharing has carried attention across. (The middle row
+# looks worse than it is: its reads are the same for all queries of a head, and the caches answer most of them.)
+#
+# ## The ladder
+# `v1_naive_cuda` is lab 04. `v2_online` is your first kernel of today, for any `head_dim`. `v3_tiled` has the idea of your
+# second one, and a patch of 8 x 8 scores for each thread. `efficient` is PyTorch's own flash attention for float32.
+
+# %%
+lk.bench("attention", ["v1_naive_cuda", "v2_online", my_flash_attention, "v3_tiled", "efficient"], head_dim=64).plot()
+
+# %%
+lk.ops["attention"].variants
+
+# %% [markdown]
+# ## Half-empty tiles
+# Under a causal mask the loop ends at the last key that any query of the block may see. So half of the tiles are never
+# touched, and what is left in vain lies along the diagonal.
+
+# %%
+lk.draw.causal_tiles()
+
+# %% [markdown]
+# **Predict.** 1024 queries and keys, causal, 64 queries a block, 16 keys a tile: 16 x 64 tiles. How many does your kernel
+# visit? How many scores does it compute and then hide?
+
+# %% solution="predict-tiles"
+tiles_visited = scores_hidden = None
+### BEGIN SOLUTION
+tiles_visited = sum(4 * (block + 1) for block in range(16))     # 64 more keys, 4 tiles, for each block
+scores_hidden = 16 * (64 * 63 // 2)                             # a triangle in each block's last 64 keys
+### END SOLUTION
+
+# %% tests="predict-tiles" points=1
+lk.check_prediction("causal tiles", tiles_visited, scores_hidden)
+
+# %%
+visible = 1024 * 1025 // 2
+print(f"{scores_hidden / (visible + scores_hidden):.1%} of the scores are computed in vain")
+print(f"{1 - visible / 1024**2:.1%} would be if no tile were skipped")
+
+# %% [markdown]
+# ## Still wasted
+# - **Shared memory.** Each multiplication takes one of its two numbers fresh from shared memory. A patch of 8 x 8 scores
+#   takes 16 numbers for 64 multiplications; that is what `v3_tiled` adds.
+# - **Waiting.** While a tile is copied nobody computes, and while a tile is computed nothing is copied. Two tiles, one to
+#   fill and one to use, would let both go on.
+# - **The arithmetic itself.** These products run on ordinary float32 units. Tensor cores multiply whole tiles at a time, and
+#   an H200's data sheet gives them 989 TFLOP/s of bfloat16 where ordinary float32 has 67.
+# - **Few queries.** One new token and a million keys make one block a head, with one thread at work. Decoding wants the keys
+#   split, not the queries.
+#
+# What would you add next?
