@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    gpu = {outcome: [report for report in terminalreporter.getreports(outcome) if ("gpu", True) in report.user_properties]
+    gpu = {outcome: [report for report in terminalreporter.getreports(outcome) if ("gpu", True) in getattr(report, "user_properties", ())]
            for outcome in ("passed", "failed", "error", "skipped")}
     terminalreporter.section("not run, and on a GPU")
     for report in terminalreporter.getreports("skipped"):

@@ -7,9 +7,11 @@ from labkernels.cuda import Kernel
 from labkernels.errors import CompileError, LaunchError
 from tests.cuda.emulator.one_kernel import one_kernel
 
-SOURCE = r"""#include <cuda_runtime.h>
+SOURCE = r"""#ifndef __CUDACC_RTC__     // NVRTC has no headers of the C library, and knows printf and assert without
+#include <cuda_runtime.h>
 #include <cstdio>
 #include <cassert>
+#endif
 
 __global__ void prints(const float* x) {
     if (threadIdx.x == 3) printf("x[%d] = %.2f %s\n", threadIdx.x, x[threadIdx.x], "end");

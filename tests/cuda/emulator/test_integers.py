@@ -95,11 +95,7 @@ def reference_integers(i: int, a: int, b: int, c: int, d: int) -> list[int]:
     ua, ub, uc, ud = a % 2**32, b % 2**32, c % 2**64, d % 2**64
     wide, shift = ub << 32 | ua, i % 40
     source = [byte(wide, k, False) for k in range(8)]
-    permuted = 0
-    for k in range(4):
-        nibble = c >> 4 * k & 15
-        value = source[nibble & 7]
-        permuted |= (value if nibble < 8 else 255 * (value >> 7)) << 8 * k
+    permuted = sum(source[c >> 4 * k & 7] << 8 * k for k in range(4))
     set_bits = [k for k in range(32) if ua >> k & 1]
     above, below = [k for k in set_bits if k >= 3], [k for k in reversed(set_bits) if k <= 29]
     low24 = signed(a, 24), signed(b, 24)

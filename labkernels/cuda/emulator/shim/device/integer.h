@@ -43,15 +43,13 @@ LK_DEVICE unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned shift)
     return shift >= 32 ? high : __funnelshift_r(low, high, shift);
 }
 
-// Each nibble of the selector picks one of the eight bytes y:x; its top bit asks for copies of that byte's sign.
+// The lower three bits of each nibble of the selector pick one of the eight bytes y:x. The top bit is ignored, unlike in PTX's prmt.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const std::uint64_t source = static_cast<std::uint64_t>(y) << 32 | x;
     unsigned result = 0;
     for (int i = 0; i < 4; ++i) {
         const unsigned nibble = selector >> (4 * i);
-        unsigned byte = static_cast<unsigned>(source >> (8 * (nibble & 7))) & 0xff;
-        if (nibble & 8) byte = byte & 0x80 ? 0xff : 0;
-        result |= byte << (8 * i);
+        result |= (static_cast<unsigned>(source >> (8 * (nibble & 7))) & 0xff) << (8 * i);
     }
     return result;
 }
