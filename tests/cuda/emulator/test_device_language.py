@@ -51,7 +51,7 @@ def test_printf_reaches_python(capfd):
 def test_a_failed_assertion_names_expression_and_line():
     x = torch.arange(64, dtype=torch.int32)
     kernel = Kernel(SOURCE, "asserts", filename="asserts.cu")
-    with pytest.raises(LaunchError, match=r"asserts\.cu:11.*x\[threadIdx\.x\] < 50") as error:
+    with pytest.raises(LaunchError, match=r"asserts\.cu:13.*x\[threadIdx\.x\] < 50") as error:
         kernel(1, 64, (x,))
     assert "50" in str(error.value)
     kernel(1, 64, (x.clamp(max=49),))
