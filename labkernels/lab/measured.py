@@ -8,6 +8,7 @@ import pandas
 
 from labkernels.errors import LabKernelsError
 from labkernels.lab.ceilings import Ceilings
+from labkernels.lab.measure import ENVIRONMENT_COLUMNS
 
 GPU = "h200"  # whose figures the book shows
 _PACKAGE = Path(__file__).parents[1]
@@ -32,7 +33,8 @@ def measured_file(name: str, gpu: str = GPU) -> Path:
 
 def recorded(op_name: str, gpu: str = GPU) -> pandas.DataFrame:
     """All recorded rows of an operation; NotRecorded if there are none."""
-    return pandas.read_csv(measured_file(op_name, gpu)).assign(note=lambda frame: frame["note"].fillna(""))
+    as_text = dict.fromkeys(ENVIRONMENT_COLUMNS, str)  # a commit such as 12e456789012 is no number
+    return pandas.read_csv(measured_file(op_name, gpu), dtype=as_text, converters={"note": str})
 
 
 def recorded_ceilings(gpu: str = GPU) -> Ceilings:

@@ -173,6 +173,13 @@ def test_recording_without_a_gpu_is_refused(tmp_path):
     assert not (tmp_path / "h200").exists()
 
 
+def test_recorded_columns_of_text_stay_text(figures):
+    path = figures / "h200" / "softmax.csv"
+    path.write_text(path.read_text().replace("0123456789ab", "12e456789012"))
+    frame = measured.recorded("softmax")
+    assert set(frame["commit"]) == {"12e456789012"} and set(frame["note"]) == {""}
+
+
 def test_recorded_ceilings(figures):
     assert measured.recorded_ceilings() == CEILINGS
 
