@@ -33,8 +33,8 @@ def measured_file(name: str, gpu: str = GPU) -> Path:
 
 def recorded(op_name: str, gpu: str = GPU) -> pandas.DataFrame:
     """All recorded rows of an operation; NotRecorded if there are none."""
-    as_text = dict.fromkeys(ENVIRONMENT_COLUMNS, str)  # a commit such as 12e456789012 is no number
-    return pandas.read_csv(measured_file(op_name, gpu), dtype=as_text, converters={"note": str})
+    as_text = dict.fromkeys(["note", *ENVIRONMENT_COLUMNS], str)  # a commit such as 12e456789012 is no number
+    return pandas.read_csv(measured_file(op_name, gpu), dtype=as_text).fillna({"note": ""})
 
 
 def recorded_ceilings(gpu: str = GPU) -> Ceilings:
