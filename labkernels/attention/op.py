@@ -15,7 +15,7 @@ import torch
 from labkernels.attention.mistakes import hints
 from labkernels.attention.peers import PEERS, native
 from labkernels.attention.reference import reference
-from labkernels.ops import Op, Tolerance, Variant, dtype_name
+from labkernels.operation import Op, Tolerance, Variant, dtype_name
 
 
 def problem(q, k, v, causal=False, scale=None) -> str | None:

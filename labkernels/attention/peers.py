@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from labkernels.attention.reference import visible
-from labkernels.ops import Peer
+from labkernels.operation import Peer
 
 
 def native(q, k, v, causal=False, scale=None) -> torch.Tensor:

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, strides, vector_width
-from labkernels.ops import Variant
+from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 ONLINE_WARPS = 8  # queries a block in v2
-BLOCK_Q = 64  # queries a block in v3
 
 
 def v1_naive(q, k, v, causal=False, scale=None) -> torch.Tensor:
@@ -49,12 +48,32 @@ def v2_online(q, k, v, causal=False, scale=None) -> torch.Tensor:
 
 
 def v3_tiled(q, k, v, causal=False, scale=None) -> torch.Tensor:
+    return tiled(best_tile(q, k), q, k, v, causal, scale)
+
+
+def tiled(tile: tuple[int, int], q, k, v, causal=False, scale=None) -> torch.Tensor:
+    """v3 with a tile of so many queries and keys: (128, 128), (64, 128) or (64, 32)."""
+    batch, heads, seq_len, head_dim, _, _ = _sizes(q, k)
+    padded = _padded(head_dim)
+    attention = kernel(FOLDER / "v3_tiled.cu", "attention_tiled", q.dtype, padded, *tile, vector_width(4, q, k, v))
+    grid = (heads, batch, ceil_div(seq_len, tile[0]))
+    return _launch(attention, grid, 2 * tile[0], _tile_bytes(padded, *tile), q, k, v, causal, scale)
+
+
+def best_tile(q, k) -> tuple[int, int]:
+    """The largest tile of v3 that fits in shared memory, is not mostly empty, and leaves enough blocks to keep the GPU busy."""
     batch, heads, seq_len, head_dim, _, kv_len = _sizes(q, k)
-    padded = 32 * ceil_div(head_dim, 32)
-    block_k = 32 if kv_len <= 32 or _tile_bytes(padded, 128) > _shared_memory_limit(q.device) else 128
-    tiled = kernel(FOLDER / "v3_tiled.cu", "attention_tiled", q.dtype, padded, BLOCK_Q, block_k, vector_width(4, q, k, v))
-    grid = (ceil_div(seq_len, BLOCK_Q), heads, batch)
-    return _launch(tiled, grid, 2 * BLOCK_Q, _tile_bytes(padded, block_k), q, k, v, causal, scale)
+    if q.is_cuda:
+        gpu = torch.cuda.get_device_properties(q.device)
+        processors, shared_memory = gpu.multi_processor_count, gpu.shared_memory_per_block_optin
+    else:
+        processors, shared_memory = 132, 227 * 1024  # the emulator plays an H200
+    blocks = batch * heads * ceil_div(seq_len, 128)
+    if seq_len > 64 and 3 * blocks >= 2 * processors and _tile_bytes(_padded(head_dim), 128, 128) <= shared_memory:
+        return 128, 128
+    if kv_len > 32 and _tile_bytes(_padded(head_dim), 64, 128) <= shared_memory:
+        return 64, 128
+    return 64, 32
 
 
 def _launch(attention, grid, block, shared_mem, q, k, v, causal, scale) -> torch.Tensor:
@@ -74,17 +93,15 @@ def _scale(q, scale: float | None) -> float:
     return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 
 
-def _tile_bytes(head_dim: int, block_k: int) -> int:
-    """sizeof(Shared<head_dim, BLOCK_Q, block_k>) in v3_tiled.cu."""
+def _padded(head_dim: int) -> int:
+    """HEAD_DIM in v3_tiled.cu."""
+    return 32 * ceil_div(head_dim, 32)
+
+
+def _tile_bytes(head_dim: int, block_q: int, block_k: int) -> int:
+    """sizeof(Shared<head_dim, block_q, block_k>) in v3_tiled.cu."""
     depth = 16
-    return 4 * ((head_dim + block_k) * (BLOCK_Q + 4) + 2 * depth * max(block_k + 4, head_dim))
-
-
-def _shared_memory_limit(device: torch.device) -> int:
-    """Bytes of shared memory that one block may use; the emulator has no limit of its own and is given an H200's."""
-    if device.type == "cpu":
-        return 227 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return 4 * ((head_dim + block_k) * (block_q + 4) + 2 * depth * max(block_k + 4, head_dim))
 
 
 def _contiguous(q, k, v, causal=False, scale=None) -> str | None:
@@ -96,6 +113,8 @@ def _rows(max_head_dim: int):
     def accepts(q, k, v, causal=False, scale=None) -> str | None:
         if q.shape[3] > max_head_dim:
             return f"takes a head_dim of at most {max_head_dim}"
+        if max(tensor.stride(2) for tensor in (q, k, v)) >= 1 << 24:
+            return "takes rows less than 2^24 elements apart"
         strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if tensor.stride(3) != 1 and tensor.shape[3] > 1]
         return f"takes rows whose elements are neighbours in memory, {strided[0]}'s are not" if strided else None
 
@@ -112,6 +131,6 @@ VARIANTS = {
         Variant("v1_naive", v1_naive, "Numba CUDA: three kernels, the N x N matrix in memory", FOLDER / "v1_naive.py", _numba),
         Variant("v1_naive_cuda", v1_naive_cuda, "CUDA C++: three kernels, the N x N matrix in memory", FOLDER / "v1_naive.cu", _contiguous),
         Variant("v2_online", v2_online, "one warp a query, online softmax: no matrix, O(N) memory", FOLDER / "v2_online.cu", _rows(256)),
-        Variant("v3_tiled", v3_tiled, "flash attention in shared memory: K and V once for 64 queries", FOLDER / "v3_tiled.cu", _rows(128)),
+        Variant("v3_tiled", v3_tiled, "flash attention in shared memory: K and V once for 128 queries", FOLDER / "v3_tiled.cu", _rows(128)),
     )
 }

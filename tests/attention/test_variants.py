@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from labkernels.attention.reference import reference, visible
-from labkernels.attention.variants import FOLDER, VARIANTS
+from labkernels.attention.variants import FOLDER, VARIANTS, best_tile, tiled
 from labkernels.cuda.variants import kernel
 from labkernels.lab.check import check
 
@@ -134,6 +134,25 @@ def test_v1_and_v2_and_v3_say_what_they_refuse():
     assert ("not on CPU tensors" if torch.cuda.is_available() else "simulator would take seconds") in reason
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tile", [(128, 128), (64, 128), (64, 32)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_v3_is_right_with_every_tile(dtype, tile, device):
+    for seq_len, kv_len, head_dim in ((1, 5, 32), (129, 257, 128), (140, 40, 70)):
+        q, k, v = random(seq_len, kv_len, head_dim=head_dim, heads=2, device=device, dtype=dtype)
+        for causal in (False, True):
+            assert_right(tiled(tile, q, k, v, causal), q, k, v, causal=causal)
+
+
+def test_v3_picks_a_tile_that_fits_the_problem():
+    def picked(seq_len, kv_len, heads):
+        return best_tile(torch.empty(1, heads, seq_len, 128), torch.empty(1, heads, kv_len, 128))
+
+    assert picked(4096, 4096, 32) == picked(512, 512, 32) == (128, 128)
+    assert picked(512, 512, 8) == picked(64, 4096, 1024) == (64, 128)
+    assert picked(64, 32, 8) == (64, 32)
+
+
 @pytest.mark.gpu
 def test_long_sequences_on_the_gpu():
     for causal in (False, True):
@@ -150,7 +169,7 @@ def test_long_sequences_on_the_gpu():
         ("v1_naive", "attention_softmax", ()),
         ("v1_naive", "attention_output", (torch.float32,)),
         ("v2_online", "attention_online", (torch.float32, 4)),
-        ("v3_tiled", "attention_tiled", (torch.float32, 128, 64, 128, 4)),
+        ("v3_tiled", "attention_tiled", (torch.float32, 128, 128, 128, 4)),
         ("v3_tiled", "attention_tiled", (torch.bfloat16, 128, 64, 128, 1)),
         ("v3_tiled", "attention_tiled", (torch.bfloat16, 128, 64, 32, 1)),
     ],
