@@ -121,12 +121,16 @@ class Kernel:
         return loaded
 
     @functools.cached_property
-    def _emulated(self) -> ArgumentPacker:
+    def emulated(self):
+        """The kernel as the emulator's library, an `EmulatedKernel`. Raises CompileError, ToolchainError."""
         from labkernels.cuda import emulator
 
-        built = emulator.build(self.source, self.name)
+        return emulator.build(self.source, self.name)
+
+    @functools.cached_property
+    def _emulated(self) -> ArgumentPacker:
         names = self.source.kernels().get(base_name(self.name))
-        return ArgumentPacker(self.name, parse_signature(built.signature, names, built.parameter_sizes))
+        return ArgumentPacker(self.name, parse_signature(self.emulated.signature, names, self.emulated.parameter_sizes))
 
     @property
     def _gpu_arch(self) -> str:

@@ -139,7 +139,7 @@ def serve() -> None:
 
 def _launch(request: Request, file) -> dict:
     from labkernels.cuda.emulator.compile import load
-    from labkernels.cuda.emulator.launch import Launch, Region, load_address
+    from labkernels.cuda.emulator.launch import HIDDEN, MODULE, STATIC_SHARED, Launch, Region, load_address
     from labkernels.cuda.emulator.symbols import symbols
 
     kernel = load(request.library, request.name)
@@ -154,7 +154,8 @@ def _launch(request: Request, file) -> dict:
     loaded_at = load_address(kernel)
     for symbol in symbols(request.library) if request.sanitize else ():
         low = symbol.low if symbol.shared else loaded_at + symbol.low
-        regions.append(Region(low % 2**64, (low + symbol.size) % 2**64, 1 if symbol.shared else 2, 4))
+        kind = STATIC_SHARED if symbol.shared else MODULE
+        regions.append(Region(low % 2**64, (low + symbol.size) % 2**64, kind | (HIDDEN if symbol.hidden else 0), 4))
     with Launch(kernel, request.grid, request.block, values, request.shared_mem, workers=request.threads,
                 sanitize=request.sanitize, regions=regions) as launch:  # fmt: skip
         outcome = launch.wait(request.time_limit_s)

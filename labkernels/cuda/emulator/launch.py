@@ -9,10 +9,13 @@ import sys
 from collections.abc import Sequence
 
 from labkernels.cuda.emulator.compile import EmulatedKernel, load_runtime
+from labkernels.cuda.emulator.toolchain import SHIM_DIR
 from labkernels.errors import LaunchError
 
 FINISHED, FAILED, STOPPED, TIMEOUT, DEADLOCK, CRASHED = 1, 2, 3, 4, 5, 6
+STATIC_SHARED, MODULE, HIDDEN = 1, 2, 4  # kinds of regions (shim/sanitizer.h)
 _POLL_S = 0.05
+_BYTES_BACK = (0, 4, 8, 16)
 _threads: int | None = None
 
 
@@ -182,13 +185,13 @@ class _DlInfo(ctypes.Structure):
 def source_lines(library, offsets: Sequence[int]) -> list[tuple[str, int] | None]:
     """The source file and line of each code address in `library`: the innermost one that is not the emulator's own.
 
-    Return addresses point behind a call, so the byte before is looked up.
+    Return addresses point behind a call, so the byte before is looked up; what the compiler gave no line takes that of the code
+    a few bytes before.
     """
-    from labkernels.cuda.emulator.toolchain import SHIM_DIR
-
     if not offsets:
         return []
-    command = ["addr2line", "-a", "-i", "-e", str(library), *[hex(max(o - 1, 0)) for o in offsets]]
+    asked = [max(offset - 1 - back, 0) for offset in offsets for back in _BYTES_BACK]
+    command = ["addr2line", "-a", "-i", "-e", str(library), *map(hex, asked)]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -200,10 +203,11 @@ def source_lines(library, offsets: Sequence[int]) -> list[tuple[str, int] | None
             continue
         file, _, number = line.split(" (discriminator")[0].rpartition(":")
         file = file.removeprefix("./")
-        if found[-1] is None and number.isdigit() and file not in ("??", "") and not _is_ours(file, SHIM_DIR):
+        if found[-1] is None and number.isdigit() and number != "0" and file not in ("??", "") and not _is_ours(file):
             found[-1] = (file, int(number))
-    return found
+    groups = [found[i : i + len(_BYTES_BACK)] for i in range(0, len(found), len(_BYTES_BACK))]
+    return [next((place for place in group if place), None) for group in groups]
 
 
-def _is_ours(file: str, shim_dir) -> bool:
-    return str(shim_dir) in file or file.startswith("/usr/") or "/nvidia/" in file or file.endswith("lk_entry")
+def _is_ours(file: str) -> bool:
+    return str(SHIM_DIR) in file or file.startswith("/usr/") or "/nvidia/" in file or file.endswith("lk_entry")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from labkernels.cuda.emulator import child
-from labkernels.cuda.emulator.compile import load, library
+from labkernels.cuda.emulator.compile import library
 from labkernels.cuda.emulator.findings import Describer, Finding, SanitizerReport
 from labkernels.cuda.emulator.launch import FAILED, FINISHED, TIMEOUT, source_lines, threads
 from labkernels.cuda.emulator.launch import run as run_here
@@ -53,7 +53,7 @@ def run(kernel, grid, block, args, values, shared_mem: int) -> None:
     elif mode == "isolated":
         _run_isolated(kernel, grid, block, args, values, shared_mem, time_limit_s)
     else:
-        run_here(load(library(kernel.source, kernel.name), kernel.name), grid, block, values, shared_mem)
+        run_here(kernel.emulated, grid, block, values, shared_mem)
 
 
 def sanitize(kernel, grid, block, args, shared_mem: int = 0, *, time_limit_s: float = 10.0, write_back: bool = False) -> SanitizerReport:
@@ -75,6 +75,9 @@ def sanitize(kernel, grid, block, args, shared_mem: int = 0, *, time_limit_s: fl
     rows = answer["findings"]
     offsets = [pc - answer["load_address"] for row in rows for pc in (row["pc"], row["other_pc"])]
     places = dict(zip(offsets, source_lines(path, offsets), strict=True))
+    gave_up = next((row["text"] for row in rows if row["text"].startswith("integer division")), None)
+    if gave_up:
+        raise LaunchError(f"{kernel.name}: {gave_up}")
     describer = Describer(kernel.name, kernel.source, grid, block, arrays, lambda pc: places.get(pc - answer["load_address"]))
     findings = [finding for row in rows if (finding := describer.describe(row)) is not None]
     if answer["outcome"] == FAILED or (answer["outcome"] not in (FINISHED, TIMEOUT) and not findings):
@@ -93,7 +96,7 @@ def _most_telling(findings: list[Finding]) -> list[Finding]:
 
 
 def _run_isolated(kernel, grid, block, args, values, shared_mem, time_limit_s) -> None:
-    path = library(kernel.source, kernel.name)
+    path = kernel.emulated.path
     with _request(kernel, path, grid, block, args, values, shared_mem) as (request, memory):
         request.threads = threads()
         request.time_limit_s = time_limit_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labkernels.cuda.signature import demangle
 from labkernels.errors import ToolchainError
@@ -15,12 +15,16 @@ TLS_ANCHOR = "_ZL22lk_tls_anchor_variable"
 
 @dataclass(frozen=True)
 class Symbol:
-    """An array or variable of a library. `low` is relative to the TLS anchor if `shared`, else to the load address."""
+    """An array or variable of a library. `low` is relative to the TLS anchor if `shared`, else to the load address.
+
+    `hidden`: the compiler's own, which the kernel touches without the user's knowing.
+    """
 
     name: str
     low: int
     size: int
     shared: bool
+    hidden: bool = False
 
 
 @functools.cache
@@ -40,11 +44,12 @@ def symbols(library) -> tuple[Symbol, ...]:
         if mangled.startswith(TLS_ANCHOR):
             anchor = int(value, 16)
             continue
-        name = _plain_name(mangled)
+        hidden = mangled.startswith(("_ZGV", "__tls_guard"))  # whether a shared array's constructor has run
+        name = mangled if hidden else _plain_name(mangled)
         if name is not None:
             shared = kind == "TLS"
-            found[shared, int(value, 16), name] = Symbol(name, int(value, 16), int(size, 0), shared)
-    moved = [Symbol(s.name, s.low - anchor, s.size, True) if s.shared else s for s in found.values()]
+            found[shared, int(value, 16), name] = Symbol(name, int(value, 16), int(size, 0), shared, hidden)
+    moved = [replace(s, low=s.low - anchor) if s.shared else s for s in found.values()]
     return tuple(sorted(moved, key=lambda s: (s.shared, s.low)))
 
 

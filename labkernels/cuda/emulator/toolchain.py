@@ -27,12 +27,14 @@ class Mode:
 
 _COMMON = ("-std=c++17", "-fPIC", "-w", "-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
 _COMMON += ("-fsigned-char", "-fwrapv")  # as on a GPU
+_COMMON += ("-fdiagnostics-column-unit=byte",)
 _COMMON += ("-fno-gnu-unique",)  # else kernels that instantiate the same template would share its __shared__ arrays across libraries
 RELEASE = Mode("release", (*_COMMON, "-O2", "-ftree-vectorize", "-march=native", "-g1", "-gdwarf-4"))
 INSTRUMENTED = Mode(
     "instrumented",
     (*_COMMON, "-O1", "-g", "-gdwarf-4", "-march=native", "-DLK_INSTRUMENTED=1", "-fno-omit-frame-pointer")
     + ("-fno-tree-sra", "-fno-ipa-sra")  # a float4 is read at once, not as four floats
+    + ("-finline-small-functions", "-finline-functions")  # what a call takes by value from memory is seen only once inlined
     + ("-fsanitize=bounds,alignment", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1"),
 )
 

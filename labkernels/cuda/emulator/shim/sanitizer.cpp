@@ -56,7 +56,7 @@ Sanitizer::~Sanitizer() {
 void Sanitizer::begin_launch(Worker& worker) {
     const auto anchor = reinterpret_cast<std::uint64_t>(tls_anchor_());
     for (Region& region : regions_) {
-        if (region.kind != kStaticShared) continue;
+        if ((region.kind & ~kHidden) != kStaticShared) continue;
         region.low += anchor;
         region.high += anchor;
     }
@@ -149,6 +149,10 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
         end_block_after(worker, finding);
     }
     const Region& region = regions_[index];
+    if (region.kind & kHidden) {
+        worker.busy = false;
+        return;
+    }
     if (check_alignment && address % bytes) misaligned(worker, thread, address, bytes, kind, pc);
     const bool shared = is_shared(region.kind);
     const bool atomic = kind == kAtomic || (is_volatile && !shared);
@@ -175,21 +179,29 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
             }
             cell.written_mask |= mask;
         }
-        if (conflicts(cell.write, mask, thread, atomic, shared))
-            race(worker, thread, index, address, bytes, kind, cell.write, cell.write.atomic ? kAtomic : kWrite, pc);
+        const auto judge = [&](const Access& earlier, std::uint8_t bytes_mask, AccessKind earlier_kind) {
+            if (conflicts(earlier, bytes_mask, thread, atomic, shared))
+                race(worker, thread, index, address, bytes, kind, earlier, earlier_kind, pc);
+        };
+        for (unsigned i = 0; i < 4; ++i) {
+            const bool same = i && (mask >> (i - 1) & 1) && !std::memcmp(&cell.writes[i], &cell.writes[i - 1], sizeof(Access));
+            if (mask >> i & 1 && !same) judge(cell.writes[i], 0xf, cell.writes[i].atomic ? kAtomic : kWrite);
+        }
+        judge(cell.atomics, mask, kAtomic);
         if (kind == kAtomic)                    // its own plain read before was the first guess of a compare-and-swap loop
             for (Access& read : cell.reads)
                 if (read.stamp == stamp_ && read.thread == thread.index) read.atomic = true;
         if (writes) {
-            for (const Access& read : cell.reads)
-                if (conflicts(read, mask, thread, atomic, shared))
-                    race(worker, thread, index, address, bytes, kind, read, kRead, pc);
+            for (const Access& read : cell.reads) judge(read, mask, kRead);
         }
         Access entry = mine;
         entry.mask = mask;
-        if (writes) {
-            cell.write = entry;
-        } else {                                // keep the last reader, and the last one of another warp or block
+        if (kind == kAtomic) {
+            cell.atomics = entry;
+        } else if (writes) {
+            for (unsigned i = 0; i < 4; ++i)
+                if (mask >> i & 1) cell.writes[i] = entry;
+        } else {
             if (cell.reads[0].stamp != entry.stamp || cell.reads[0].thread / 32 != entry.thread / 32)
                 cell.reads[1] = cell.reads[0];
             cell.reads[0] = entry;

@@ -19,7 +19,8 @@ struct Launch;
 struct Thread;
 struct Worker;
 
-enum RegionKind : std::uint32_t { kGlobal = 0, kStaticShared = 1, kModule = 2, kDynamicShared = 3 };
+// kHidden may be added: the compiler's own variable, in nobody's way.
+enum RegionKind : std::uint32_t { kGlobal = 0, kStaticShared = 1, kModule = 2, kDynamicShared = 3, kHidden = 4 };
 
 struct Region {                     // memory that the kernel may touch; static shared: relative to the TLS anchor
     std::uint64_t low, high;
@@ -79,7 +80,13 @@ public:
 
 private:
     struct Access { std::uint32_t stamp, clock, pc; std::uint16_t thread; std::uint8_t mask, atomic; };
-    struct Cell { Access write, reads[2]; std::uint32_t written_stamp; std::uint8_t written_mask; };     // of 4 bytes
+    struct Cell {                           // what is known of 4 bytes
+        Access writes[4];                   // the last plain write to each byte
+        Access reads[2];                    // the last reader, and the last one of another warp or block
+        Access atomics;                     // the last atomic
+        std::uint32_t written_stamp;
+        std::uint8_t written_mask;
+    };
     struct Suspicion { std::uint32_t stamp, thread; std::uintptr_t address; std::uint64_t key; Finding finding; };
     struct Shadow { Cell* cells = nullptr; std::size_t bytes = 0; };
 
