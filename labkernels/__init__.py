@@ -10,9 +10,8 @@ Names are loaded when they are first used, so that importing the package starts 
 
 from importlib import import_module
 
-from labkernels.ops import ops  # a registry, not the module of this name: the one public name that cannot wait
-
 _HOME = {
+    "ops": "labkernels.operation",
     "Kernel": "labkernels.cuda",
     "sanitize": "labkernels.cuda",
     "check": "labkernels.lab.check",
@@ -24,7 +23,7 @@ _HOME = {
 }
 _MODULES = {"functional": "labkernels.functional", "draw": "labkernels.lab.draw"}
 
-__all__ = ["ops", *_HOME, *_MODULES]
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name: str):

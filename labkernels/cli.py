@@ -81,7 +81,7 @@ def bench(
 ) -> None:
     """Time every variant of an operation beside its peers and the limit; without a GPU, show the recorded figures."""
     from labkernels.lab import bench as benchmark
-    from labkernels.ops import ops as registry
+    from labkernels.operation import ops as registry
 
     with complaints():
         if unknown := set(ops or ()) - set(registry):

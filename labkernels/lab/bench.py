@@ -17,7 +17,7 @@ from labkernels.lab.environment import environment
 from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry, empty_row, measure
 from labkernels.lab.measured import NotRecorded, label, recorded
 from labkernels.lab.record import record
-from labkernels.ops import Op, Peer, Shape, Variant, as_dtype, dtype_name, ops, product_of
+from labkernels.operation import Op, Peer, Shape, Variant, as_dtype, dtype_name, ops, product_of
 
 __all__ = ["bench", "record"]
 

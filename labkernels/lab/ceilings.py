@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from labkernels.lab.timing import time_calls
-from labkernels.ops import Op, dtype_name
+from labkernels.operation import Op, dtype_name
 
 COPY_BYTES = 1 << 30
 MATMUL_SIZE = 8192

@@ -20,7 +20,7 @@ from labkernels.lab.compare import compare, differing_bits
 from labkernels.lab.failure import CheckFailed
 from labkernels.lab.guilty_line import guilty_line
 from labkernels.lab.poison import poisoned_memory
-from labkernels.ops import Op, Peer, Shape, Variant, as_dtype, dtype_name, ops
+from labkernels.operation import Op, Peer, Shape, Variant, as_dtype, dtype_name, ops
 
 CPU_TIME_S = 120.0  # after this long in the emulator (or Numba's simulator), the cases that are left are left out, and the report says so
 

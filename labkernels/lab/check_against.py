@@ -11,7 +11,7 @@ import torch
 
 from labkernels.errors import ArgumentError
 from labkernels.lab.check import CheckReport, check
-from labkernels.ops import Op, Tolerance
+from labkernels.operation import Op, Tolerance
 
 SMALL_ELEMENTS = 4096  # cases whose largest tensor has no more than this many elements go through the sanitizer first
 _AXES = {0: (), 1: ("element",), 2: ("row", "col")}

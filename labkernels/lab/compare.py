@@ -10,7 +10,7 @@ import torch
 from labkernels.lab.error_map import error_map
 from labkernels.lab.failure import CheckFailed, Failure
 from labkernels.lab.poison import unwritten
-from labkernels.ops import Op, dtype_name
+from labkernels.operation import Op, dtype_name
 
 TIMES_PYTORCH = 2.0  # how many times as far from float64 as PyTorch's own a result of low precision may be
 

@@ -11,7 +11,7 @@ import torch
 
 from labkernels.errors import LabKernelsError
 from labkernels.lab.error_map import ErrorMap
-from labkernels.ops import Op, Shape
+from labkernels.operation import Op, Shape
 
 REASONS = (
     "wrong_shape",

@@ -11,7 +11,7 @@ import torch
 from labkernels.lab.ceilings import Ceilings
 from labkernels.lab.environment import environment
 from labkernels.lab.timing import input_sets_needed, time_calls
-from labkernels.ops import Op, Peer, Shape, Variant, dtype_name
+from labkernels.operation import Op, Peer, Shape, Variant, dtype_name
 
 RESULT_COLUMNS = ["ms", "ms_p20", "ms_p80", "tflops", "gb_per_s", "limit_ms", "share_of_limit", "note"]
 ENVIRONMENT_COLUMNS = ["gpu", "driver", "cuda", "torch", "commit", "date"]

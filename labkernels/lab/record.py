@@ -14,7 +14,7 @@ from labkernels.lab.bench_table import BenchTable, varied_sizes
 from labkernels.lab.ceilings import Ceilings, measure_ceilings
 from labkernels.lab.environment import environment
 from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry, empty_row, measure
-from labkernels.ops import Op, as_dtype, ops, product_of
+from labkernels.operation import Op, as_dtype, ops, product_of
 
 LONGEST_CALL_MS = 800.0  # what one call may be expected to take; longer ones are left out, and their rows say so
 

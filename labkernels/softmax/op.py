@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from labkernels.ops import Op, Peer, Tolerance, Variant, dtype_name
+from labkernels.operation import Op, Peer, Tolerance, Variant, dtype_name
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:

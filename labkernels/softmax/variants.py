@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from labkernels.cuda.variants import ceil_div, kernel, vector_width
-from labkernels.ops import Variant
+from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 WARPS = 4  # a block, where a warp owns a row

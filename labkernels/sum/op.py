@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from labkernels.ops import Op, Peer, Tolerance, Variant
+from labkernels.operation import Op, Peer, Tolerance, Variant
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:

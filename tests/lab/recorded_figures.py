@@ -4,7 +4,7 @@ import torch
 
 from labkernels.lab.ceilings import Ceilings
 from labkernels.lab.measure import Entry, empty_row
-from labkernels.ops import Op
+from labkernels.operation import Op
 
 ENVIRONMENT = {"gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0", "torch": "2.11.0", "commit": "0123456789ab", "date": "2026-11-20"}
 CEILINGS = Ceilings(copy_gb_per_s=4000.0, tflops={"float32": 50.0, "bfloat16": 700.0, "float16": 650.0, "tf32": 400.0})

@@ -10,7 +10,7 @@ from labkernels.lab import measured, record
 from labkernels.lab.bench import bench, sweep_points
 from labkernels.lab.environment import commit
 from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry
-from labkernels.ops import Variant, ops
+from labkernels.operation import Variant, ops
 from tests.lab.recorded_figures import CEILINGS, ENVIRONMENT, pretend_to_measure
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without a GPU shows")

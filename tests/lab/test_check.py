@@ -8,7 +8,7 @@ import torch
 from labkernels.errors import LabKernelsError
 from labkernels.lab.check import check
 from labkernels.lab.failure import REASONS, CheckFailed
-from labkernels.ops import ops
+from labkernels.operation import ops
 
 
 def softmax(x):

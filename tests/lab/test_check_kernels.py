@@ -7,7 +7,7 @@ from labkernels.cuda import Kernel
 from labkernels.lab import check as check_module
 from labkernels.lab.check import check
 from labkernels.lab.failure import CheckFailed
-from labkernels.ops import Variant
+from labkernels.operation import Variant
 
 SCALE_ROWS = """
 extern "C" __global__ void softmax(const float* x, float* y, int rows, int cols) {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labkernels.errors import ArgumentError
-from labkernels.ops import Op, Peer, Tolerance, Variant, as_dtype, dtype_name, ops, product_of
+from labkernels.operation import Op, Peer, Tolerance, Variant, as_dtype, dtype_name, ops, product_of
 
 
 def double(**overrides) -> Op:
