@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from labkernels.attention.reference import reference, visible
 from labkernels.attention.variants import FOLDER, VARIANTS, best_tile, tiled
+from labkernels.cuda import sanitizing
 from labkernels.cuda.variants import kernel
 from labkernels.lab.check import check
 
@@ -142,6 +143,13 @@ def test_v3_is_right_with_every_tile(dtype, tile, device):
         q, k, v = random(seq_len, kv_len, head_dim=head_dim, heads=2, device=device, dtype=dtype)
         for causal in (False, True):
             assert_right(tiled(tile, q, k, v, causal), q, k, v, causal=causal)
+
+
+@pytest.mark.parametrize("tile", [(128, 128), (64, 128)])  # the check's small shapes take (64, 32)
+def test_v3_has_no_race_with_larger_tiles(tile):
+    q, k, v = random(150, 140)
+    with sanitizing():
+        assert_right(tiled(tile, q, k, v, causal=True), q, k, v, causal=True)
 
 
 def test_v3_picks_a_tile_that_fits_the_problem():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from labkernels.cuda import sanitizing
 from labkernels.cuda.variants import kernel
 from labkernels.lab.check import check
 from labkernels.softmax.variants import FOLDER, VARIANTS, v3_registers
@@ -43,6 +44,13 @@ def test_rows_of_any_length(name, dtype, device):
 def test_v3_long_rows_by_warp_by_block_and_streamed(cols, dtype, device):
     x = random(3, cols, device, dtype)
     assert_right(v3_registers(x), x)
+
+
+@pytest.mark.parametrize("cols", [1100, 40_000])  # the check's small shapes stay within a warp
+def test_v3_has_no_race_by_block_and_streamed(cols):
+    x = random(2, cols)
+    with sanitizing():
+        assert_right(v3_registers(x), x)
 
 
 @pytest.mark.parametrize("device", DEVICES)
