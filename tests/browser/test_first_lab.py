@@ -1,4 +1,4 @@
-"""A student's first hour, in a real browser: run lab 01, meet a blank exercise, solve it, see it pass and see a picture."""
+"""A student's first hour, in a real browser: run lab 01, meet the first blank, solve one after the other, see them pass and draw."""
 from __future__ import annotations
 
 import json
@@ -40,7 +40,7 @@ def lab(tmp_path):
             page.screenshot(path=ARTEFACTS / "lab.png")
 
 
-def test_a_blank_exercise_fails_and_a_typed_solution_passes_and_draws(lab):
+def test_a_blank_exercise_fails_and_typed_solutions_pass_and_draw(lab):
     blanks, answers = exercises(ROOT / "notebooks" / LAB), exercises(ROOT / "solutions" / LAB)
     assert blanks and list(blanks) == list(answers)
     starts = [index for index, _ in blanks.values()]
@@ -52,13 +52,13 @@ def test_a_blank_exercise_fails_and_a_typed_solution_passes_and_draws(lab):
     assert starts[0] <= failed[0] < ends[0], f"not the first exercise but cell {failed[0]} failed: {cells[failed[0]]}"
     assert cells[failed[0]].shown.strip(), "the failure is not shown"
 
+    drawn = []
     for grade_id, start, end in zip(blanks, starts, ends):
         assert blanks[grade_id][1] != answers[grade_id][1], f"{grade_id}: the student edition holds the answer"
         lab.type_into(start, answers[grade_id][1])
         solved = lab.run_from(start)[start:end]
         assert [cell.error for cell in solved if cell.error] == [], f"{grade_id}: the solution did not pass"
         assert all("[ ]" not in cell.prompt for cell in solved), f"{grade_id}: a cell below it did not run"
-        if any(cell.pictures for cell in solved):
-            lab.page.locator(".jp-Notebook .jp-Cell").nth(start).scroll_into_view_if_needed()
-            return
-    pytest.fail("no solved exercise drew a picture")
+        drawn += [start for cell in solved if cell.pictures]
+    assert drawn, "no solved exercise drew a picture"
+    lab.page.locator(".jp-Notebook .jp-Cell").nth(drawn[0]).scroll_into_view_if_needed()
