@@ -158,7 +158,7 @@ extern "C" __global__ void attention_scores(const float* q, const float* k, floa
                                             int head_dim, int group, bool causal, float scale) {
     const int key = blockIdx.x * blockDim.x + threadIdx.x;
     const int query = blockIdx.y * blockDim.y + threadIdx.y;
-    const long long z = blockIdx.z;    // batch * heads + head. An int could not count the scores of 32 heads of 8192 tokens.
+    const long long z = blockIdx.z;    // batch * heads + head; an int would not count 32 * 8192 * 8192 scores
     // BEGIN SOLUTION
     if (query >= seq_len || key >= kv_len) return;
     const float* q_row = q + (z * seq_len + query) * head_dim;
@@ -256,7 +256,7 @@ extern "C" __global__ void attention_softmax(float* scores, const int* lengths, 
 }
 
 # %% [markdown]
-# What is wanted, in PyTorch: `wanted`. To make it hard, the padding holds large garbage, and query 0 is hidden from every key.
+# This is what is wanted, in PyTorch. To make it hard, one query is hidden from every key, and the padding is large.
 
 # %%
 def make_weights(scores, lengths):
@@ -268,6 +268,7 @@ def make_weights(scores, lengths):
 
 
 def made_hard(scores, lengths):
+    """A copy in which query 0 is hidden from every key, and the padding holds large garbage."""
     scores = scores.clone()
     scores[:, :, 0] = -math.inf
     for sentence, length in enumerate(lengths):
@@ -276,6 +277,7 @@ def made_hard(scores, lengths):
 
 
 def wanted(scores, lengths):
+    """The weights, with 0 for padding and for what is hidden."""
     key = torch.arange(scores.shape[-1], device=scores.device)
     padding = key >= torch.tensor(lengths, device=scores.device)[:, None, None, None]
     weights = torch.softmax(made_hard(scores, lengths).masked_fill(padding, -math.inf), dim=-1)
@@ -379,30 +381,54 @@ print(f"{flops / score_bytes:.0f} FLOPs a byte with the scores, {flops / others:
 print(f"float32: {67 / 4.8:.0f} FLOPs a byte, bfloat16 on tensor cores: {989 / 4.8:.0f} FLOPs a byte")
 
 # %% [markdown]
-# With float32 the scores keep memory about as busy as the arithmetic keeps the multipliers. With faster arithmetic they
-# are what everybody waits for, and no better multiplier will help.
+# With float32 the scores would keep memory about as busy as the products keep the multipliers. With tensor cores they are
+# what everybody waits for, and no better multiplier will help.
 #
 # ## Measure
-# The ladder's first rungs are what you wrote, once in Numba CUDA and once in CUDA C++. `math` is PyTorch's own version of it
-# with the matrix in memory; `efficient` keeps none.
+# The ladder's first rungs are what you wrote, once in Numba CUDA and once in CUDA C++. `math` is PyTorch's own, with the same
+# matrix in memory, and products from a tuned library. `efficient` keeps no matrix.
 
 # %%
 lk.bench("attention", ["v1_naive", "v1_naive_cuda", my_attention, "math", "efficient"], head_dim=64).plot()
 
 # %% [markdown]
-# Look at the slopes before you look at the heights. Where there is enough work, every line climbs four times for each
-# doubling, with or without the matrix: each query still meets each key. What the matrix changes is how high the line runs,
-# and where it must end.
+# Look at the slopes first. Where there is enough work, every line climbs four times for each doubling, with or without the
+# matrix: each query still meets each key.
+#
+# Then look at the heights, at 4096 tokens. How long should the matrix alone take?
+
+# %%
+print(f"{score_bytes / 1e9:.1f} GB of scores at 4.8 TB/s: {score_bytes / 4.8e12 * 1e3:.1f} ms")
 
 # %% [markdown]
+# The dashed limit is what the arithmetic alone would take. `math` pays for the matrix on top of it, `efficient` does not.
+# Our own kernels take many times longer than both together, so they wait for something else. For what? Count what the
+# threads of `attention_scores` *ask* for.
+#
+# **Predict.** The same 4096 tokens and 32 heads of 64. How many bytes of q and k do all threads of `attention_scores` ask for
+# together, counting every read? How many are q and k?
+
+# %% solution="predict-asked"
+bytes_asked = bytes_there = None
+### BEGIN SOLUTION
+bytes_asked = 32 * 4096 * 4096 * (64 + 64) * 4     # each score: a row of q and a row of k
+bytes_there = 2 * 32 * 4096 * 64 * 4
+### END SOLUTION
+
+# %% tests="predict-asked" points=1
+lk.check_prediction("bytes asked for", bytes_asked, bytes_there)
+
+# %% [markdown]
+# Every row is asked for 4096 times. The caches answer most of it, but not for free, and neighbouring threads make it worse:
+# they have neighbouring keys, so they read k 256 bytes apart.
+#
 # ## Still wasted
-# - **The matrix.** 16 bytes for every pair, and memory that grows with the square of the length.
-# - **Reads of k.** Neighbouring threads of `attention_scores` have neighbouring keys, so they read k 256 bytes apart, and
-#   every row of k is read once for every query.
+# - **Reads.** 512 bytes are asked for to make one score, which is 128 FLOPs.
+# - **The matrix.** 16 bytes moved for every pair, and memory that grows with the square of the length.
 # - **Hidden pairs.** Under a causal mask half of the scores are computed, stored, read, and multiplied as zeros.
 # - **Tensor cores.** The products run on ordinary float32 units.
 #
-# One observation opens the next lab. The output of a query needs its scores one after the other, and each only once. If
+# One observation opens the next lab. The output of a query takes its scores one after the other, and each only once. If
 # softmax did not have to know the maximum before it begins, no score would have to be kept. Lab 02 has shown that it need
 # not.
 #

@@ -71,7 +71,7 @@ lk.check_prediction("rescaled accumulator", new_s, new_o)
 # `float2` with members `.x` and `.y`. For each key the lanes multiply what they hold, and `warp_sum` adds it up: every lane
 # then has the score, and the two elements of the value that are its own.
 #
-# **Write** the step: five numbers change, `max`, `sum`, `o.x`, `o.y`, and the order in which you change them matters.
+# **Write** the step. Four numbers change, `max`, `sum`, `o.x` and `o.y`, and the order in which you change them matters.
 # `__expf` is the fast exponential; `__expf(-CUDART_INF_F)` is 0.
 
 # %% solution="online"
@@ -79,7 +79,8 @@ lk.check_prediction("rescaled accumulator", new_s, new_o)
 #include <math_constants.h>
 #include "warp.cuh"    // lane_id(), warp_id(), warp_sum()
 
-// q, k, v and out: (batch, heads, seq, 32) pairs of floats. z counts the heads of all sentences; `group` of them share a key head.
+// q, k, v and out are (batch, heads, seq, 32) pairs of floats. As in lab 04, z counts the heads of all sentences,
+// and `group` of them share a key head.
 extern "C" __global__ void attention_online(const float2* q, const float2* k, const float2* v, float2* out,
                                             int seq_len, int kv_len, int group, bool causal, float scale) {
     const int query = blockIdx.x * (blockDim.x / 32) + warp_id();
@@ -169,8 +170,8 @@ bytes_shared = bytes_alone / 64
 lk.check_prediction("bytes of k and v", bytes_alone, bytes_shared)
 
 # %% [markdown]
-# The caches answer many of these reads, but not for free: 275 GB is 32 times the 8.6 GB that lab 04 moved for its matrix.
-# We have saved the memory and paid with reads. So 64 queries will share.
+# k and v together are 67 MB, and they are asked for 4096 times. The caches answer most of it, but not for free. So 64 queries
+# will share.
 #
 # ## Tiles
 # A *tile* is a few neighbouring keys with their values, 16 here. A block of 64 threads owns 64 queries, one thread a query.
@@ -208,8 +209,6 @@ lk.draw.tile_barriers()
 # 4. Rescale `sum` and `o`, once.
 # 5. For each key of the tile, add its weight to `sum`, and its weight times its value to `o`.
 # 6. Wait.
-#
-# `#pragma unroll` before a loop of fixed length writes it out, so that `score[j]` is a register and no array in memory.
 
 # %% solution="flash"
 %%cuda --name flash_attention -D HEAD_DIM=64 -D QUERIES=64 -D KEYS=16
@@ -243,7 +242,6 @@ extern "C" __global__ void flash_attention(const float* q, const float* k, const
         __syncthreads();
 
         float new_max = max;
-#pragma unroll
         for (int j = 0; j < KEYS; ++j) {
             score[j] = 0.0f;
             for (int d = 0; d < HEAD_DIM; ++d) score[j] += q_row[d] * k_tile[j][d];
@@ -256,7 +254,6 @@ extern "C" __global__ void flash_attention(const float* q, const float* k, const
         sum *= correction;
         for (int d = 0; d < HEAD_DIM; ++d) o[d] *= correction;
 
-#pragma unroll
         for (int j = 0; j < KEYS; ++j) {
             const float weight = __expf(score[j] - max);
             sum += weight;
@@ -313,34 +310,54 @@ print(flash_attention.resources("sm_90a"))
 print(flash_attention.resources("sm_90a").occupancy(64))
 
 # %% [markdown]
-# `q_row`, `o` and `score` are 144 numbers that every thread holds, and the registers show it. They also decide how many
-# warps a multiprocessor can keep. Few warps hide little waiting: that is the price of keeping everything close.
+# `q_row` and `o` are 128 numbers that every thread holds, and the registers show it. They also decide how many warps a
+# multiprocessor can keep: few, and few warps hide little waiting.
+#
+# `score` is indexed by the counter of a loop, so its 16 numbers lie on the *stack*, memory of the thread's own that the L1
+# cache answers. `#pragma unroll` before both loops over `j` would write them out and make `score` registers too: more
+# registers, fewer warps. Which of the two wins is not easy to say. With a GPU, try it; and try `-D KEYS=32`.
 #
 # ## Count again
-# Every byte of k and v that a block reads now serves 64 queries. For each pair of query and key a thread makes 2 x 64 FLOPs
-# with the key and 2 x 64 with the value.
+# For each pair of query and key a thread makes 2 x 64 FLOPs with the key and 2 x 64 with the value. What does it ask of
+# memory and caches? Lab 04: rows of q, k and v, and 16 bytes of scores. A warp a query: rows of k and v. And now each of
+# these rows serves 64 queries.
 
 # %%
 flops_a_pair = 4 * 64
-bytes_a_pair = {"lab 04, its scores": 16, "a warp a query": 2 * 64 * 4, "64 queries a tile": 2 * 64 * 4 / 64}
+row = 64 * 4
+bytes_a_pair = {"lab 04": 3 * row + 16, "a warp a query": 2 * row, "64 queries a tile": 2 * row / 64}
 for name, size in bytes_a_pair.items():
-    print(f"{name:20} {size:5.0f} bytes a pair of query and key, {flops_a_pair / size:5.1f} FLOPs a byte")
+    print(f"{name:18} {size:4.0f} bytes asked for, {flops_a_pair / size:5.2f} FLOPs a byte")
 
-print(f"an H200 (data sheet): 67 TFLOP/s of float32, 4.8 TB/s: {67 / 4.8:.0f} FLOPs a byte")
+print(f"an H200 can do 67 TFLOP/s of float32 and 4.8 TB/s (data sheet): {67 / 4.8:.0f} FLOPs a byte")
 
 # %% [markdown]
-# Below the last number memory is the limit, above it arithmetic is. Sharing has carried attention across. (The middle row
-# looks worse than it is: its reads are the same for all queries of a head, and the caches answer most of them.)
+# Below the last number memory cannot keep up, unless the caches answer; above it arithmetic is the limit. Sharing has
+# carried attention across.
 #
 # ## The ladder
 # `v1_naive_cuda` is lab 04. `v2_online` is your first kernel of today, for any `head_dim`. `v3_tiled` has the idea of your
-# second one, and a patch of 8 x 8 scores for each thread. `efficient` is PyTorch's own flash attention for float32.
+# second one, and each of its threads computes a patch of 8 x 8 scores. `efficient` is PyTorch's own, without the matrix too.
+# With a GPU all are measured now, yours among them; without one you see what an H200 has recorded.
 
 # %%
 lk.bench("attention", ["v1_naive_cuda", "v2_online", my_flash_attention, "v3_tiled", "efficient"], head_dim=64).plot()
 
 # %%
 lk.ops["attention"].variants
+
+# %% [markdown]
+# Each rung has one reason. From v1 to v2 the matrix went, and reads became neighbours. From v2 to yours 64 queries share.
+# From yours to v3 a number that comes from shared memory is used 8 times, not once.
+#
+# On the roofline all of them stand at one place from left to right, since attention has to move q, k, v and the output and
+# no more. How high each stands is its own doing.
+
+# %%
+lk.draw.roofline(
+    {"attention, at best": (flops_a_pair * 32 * 4096**2, 4 * row * 32 * 4096)},
+    ladder=[("attention", name, {"seq_len": 4096, "head_dim": 64}) for name in ("v1_naive_cuda", "v2_online", "v3_tiled")],
+)
 
 # %% [markdown]
 # ## Half-empty tiles
@@ -367,12 +384,12 @@ lk.check_prediction("causal tiles", tiles_visited, scores_hidden)
 # %%
 visible = 1024 * 1025 // 2
 print(f"{scores_hidden / (visible + scores_hidden):.1%} of the scores are computed in vain")
-print(f"{1 - visible / 1024**2:.1%} would be if no tile were skipped")
+print(f"{1 - visible / 1024**2:.1%} would be, if no tile were skipped")
 
 # %% [markdown]
 # ## Still wasted
-# - **Shared memory.** Each multiplication takes one of its two numbers fresh from shared memory. A patch of 8 x 8 scores
-#   takes 16 numbers for 64 multiplications; that is what `v3_tiled` adds.
+# - **Shared memory.** Each multiplication takes one of its two numbers fresh from shared memory. A patch of 8 x 8 scores, as
+#   in `v3_tiled`, takes 16 numbers for 64 multiplications.
 # - **Waiting.** While a tile is copied nobody computes, and while a tile is computed nothing is copied. Two tiles, one to
 #   fill and one to use, would let both go on.
 # - **The arithmetic itself.** These products run on ordinary float32 units. Tensor cores multiply whole tiles at a time, and

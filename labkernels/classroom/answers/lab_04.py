@@ -23,6 +23,12 @@ PREDICTIONS = {
         tolerance=0.1,
         hint="N tokens have 32 * N * N scores of 4 bytes each.",
     ),
+    "bytes asked for": Prediction(
+        (32 * 4096**2 * 2 * 64 * 4, 2 * 32 * 4096 * 64 * 4),
+        asks=("asked for", "q and k together"),
+        unit="bytes",
+        hint="There is a thread for each score, and each reads a row of q and a row of k, 64 floats each.",
+    ),
     "naive attention traffic": Prediction(
         (16 * 32 * 4096**2, 4 * 64 * 32 * 4096**2),
         asks=("bytes of scores moved", "FLOPs of both products"),

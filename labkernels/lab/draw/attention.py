@@ -51,7 +51,7 @@ def attention_weights(weights: torch.Tensor, titles: Sequence[str] = ()) -> styl
     """The weights themselves, (queries, keys) or (heads, queries, keys): the darker, the more of that key's value is taken."""
     heads = weights.detach().float().cpu().reshape(-1, *weights.shape[-2:])
     count, queries, keys = heads.shape
-    wide = 4.0 if count == 1 else 7.0
+    wide = 3.6 if count == 1 else 7.0
     height = 0.9 + (wide - 0.8) / count * queries / keys
     figure, panels = style.figure(1, count, width=wide, height=height, squeeze=False)
     for number, (axes, head) in enumerate(zip(panels[0], heads)):
