@@ -13,10 +13,11 @@ _PUBLIC = {
     "EmulatedKernel": "compile",
     "build": "compile",
     "set_threads": "launch",
-    "isolated": "sanitizer",
-    "run": "sanitizer",
+    "isolated": "modes",
+    "run": "modes",
     "sanitize": "sanitizer",
-    "sanitizing": "sanitizer",
+    "sanitizing": "modes",
+    "profile": "profile",
 }
 __all__ = list(_PUBLIC)
 

@@ -36,7 +36,8 @@ class Request:
     values: list[str]  # hexadecimal
     pointers: dict[int, int] = field(default_factory=dict)  # parameter -> offset in the memory file
     regions: list[tuple[int, int, int]] = field(default_factory=list)  # offset, bytes, bytes an item
-    sanitize: bool = False
+    watch: int = 0  # one of launch.NOBODY, SANITIZER, PROFILER
+    l2_bytes: int = 0
     threads: int = 1
     time_limit_s: float | None = None
 
@@ -139,7 +140,7 @@ def serve() -> None:
 
 def _launch(request: Request, file) -> dict:
     from labkernels.cuda.emulator.compile import load
-    from labkernels.cuda.emulator.launch import HIDDEN, MODULE, STATIC_SHARED, Launch, Region, load_address
+    from labkernels.cuda.emulator.launch import HIDDEN, MODULE, PROFILER, STATIC_SHARED, Launch, Region, load_address
     from labkernels.cuda.emulator.symbols import symbols
 
     kernel = load(request.library, request.name)
@@ -152,20 +153,24 @@ def _launch(request: Request, file) -> dict:
         values[int(position)] = (base + offset).to_bytes(8, "little")
     regions = [Region(base + offset, base + offset + length, 0, item) for offset, length, item in request.regions]
     loaded_at = load_address(kernel)
-    for symbol in symbols(request.library) if request.sanitize else ():
+    for symbol in symbols(request.library) if request.watch else ():
         low = symbol.low if symbol.shared else loaded_at + symbol.low
         kind = STATIC_SHARED if symbol.shared else MODULE
         regions.append(Region(low % 2**64, (low + symbol.size) % 2**64, kind | (HIDDEN if symbol.hidden else 0), 4))
     with Launch(kernel, request.grid, request.block, values, request.shared_mem, workers=request.threads,
-                sanitize=request.sanitize, regions=regions) as launch:  # fmt: skip
+                watch=request.watch, regions=regions, l2_bytes=request.l2_bytes) as launch:  # fmt: skip
         outcome = launch.wait(request.time_limit_s)
         failure = launch.failure(request.grid, request.block) if outcome != 1 else None
         answer = {"outcome": outcome, "failure": failure, "output": launch.output(), "load_address": loaded_at, "findings": []}
-        for finding in launch.findings():
-            row = {name: getattr(finding, name) for name, _ in finding._fields_}
-            row = {k: list(v) if isinstance(v, ctypes.Array) else v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
-            answer["findings"].append(row)
+        answer["findings"] = [as_json(finding) for finding in launch.findings()]
+        if request.watch == PROFILER:
+            answer["profile"] = {name: [as_json(row) for row in rows] for name, rows in launch.profile().items()}
     del view
     memory.close()
     return answer
 
+
+def as_json(row: ctypes.Structure) -> dict:
+    """A row of the runtime's as plain values."""
+    fields = {name: getattr(row, name) for name, *_ in row._fields_}
+    return {k: list(v) if isinstance(v, ctypes.Array) else v.decode() if isinstance(v, bytes) else v for k, v in fields.items()}

@@ -48,14 +48,13 @@ class EmulatedKernel:
         run(self, grid, block, values, shared_mem, time_limit_s=time_limit_s)
 
 
-def build(source: Source, name: str, instrumented: bool = False) -> EmulatedKernel:
+def build(source: Source, name: str) -> EmulatedKernel:
     """The kernel `name` of `source` as a loaded library, compiled unless it is in the cache. Raises CompileError, ToolchainError."""
-    return load(library(source, name, instrumented), name)
+    return load(library(source, name), name)
 
 
-def library(source: Source, name: str, instrumented: bool = False) -> Path:
-    """The path of that library."""
-    mode = toolchain.INSTRUMENTED if instrumented else toolchain.RELEASE
+def library(source: Source, name: str, mode: toolchain.Mode = toolchain.RELEASE) -> Path:
+    """The path of the kernel's library, compiled for speed or to be watched."""
     key = cache.key("emulator", source, files=toolchain.shim_files(), name=name, **toolchain.facts(flags=mode.flags))
     found = cache.lookup(key)
     if found is None:

@@ -13,9 +13,16 @@ from labkernels.cuda.emulator.toolchain import SHIM_DIR
 from labkernels.errors import LaunchError
 
 FINISHED, FAILED, STOPPED, TIMEOUT, DEADLOCK, CRASHED = 1, 2, 3, 4, 5, 6
+NOBODY, SANITIZER, PROFILER = 0, 1, 2  # who watches
 STATIC_SHARED, MODULE, HIDDEN = 1, 2, 4  # kinds of regions (shim/sanitizer.h)
 _POLL_S = 0.05
 _BYTES_BACK = (0, 4, 8, 16)
+_ROWS = {  # functions of the runtime that give rows, and those that count them
+    "lk_findings": "lk_finding_count",
+    "lk_profile_lines": "lk_profile_line_count",
+    "lk_profile_samples": "lk_profile_sample_count",
+    "lk_profile_arrivals": "lk_profile_arrival_count",
+}
 _threads: int | None = None
 
 
@@ -34,9 +41,10 @@ class _Request(ctypes.Structure):
         ("block", ctypes.c_uint32 * 3),
         ("shared_bytes", ctypes.c_uint64),
         ("workers", ctypes.c_uint32),
-        ("sanitize", ctypes.c_uint32),
+        ("watch", ctypes.c_uint32),
         ("regions", ctypes.POINTER(Region)),
         ("region_count", ctypes.c_uint64),
+        ("l2_bytes", ctypes.c_uint64),
     ]
 
 
@@ -72,6 +80,33 @@ class Finding(ctypes.Structure):
     ]
 
 
+class LineCount(ctypes.Structure):
+    """What the warps did at one place in the code (shim/profiler.h)."""
+
+    _fields_ = [("pc", ctypes.c_uint64), ("kind", ctypes.c_uint32), ("access_bytes", ctypes.c_uint32)] + [
+        (name, ctypes.c_uint64) for name in ("requests", "lanes", "bytes", "sectors", "wavefronts", "conflicts")
+    ]
+
+
+class Sample(ctypes.Structure):
+    """One request of a warp, lane by lane (shim/profiler.h)."""
+
+    _fields_ = [("pc", ctypes.c_uint64)] + [(name, ctypes.c_uint32) for name in ("kind", "bytes", "active", "block", "warp", "unused")]
+    _fields_ += [("address", ctypes.c_uint64 * 32)]
+
+
+class BarrierArrival(ctypes.Structure):
+    """How many requests a warp had made when it came to a barrier (shim/profiler.h)."""
+
+    _fields_ = [("block", ctypes.c_uint32), ("warp", ctypes.c_uint32), ("requests", ctypes.c_uint64)]
+
+
+class Totals(ctypes.Structure):
+    """Of the whole launch (shim/profiler.h)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("loaded_bytes", "stored_bytes", "l2_hits", "l2_misses")]
+
+
 def set_threads(count: int | None) -> None:
     """How many cores launches use; None: all of them."""
     global _threads
@@ -100,7 +135,7 @@ def run(kernel: EmulatedKernel, grid, block, values: Sequence[bytes], shared_mem
 class Launch:
     """A launch under way. As a context manager it never leaves a thread behind."""
 
-    def __init__(self, kernel, grid, block, values, shared_mem, *, workers=1, sanitize=False, regions: Sequence[Region] = ()):
+    def __init__(self, kernel, grid, block, values, shared_mem, *, workers=1, watch=NOBODY, regions: Sequence[Region] = (), l2_bytes=0):
         self._kernel = kernel
         self._runtime = _runtime()
         buffers = [ctypes.create_string_buffer(value, max(len(value), 1)) for value in values]
@@ -108,7 +143,7 @@ class Launch:
         region_array = (Region * max(len(regions), 1))(*regions)
         request = _Request(
             kernel.address("lk_call_kernel"), pointers, kernel.address("lk_tls_anchor"), tuple(grid), tuple(block),
-            shared_mem, workers, sanitize, region_array, len(regions),
+            shared_mem, workers, watch, region_array, len(regions), l2_bytes,
         )  # fmt: skip
         self._keep = (buffers, pointers, region_array)
         self._handle = self._runtime.lk_start(ctypes.byref(request))
@@ -146,9 +181,23 @@ class Launch:
         return f"{self._kernel.name}: {text} ({where}{f', {place[0]} line {place[1]}' if place else ''})"
 
     def findings(self) -> list[Finding]:
-        count = self._runtime.lk_finding_count(self._handle)
-        raw = ctypes.cast(self._runtime.lk_findings(self._handle), ctypes.POINTER(Finding)) if count else []
-        return [Finding.from_buffer_copy(raw[i]) for i in range(count)]
+        return self._rows("lk_findings", Finding)
+
+    def profile(self) -> dict[str, list]:
+        """What the profiler counted."""
+        totals = Totals()
+        self._runtime.lk_profile_totals(self._handle, ctypes.byref(totals))
+        return {
+            "lines": self._rows("lk_profile_lines", LineCount),
+            "samples": self._rows("lk_profile_samples", Sample),
+            "arrivals": self._rows("lk_profile_arrivals", BarrierArrival),
+            "totals": [totals],
+        }
+
+    def _rows(self, rows: str, kind: type) -> list:
+        length = getattr(self._runtime, _ROWS[rows])(self._handle)
+        raw = ctypes.cast(getattr(self._runtime, rows)(self._handle), ctypes.POINTER(kind)) if length else []
+        return [kind.from_buffer_copy(raw[i]) for i in range(length)]
 
 
 def _index(index, shape) -> str:
@@ -165,8 +214,10 @@ def _runtime():
         runtime.lk_stop.argtypes = (handle, ctypes.c_int)
         runtime.lk_get_failure.argtypes = (handle, ctypes.POINTER(_Failure))
         runtime.lk_output.argtypes, runtime.lk_output.restype = (handle,), ctypes.c_char_p
-        runtime.lk_finding_count.argtypes, runtime.lk_finding_count.restype = (handle,), ctypes.c_uint64
-        runtime.lk_findings.argtypes, runtime.lk_findings.restype = (handle,), ctypes.c_void_p
+        for rows, count in _ROWS.items():
+            getattr(runtime, count).argtypes, getattr(runtime, count).restype = (handle,), ctypes.c_uint64
+            getattr(runtime, rows).argtypes, getattr(runtime, rows).restype = (handle,), handle
+        runtime.lk_profile_totals.argtypes = (handle, ctypes.POINTER(Totals))
         runtime.lk_free.argtypes = (handle,)
     return runtime
 

@@ -14,12 +14,13 @@ from labkernels.cuda.source import Source
 from labkernels.errors import ToolchainError
 
 SHIM_DIR = Path(__file__).parent / "shim"
-RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "signals.cpp", "launch.cpp", "sanitizer.cpp")
+RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "signals.cpp", "launch.cpp", "sanitizer.cpp", "profiler.cpp", "hooks.cpp")
+_RUNTIME_FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra")
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How kernels are compiled: `release` for speed, `instrumented` so that the sanitizer sees every access."""
+    """How kernels are compiled: for speed, or so that the sanitizer or the profiler sees every access."""
 
     name: str
     flags: tuple[str, ...]
@@ -30,13 +31,14 @@ _COMMON += ("-fsigned-char", "-fwrapv")  # as on a GPU
 _COMMON += ("-fdiagnostics-column-unit=byte",)
 _COMMON += ("-fno-gnu-unique",)  # else kernels that instantiate the same template would share its __shared__ arrays across libraries
 RELEASE = Mode("release", (*_COMMON, "-O2", "-ftree-vectorize", "-march=native", "-g1", "-gdwarf-4"))
-INSTRUMENTED = Mode(
-    "instrumented",
+_WATCHED = (
     (*_COMMON, "-O1", "-g", "-gdwarf-4", "-march=native", "-DLK_INSTRUMENTED=1", "-fno-omit-frame-pointer")
     + ("-fno-tree-sra", "-fno-ipa-sra")  # a float4 is read at once, not as four floats
     + ("-finline-small-functions", "-finline-functions")  # what a call takes by value from memory is seen only once inlined
-    + ("-fsanitize=bounds,alignment", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1"),
+    + ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1")
 )
+SANITIZED = Mode("sanitized", (*_WATCHED, "-fsanitize=bounds,alignment"))
+PROFILED = Mode("profiled", (*_WATCHED, "-fsanitize-coverage=trace-pc"))
 
 
 @functools.cache
@@ -90,12 +92,11 @@ def shim_files() -> list[Path]:
 
 def runtime_library() -> Path:
     """The shared library that runs launches, built on first use."""
-    key = cache.key("emulator-runtime", Source(""), files=shim_files(), **facts())
+    key = cache.key("emulator-runtime", Source(""), files=shim_files(), **facts(sources=RUNTIME_SOURCES, flags=_RUNTIME_FLAGS))
 
     def make(folder: Path) -> None:
         sources = [str(SHIM_DIR / name) for name in RUNTIME_SOURCES]
-        flags = ["-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra"]
-        result = run_compiler([*flags, *include_flags(), *sources, "-o", str(folder / "liblkruntime.so"), "-Wl,-soname,liblkruntime.so"])
+        result = run_compiler([*_RUNTIME_FLAGS, *include_flags(), *sources, "-o", str(folder / "liblkruntime.so"), "-Wl,-soname,liblkruntime.so"])
         if result.returncode:
             raise ToolchainError(f"the emulator's runtime does not compile with {compiler_version()}:\n{result.stderr}")
 

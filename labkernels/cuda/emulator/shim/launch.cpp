@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "machine.h"
+#include "profiler.h"
 #include "sanitizer.h"
 
 namespace lk {
@@ -32,6 +33,7 @@ void work(Launch& launch) {
     Worker worker;
     worker.launch = &launch;
     worker.sanitizer = launch.sanitizer.get();
+    worker.profiler = launch.profiler.get();
     worker.os_thread = pthread_self();
     worker.block_dim = launch.block;
     worker.grid_dim = launch.grid;
@@ -41,6 +43,7 @@ void work(Launch& launch) {
         launch.workers.push_back(&worker);
     }
     if (worker.sanitizer) worker.sanitizer->begin_launch(worker);
+    if (worker.profiler) worker.profiler->begin_launch(worker);
     lk_block = &worker;
     while (!launch.stop.load(std::memory_order_relaxed)) {
         const std::uint64_t block = launch.next_block.fetch_add(1, std::memory_order_relaxed);
@@ -49,6 +52,7 @@ void work(Launch& launch) {
     }
     lk_block = nullptr;
     if (worker.sanitizer) worker.sanitizer->end_launch();
+    if (worker.profiler) worker.profiler->end_launch();
     for (Thread& thread : worker.threads)
         if (thread.stack) worker.stacks.push_back(thread.stack);
     return_stacks(worker);
@@ -85,9 +89,10 @@ struct lk_launch_request {
     std::uint32_t grid[3], block[3];
     std::uint64_t shared_bytes;
     std::uint32_t workers;
-    std::uint32_t sanitize;
-    const lk::Region* regions;      // what the kernel may touch, for the sanitizer
+    std::uint32_t watch;            // 0 no, 1 by the sanitizer, 2 by the profiler
+    const lk::Region* regions;      // what the kernel may touch, for either
     std::uint64_t region_count;
+    std::uint64_t l2_bytes;         // of the profiler's model of an L2 cache; 0: none
 };
 
 Launch* lk_start(const lk_launch_request* request) {
@@ -100,10 +105,13 @@ Launch* lk_start(const lk_launch_request* request) {
     launch->blocks = static_cast<std::uint64_t>(launch->grid.x) * launch->grid.y * launch->grid.z;
     launch->kernel_text = lk::text_of(reinterpret_cast<const void*>(request->call));
     launch->runtime_text = lk::text_of(reinterpret_cast<const void*>(&lk_start));
-    if (request->sanitize)
+    if (request->watch == 1)
         launch->sanitizer.reset(new lk::Sanitizer(*launch, request->regions, request->region_count, request->tls_anchor));
+    if (request->watch == 2)
+        launch->profiler.reset(new lk::Profiler(*launch, request->regions, request->region_count, request->tls_anchor,
+                                                request->l2_bytes));
     lk::install_signal_handlers();
-    const std::uint64_t wanted = request->sanitize ? 1 : std::max(1u, request->workers);
+    const std::uint64_t wanted = request->watch ? 1 : std::max(1u, request->workers);
     launch->running = static_cast<unsigned>(std::min<std::uint64_t>(wanted, launch->blocks));
     for (unsigned i = launch->running; i > 0; --i) launch->os_threads.emplace_back(lk::work, std::ref(*launch));
     return launch;
@@ -146,6 +154,14 @@ const char* lk_output(Launch* launch) { return launch->output.c_str(); }
 
 std::uint64_t lk_finding_count(Launch* launch) { return launch->sanitizer ? launch->sanitizer->findings.size() : 0; }
 const lk::Finding* lk_findings(Launch* launch) { return launch->sanitizer->findings.data(); }
+
+std::uint64_t lk_profile_line_count(Launch* launch) { return launch->profiler ? launch->profiler->counts.size() : 0; }
+const lk::LineCount* lk_profile_lines(Launch* launch) { return launch->profiler->counts.data(); }
+std::uint64_t lk_profile_sample_count(Launch* launch) { return launch->profiler ? launch->profiler->samples.size() : 0; }
+const lk::Sample* lk_profile_samples(Launch* launch) { return launch->profiler->samples.data(); }
+std::uint64_t lk_profile_arrival_count(Launch* launch) { return launch->profiler ? launch->profiler->arrivals.size() : 0; }
+const lk::BarrierArrival* lk_profile_arrivals(Launch* launch) { return launch->profiler->arrivals.data(); }
+void lk_profile_totals(Launch* launch, lk::Totals* totals) { *totals = launch->profiler->totals; }
 
 void lk_free(Launch* launch) {
     for (std::thread& os_thread : launch->os_threads) os_thread.join();

@@ -45,10 +45,12 @@ struct Warp {
 
 struct Launch;
 class Sanitizer;
+class Profiler;
 
 struct Worker : Block {             // an OS thread and the block it runs
     Launch* launch = nullptr;
     Sanitizer* sanitizer = nullptr;
+    Profiler* profiler = nullptr;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Thread* current = nullptr;
@@ -87,7 +89,8 @@ struct Launch {
     std::atomic<bool> stop{false};
     int stop_reason = kStopped;
     TextRange kernel_text, runtime_text;
-    std::unique_ptr<Sanitizer> sanitizer;
+    std::unique_ptr<Sanitizer> sanitizer;       // one of the two at most watches
+    std::unique_ptr<Profiler> profiler;
 
     std::mutex mutex;               // guards what follows
     std::condition_variable done;

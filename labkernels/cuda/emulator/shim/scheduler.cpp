@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "profiler.h"
 #include "sanitizer.h"
 
 extern "C" {
@@ -75,6 +76,7 @@ void ensure_frame(Worker& worker, Thread* thread) {
 
 // Leave the running thread (which has said what it waits for) for the next one, or for the main context if none can run.
 void switch_away(Worker& worker, Thread& thread) {
+    if (worker.profiler) worker.profiler->lane_waits(worker, thread);
     Thread* next = next_ready(worker);
     if (next == &thread) return become(worker, next);
     void* target = worker.main_stack_pointer;
@@ -174,6 +176,7 @@ void thread_entry() {
         worker.launch->call(worker.launch->arguments);
         Thread& thread = *worker.current;
         finish(worker, thread);
+        if (worker.profiler) worker.profiler->lane_waits(worker, thread);
         Stack* stack = thread.stack;
         thread.stack = nullptr;
         Thread* next = next_ready(worker);
@@ -248,6 +251,7 @@ void wait_in(Worker& worker, Thread& thread, const char* what, void* pc) {
 void run_block(Worker& worker, std::uint64_t block) {
     begin_block(worker, block);
     if (worker.sanitizer) worker.sanitizer->begin_block(worker, block);
+    if (worker.profiler) worker.profiler->begin_block(worker, block);
     Thread* first = next_ready(worker);
     ensure_frame(worker, first);
     become(worker, first);
@@ -279,6 +283,7 @@ int block_barrier(BarrierVote vote, int predicate) {
     Thread& thread = this_thread();
     void* pc = __builtin_return_address(0);
     thread.last_pc = thread.waiting_pc = pc;
+    if (worker.profiler) worker.profiler->arrive(worker, thread, reinterpret_cast<std::uint64_t>(pc));
     worker.vote_count += predicate;
     if (++worker.at_barrier == worker.alive) complete_barrier(worker, &thread);
     else thread.at_barrier = true, wait_in(worker, thread, "__syncthreads", pc);
@@ -332,6 +337,8 @@ void on_atomic(void* address, unsigned size, void* pc) {
     thread.last_pc = pc;
     give_way(worker);           // first: between what the sanitizer notes and the operation itself nobody else may run
     if (worker.sanitizer) worker.sanitizer->atomic(worker, thread, address, size, pc);
+    if (worker.profiler) worker.profiler->access(worker, thread, reinterpret_cast<std::uintptr_t>(address), size, true, true,
+                                                 reinterpret_cast<std::uint64_t>(pc));
 }
 
 void undefined_lane(const char* what, unsigned source) {

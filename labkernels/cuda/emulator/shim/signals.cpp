@@ -94,7 +94,7 @@ void on_poke(int, siginfo_t*, void* raw) {
             else launch.fail(*worker, kTimeout, "the time limit has passed", place);
         }
         return_to_main(context, *worker);
-    } else if (in_kernel && !worker->sanitizer) {   // the sanitizer's schedule is the same every time
+    } else if (in_kernel && !worker->sanitizer && !worker->profiler) {     // who is watched is scheduled the same every time
         yield();                                    // the interrupted thread goes on when its turn comes
     }
 }

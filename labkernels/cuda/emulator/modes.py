@@ -1,0 +1,57 @@
+"""How launches on CPU tensors run: in this process, isolated in a child process, or watched by the sanitizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+from labkernels.cuda.emulator.launch import FINISHED, threads
+from labkernels.cuda.emulator.launch import run as run_here
+from labkernels.cuda.emulator.remote import launch_in_child
+from labkernels.cuda.emulator.sanitizer import sanitize
+from labkernels.errors import LaunchError, SanitizerError
+
+_mode: ContextVar[tuple[str, float | None]] = ContextVar("labkernels_emulator_mode", default=("direct", None))
+
+
+@contextlib.contextmanager
+def sanitizing(time_limit_s: float = 30.0) -> Iterator[None]:
+    """Inside, every kernel launched on CPU tensors runs under the sanitizer; one with findings raises SanitizerError."""
+    with _set_mode("sanitized", time_limit_s):
+        yield
+
+
+@contextlib.contextmanager
+def isolated(time_limit_s: float | None = None) -> Iterator[None]:
+    """Inside, every kernel launched on CPU tensors runs in a child process: a crash there raises LaunchError here."""
+    with _set_mode("isolated", time_limit_s):
+        yield
+
+
+@contextlib.contextmanager
+def _set_mode(mode: str, time_limit_s: float | None) -> Iterator[None]:
+    token = _mode.set((mode, time_limit_s))
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def run(kernel, grid, block, args, values, shared_mem: int) -> None:
+    """Launch `kernel` (whose packed arguments are `values`) as the surrounding context asks."""
+    mode, time_limit_s = _mode.get()
+    if mode == "sanitized":
+        report = sanitize(kernel, grid, block, args, shared_mem, time_limit_s=time_limit_s, write_back=True)
+        if not report.clean:
+            raise SanitizerError(report)
+    elif mode == "isolated":
+        library = kernel.emulated.path
+        with launch_in_child(
+            kernel, library, grid, block, args, values, shared_mem, threads=threads(), time_limit_s=time_limit_s
+        ) as launch:
+            if launch.outcome != FINISHED:
+                raise LaunchError(launch.answer["failure"])
+            launch.write_back()
+    else:
+        run_here(kernel.emulated, grid, block, values, shared_mem)

@@ -1,0 +1,217 @@
+#include "profiler.h"
+
+#include <algorithm>
+
+#include "machine.h"
+#include "sanitizer.h"
+
+namespace lk {
+namespace {
+
+constexpr std::size_t kLongestTrace = 1 << 14;      // events of one lane before the others must catch up
+constexpr unsigned kSamplesOfAPlace = 4;
+constexpr std::uint32_t kBlocksOnTimeline = 4;
+constexpr unsigned kSectorBytes = 32, kBanks = 32, kWordBytes = 4;
+
+bool is_global(std::uint32_t kind) { return kind <= kGlobalAtomic; }
+bool is_shared(std::uint32_t kind) { return kind >= kSharedLoad && kind <= kSharedAtomic; }
+
+// Passes through shared memory that `lanes` lanes need together: the most distinct words that one bank must give.
+unsigned wavefronts(const std::uintptr_t* address, unsigned lanes, unsigned bytes) {
+    std::uintptr_t words[kBanks][32];
+    unsigned filled[kBanks] = {}, most = 0;
+    for (unsigned i = 0; i < lanes; ++i) {
+        for (std::uintptr_t word = address[i] / kWordBytes; word * kWordBytes < address[i] + bytes; ++word) {
+            const unsigned bank = static_cast<unsigned>(word % kBanks);
+            unsigned j = 0;
+            while (j < filled[bank] && words[bank][j] != word) ++j;
+            if (j < filled[bank]) continue;
+            words[bank][filled[bank]++] = word;
+            most = std::max(most, filled[bank]);
+        }
+    }
+    return most;
+}
+
+}  // namespace
+
+Profiler::Profiler(Launch& launch, const Region* regions, std::uint64_t count, char* (*tls_anchor)(), std::uint64_t l2_bytes)
+    : launch_(launch), tls_anchor_(tls_anchor), l2_sectors_(l2_bytes / kSectorBytes) {
+    for (std::uint64_t i = 0; i < count; ++i)
+        spans_.push_back(Span{static_cast<std::uintptr_t>(regions[i].low), static_cast<std::uintptr_t>(regions[i].high),
+                              regions[i].kind == kStaticShared});
+}
+
+void Profiler::begin_launch(Worker& worker) {
+    const auto anchor = reinterpret_cast<std::uintptr_t>(tls_anchor_());
+    for (Span& span : spans_)
+        if (span.shared) span.low += anchor, span.high += anchor;
+    const auto low = reinterpret_cast<std::uintptr_t>(worker.dynamic_shared);
+    spans_.push_back(Span{low, low + launch_.shared_bytes, true});
+}
+
+void Profiler::begin_block(Worker& worker, std::uint64_t block) {
+    block_ = static_cast<std::uint32_t>(block);
+    traces_.resize(worker.threads.size());
+    for (Trace& trace : traces_) trace.events.clear(), trace.next = 0, trace.paused = false;
+    warp_requests_.assign(worker.warps.size(), 0);
+}
+
+void Profiler::access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, bool write, bool atomic,
+                      std::uint64_t pc) {
+    for (const Span& span : spans_) {
+        if (address < span.low || address >= span.high) continue;
+        const std::uint32_t first = span.shared ? kSharedLoad : kGlobalLoad;
+        add(worker, thread, pc, static_cast<TraceKind>(first + (atomic ? 2 : write ? 1 : 0)), bytes, address);
+        return;
+    }
+    const auto bottom = reinterpret_cast<std::uintptr_t>(thread.stack->bottom);
+    if (address >= bottom && address < reinterpret_cast<std::uintptr_t>(thread.stack->top))
+        add(worker, thread, pc, write ? kLocalStore : kLocalLoad, bytes, address - bottom);
+}
+
+void Profiler::basic_block(Worker& worker, Thread& thread, std::uint64_t pc) { add(worker, thread, pc, kBasicBlock, 0, 0); }
+
+void Profiler::arrive(Worker& worker, Thread& thread, std::uint64_t pc) { add(worker, thread, pc, kBarrier, 0, 0); }
+
+void Profiler::add(Worker& worker, Thread& thread, std::uint64_t pc, TraceKind kind, unsigned bytes, std::uintptr_t address) {
+    Trace& trace = traces_[thread.index];
+    worker.busy = true;
+    trace.events.push_back(Event{static_cast<std::uint32_t>(pc - launch_.kernel_text.low), kind | bytes << 8, address});
+    worker.busy = false;
+    if (trace.events.size() < kLongestTrace) return;
+    trace.paused = true;                        // lane_waits() merges and wakes it when the others of the warp have caught up
+    wait_in(worker, thread, "the profiler", nullptr);
+}
+
+void Profiler::lane_waits(Worker& worker, Thread& thread) {
+    if (worker.warps[thread.warp].ready == 0) merge(worker, thread.warp);
+}
+
+void Profiler::merge(Worker& worker, unsigned warp) {
+    worker.busy = true;
+    const unsigned lanes = std::min<unsigned>(32, static_cast<unsigned>(worker.threads.size()) - warp * 32);
+    Trace* traces = &traces_[warp * 32];
+    for (;;) {
+        std::uint32_t lowest = ~0u;
+        bool unknown = false;                   // a paused lane whose next step is not known yet
+        for (unsigned i = 0; i < lanes; ++i) {
+            if (traces[i].next < traces[i].events.size()) lowest = std::min(lowest, traces[i].events[traces[i].next].pc);
+            else if (traces[i].paused) unknown = true;
+        }
+        if (lowest == ~0u || unknown) break;
+        const Event* leader = nullptr;
+        std::uint32_t together = 0;
+        for (unsigned i = 0; i < lanes; ++i) {
+            if (traces[i].next == traces[i].events.size()) continue;
+            const Event& event = traces[i].events[traces[i].next];
+            if (event.pc != lowest || (leader && event.kind_and_bytes != leader->kind_and_bytes)) continue;
+            if (!leader) leader = &event;
+            together |= 1u << i;
+        }
+        count(warp, *leader, together, traces);
+        for (std::uint32_t rest = together; rest; rest &= rest - 1) ++traces[__builtin_ctz(rest)].next;
+    }
+    for (unsigned i = 0; i < lanes; ++i) {
+        traces[i].events.erase(traces[i].events.begin(), traces[i].events.begin() + static_cast<std::ptrdiff_t>(traces[i].next));
+        traces[i].next = 0;
+        if (!traces[i].paused || traces[i].events.size() >= kLongestTrace) continue;
+        traces[i].paused = false;
+        worker.threads[warp * 32 + i].waiting_for = nullptr;
+        worker.warps[warp].ready |= 1u << i;
+    }
+    worker.busy = false;
+}
+
+LineCount& Profiler::line(const Event& event) {
+    const std::uint64_t key = static_cast<std::uint64_t>(event.pc) << 32 | event.kind_and_bytes;
+    const auto [place, is_new] = index_.emplace(key, counts.size());
+    if (is_new) {
+        counts.emplace_back();
+        counts.back().pc = event.pc + launch_.kernel_text.low;
+        counts.back().kind = event.kind_and_bytes & 0xff;
+        counts.back().access_bytes = event.kind_and_bytes >> 8;
+    }
+    return counts[place->second];
+}
+
+// One warp instruction: `lanes` of the warp, each with the next event of its trace.
+void Profiler::count(unsigned warp, const Event& event, std::uint32_t lanes, const Trace* traces) {
+    LineCount& here = line(event);
+    const unsigned active = static_cast<unsigned>(__builtin_popcount(lanes));
+    const unsigned bytes = here.access_bytes;
+    ++here.requests;
+    here.lanes += active;
+    here.bytes += static_cast<std::uint64_t>(active) * bytes;
+    if (here.kind == kBarrier && block_ < kBlocksOnTimeline) arrivals.push_back(BarrierArrival{block_, warp, warp_requests_[warp]});
+    if (here.kind >= kBarrier) return;
+    ++warp_requests_[warp];
+
+    std::uintptr_t address[32];
+    unsigned n = 0;
+    for (std::uint32_t rest = lanes; rest; rest &= rest - 1) {
+        const Trace& trace = traces[__builtin_ctz(rest)];
+        address[n++] = trace.events[trace.next].address;
+    }
+    if (is_shared(here.kind)) {                 // wide accesses go by half warps (8 bytes) or quarter warps (16 bytes)
+        const unsigned group = bytes > 8 ? 8 : bytes > 4 ? 16 : 32;
+        for (unsigned i = 0; i < n; i += group) {
+            const unsigned passes = wavefronts(address + i, std::min(group, n - i), bytes);
+            here.wavefronts += passes;
+            here.conflicts += passes - 1;
+        }
+    } else if (is_global(here.kind)) {
+        std::vector<std::uintptr_t> sectors;
+        for (unsigned i = 0; i < n; ++i)
+            for (std::uintptr_t sector = address[i] / kSectorBytes; sector * kSectorBytes < address[i] + bytes; ++sector)
+                sectors.push_back(sector);
+        std::sort(sectors.begin(), sectors.end());
+        sectors.erase(std::unique(sectors.begin(), sectors.end()), sectors.end());
+        here.sectors += sectors.size();
+        for (std::uintptr_t sector : sectors) look_up(sector, here.kind != kGlobalLoad);
+    }
+    const std::uint64_t key = static_cast<std::uint64_t>(event.pc) << 32 | event.kind_and_bytes;
+    if (sampled_[key] < kSamplesOfAPlace) {
+        ++sampled_[key];
+        Sample sample;
+        sample.pc = here.pc;
+        sample.kind = here.kind;
+        sample.bytes = bytes;
+        sample.active = lanes;
+        sample.block = block_;
+        sample.warp = warp;
+        for (std::uint32_t rest = lanes; rest; rest &= rest - 1) {
+            const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
+            sample.address[lane] = traces[lane].events[traces[lane].next].address;
+        }
+        samples.push_back(sample);
+    }
+}
+
+void Profiler::look_up(std::uintptr_t sector, bool write) {
+    unsigned& state = touched_[sector];
+    if (write && !(state & 2)) state |= 2, totals.stored_bytes += kSectorBytes;
+    if (!write && !state) state |= 1, totals.loaded_bytes += kSectorBytes;
+    if (!l2_sectors_) return;
+    const auto known = cached_.find(sector);
+    if (known != cached_.end()) {
+        ++totals.l2_hits;
+        recent_.splice(recent_.begin(), recent_, known->second);
+        return;
+    }
+    ++totals.l2_misses;
+    recent_.push_front(sector);
+    cached_[sector] = recent_.begin();
+    if (recent_.size() > l2_sectors_) {
+        cached_.erase(recent_.back());
+        recent_.pop_back();
+    }
+}
+
+void Profiler::end_launch() {
+    std::sort(counts.begin(), counts.end(), [](const LineCount& a, const LineCount& b) {
+        return a.pc != b.pc ? a.pc < b.pc : a.kind < b.kind;
+    });
+}
+
+}  // namespace lk
