@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 04 Naive attention
-# Attention lets every token of a text look at the others. It is two matrix products with a softmax between them, and what
-# stands between them is a matrix with one number for every *pair* of tokens.
+# A language model reads *tokens*, words or pieces of words. Attention lets every token look at the others. It is two matrix
+# products with a softmax between them, and what stands between them is a matrix with one number for every *pair* of tokens.
 #
 # In this lab you write attention in CUDA C++ as its formula stands, three kernels, and count what that matrix costs. The
 # next lab makes it disappear.
@@ -38,8 +38,8 @@ def random(*shape):
 lk.draw.attention_products()
 
 # %% [markdown]
-# A query times a key is a *score*: how well the two fit. Softmax makes each row of scores into *weights* that add up to 1.
-# The output of a token is the sum of all values, each times its weight.
+# The dot product of a query and a key is a *score*: how well the two fit. Softmax makes each row of scores into *weights*
+# that add up to 1. The output of a token is the sum of all values, each times its weight.
 #
 # $$ S = \frac{q\,k^T}{\sqrt{d}}, \qquad P = \mathrm{softmax}(S)\ \text{row by row}, \qquad O = P\,v $$
 #
@@ -58,8 +58,7 @@ lk.draw.attention_weights(weights)
 
 # %% [markdown]
 # One row is one query. Row 0 shows how much token 0 takes from each of the others; where a square is dark, it takes a lot.
-
-# %% [markdown]
+#
 # ## Who may see whom
 # A language model learns to guess the next token, so no token may see the ones behind it. That is the *causal mask*. A
 # hidden score becomes `-inf`, and since `exp(-inf)` is 0 its weight is 0.
@@ -137,8 +136,8 @@ lk.draw.score_threads()
 # %% [markdown]
 # The grid's third axis, `z`, counts the heads of all sentences: `z = batch * heads + head`.
 #
-# There is one more thing to know. Many models let several query heads share one key head, *grouped-query attention*: the
-# keys of all tokens have to be kept, and so there are fewer to keep.
+# There is one more thing to know. Many models let several query heads share the keys and values of one head, *grouped-query
+# attention*: the keys and values of all tokens have to be kept, and so there are fewer to keep.
 
 # %%
 lk.draw.grouped_heads(heads=8, kv_heads=2)

@@ -200,6 +200,8 @@ lk.draw.tile_barriers()
 # This is given: a thread has its query, already scaled, in `q_row`. It holds `o`, `max` and `sum`. It may see the keys below
 # `visible`. Threads whose query lies past the end stay: they help to copy, and must reach every barrier.
 #
+# Every query sees key 0. So `max` is a number after the first tile, even where later tiles are hidden from a query as a whole.
+#
 # **Write** the body of the loop:
 #
 # 1. All threads together copy keys `first` to `first + KEYS - 1` of k and v into the tiles. The last tile may stick out:
@@ -397,4 +399,5 @@ print(f"{1 - visible / 1024**2:.1%} would be, if no tile were skipped")
 # - **Few queries.** One new token and a million keys make one block a head, with one thread at work. Decoding wants the keys
 #   split, not the queries.
 #
-# What would you add next?
+# What would you add next? And a question to take along: if each query saw only the last 128 keys before it, its first tiles
+# could be hidden as a whole. Which line of your kernel would then give nan?
