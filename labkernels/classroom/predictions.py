@@ -59,7 +59,7 @@ def judge(name: str, prediction: Prediction, given: tuple, sizes: dict) -> None:
         complaint = _complaint(got, want, prediction)
         if complaint:
             raise CheckFailed("mismatch", where=f"{name}: {asked}", got=_shown(got, prediction.unit), want=complaint, hint=prediction.hint)
-    agreed = ", ".join(f"{asked} {_shown(got, prediction.unit)}" for asked, got in zip(prediction.asks, given))
+    agreed = ", ".join(f"{asked}: {_shown(got, prediction.unit)}" for asked, got in zip(prediction.asks, given))
     print(f"{name}: right. {agreed[:1].upper()}{agreed[1:]}.")
 
 

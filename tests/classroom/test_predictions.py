@@ -22,12 +22,12 @@ def refused(prediction, *given, **sizes) -> CheckFailed:
 
 def test_a_right_prediction_is_confirmed_in_one_line(capsys):
     judge("softmax bytes", BYTES, (1200, 800), {"cols": 100})
-    assert capsys.readouterr().out == "softmax bytes: right. Bytes read by three passes 1,200 bytes, bytes read by one 800 bytes.\n"
+    assert capsys.readouterr().out == "softmax bytes: right. Bytes read by three passes: 1,200 bytes, bytes read by one: 800 bytes.\n"
 
 
 def test_a_large_whole_number_is_shown_in_full(capsys):
     judge("bytes", Prediction((34_359_738_368,), ("the scores",), hint="Count."), (34_359_738_368.0,), {})
-    assert capsys.readouterr().out == "bytes: right. The scores 34,359,738,368.\n"
+    assert capsys.readouterr().out == "bytes: right. The scores: 34,359,738,368.\n"
 
 
 @pytest.mark.parametrize("given, far_off", [(4800, "4 times smaller"), (300, "4 times larger"), (1201, "a slightly different number")])
