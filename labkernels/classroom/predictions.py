@@ -88,7 +88,13 @@ def _complaint(got, want, prediction: Prediction) -> str | None:
     if not math.isfinite(number) or number * want <= 0:
         return "a positive number" if want > 0 else "a negative number" if want < 0 else "another number"
     factor = number / want
-    return f"a number {factor:.2g} times smaller" if factor > 1.005 else f"a number {1 / factor:.2g} times larger" if factor < 0.995 else "a slightly different number"
+    if factor > 1.005:
+        return f"a number {_times(factor)} smaller"
+    return f"a number {_times(1 / factor)} larger" if factor < 0.995 else "a slightly different number"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if factor >= 10 else f"{factor:.2g} times"
 
 
 def _shown(answer, unit: str) -> str:

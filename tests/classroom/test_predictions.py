@@ -30,7 +30,7 @@ def test_a_large_whole_number_is_shown_in_full(capsys):
     assert capsys.readouterr().out == "bytes: right. The scores: 34,359,738,368.\n"
 
 
-@pytest.mark.parametrize("given, far_off", [(4800, "4 times smaller"), (300, "4 times larger"), (1201, "a slightly different number")])
+@pytest.mark.parametrize("given, far_off", [(4800, "4 times smaller"), (300, "4 times larger"), (0.25, "4,800 times larger"), (1201, "a slightly different number")])
 def test_a_wrong_prediction_is_told_how_far_off_it_is_but_not_the_answer(given, far_off):
     error = refused(BYTES, given, 800, cols=100)
     assert error.reason == "mismatch"
