@@ -14,7 +14,7 @@ from labkernels.lab.check import CheckReport, check
 from labkernels.operation import Op, Tolerance
 
 SMALL_ELEMENTS = 4096  # cases whose largest tensor has no more than this many elements go through the sanitizer first
-_AXES = {0: (), 1: ("element",), 2: ("row", "col")}
+_AXES = {0: (), 1: ("index",), 2: ("row", "col")}
 
 
 def check_against(

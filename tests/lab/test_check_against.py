@@ -47,7 +47,7 @@ def test_zeros_fail():
 
 def test_a_mistake_that_was_foreseen_is_named():
     failure = failure_of(saxpy, lambda x, y, a: x + y, CASES, mistakes={"a * x: y is not added": lambda x, y, a: a * x, "x + y: a is missing": lambda x, y, a: x + y})
-    assert failure.reason == "mismatch" and failure.where == "element 0"
+    assert failure.reason == "mismatch" and failure.where == "index 0"
     assert failure.hint == "Your result is x + y: a is missing."
 
 
