@@ -1,0 +1,2 @@
+// reason: sanitizer race
+*out = a * x[i] + y[i];

@@ -1,0 +1,2 @@
+// reason: mismatch
+out[i] = a * x[i];
