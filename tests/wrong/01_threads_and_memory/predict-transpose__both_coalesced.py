@@ -1,0 +1,2 @@
+# reason: mismatch
+sectors_read = sectors_written = 4

@@ -1,0 +1,2 @@
+# reason: mismatch
+return len(np.unique(addresses // 8))
