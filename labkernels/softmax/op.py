@@ -67,10 +67,17 @@ def hints(failure) -> str | None:
             return f"Row {row} is all -inf up to col {masked - 1}: what is exp(-inf - -inf)?"
         if x[row][x[row].isfinite()].abs().max() > 80:
             return f"Row {row} holds values up to {x[row].max():.0f}, and exp(89) is more than a float32 can hold: subtract the maximum."
+        if got[row].isnan().any() and x.shape[1] < 32:
+            return f"Row {row} is shorter than a warp, and a lane that gets no element still holds -inf: what is exp(-inf - -inf)?"
         return None
     weights = (x - x.amax(dim=-1, keepdim=True)).exp()
     mistakes = [("exp(x - max): the division by the sum is missing", weights), ("exp(x): the division by the sum is missing", x.exp())]
-    mistakes += [("the softmax over each column instead of each row", torch.softmax(x, dim=0))]
+    if x.shape[0] > 1:
+        mistakes += [("the softmax over each column instead of each row", torch.softmax(x, dim=0))]
+    lane = torch.arange(x.shape[1], device=x.device) % 32
+    of_lane = weights.new_zeros(x.shape[0], 32).index_add_(1, lane, weights)
+    mistakes += [("divided by each lane's own sum: the 32 lanes have not met", weights / of_lane[:, lane])]
+    mistakes += [("divided by the number of columns: are sums added that were measured against different maxima?", weights / x.shape[1])]
     running = x.cummax(dim=-1).values
     unscaled = (x - running).exp().nan_to_num(0.0).cumsum(-1)[:, -1:]
     mistakes += [("what comes out when the sum is not rescaled as the running maximum grows", weights / unscaled)]

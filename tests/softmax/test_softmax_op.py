@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from labkernels.errors import ArgumentError
+from labkernels.lab.check import check
+from labkernels.lab.failure import CheckFailed
 from labkernels.softmax.op import OP, reference
 
 
@@ -39,3 +41,35 @@ def test_sweeps_hold_the_number_of_elements():
     for cols in (256, 65_536):
         shape = OP.complete_shape(torch.float32, cols=cols)
         assert shape["rows"] * shape["cols"] == 2**26
+
+
+def lanes_that_have_not_met(x):
+    weights = (x - x.amax(dim=-1, keepdim=True)).exp()
+    lane = torch.arange(x.shape[1], device=x.device) % 32
+    return weights / torch.stack([weights[:, lane == i].sum(dim=1) for i in lane.tolist()], dim=1)
+
+
+def sums_that_are_not_rescaled(x):
+    return (x - x.amax(dim=-1, keepdim=True)).exp() / x.shape[1]
+
+
+def lanes_of_nothing_but_minus_infinity(x):
+    padded = torch.nn.functional.pad(x, (0, max(0, 32 - x.shape[1])), value=-torch.inf)
+    lanes = [padded[:, i::32] for i in range(32)]
+    totals = sum((lane - lane.amax(dim=1, keepdim=True)).exp().sum(dim=1, keepdim=True) for lane in lanes)
+    return torch.softmax(x, dim=-1) + 0 * totals
+
+
+@pytest.mark.parametrize(
+    "mistake, words",
+    [
+        (lambda x: torch.softmax(x, dim=0), "each column instead of each row"),
+        (lanes_that_have_not_met, "the 32 lanes have not met"),
+        (sums_that_are_not_rescaled, "different maxima"),
+        (lanes_of_nothing_but_minus_infinity, "a lane that gets no element still holds -inf"),
+    ],
+)
+def test_classic_mistakes_are_named(mistake, words):
+    with pytest.raises(CheckFailed) as failure:
+        check("softmax", mistake, dtypes=["float32"], rows=[2, 3], mask="none", quiet=True)
+    assert words in failure.value.hint
