@@ -1,0 +1,48 @@
+"""Predictions of lab 02, reductions and softmax."""
+
+import math
+
+from labkernels.classroom.predictions import Prediction
+
+_MATRIX_BYTES = 16384 * 4096 * 4
+
+PREDICTIONS = {
+    "sum limit": Prediction(
+        (2**26 * 4 / 4.8e12 * 1000, 2**26 / (1024 * 256)),
+        asks=("milliseconds to read the vector", "times fewer atomic additions"),
+        tolerance=0.01,
+        hint="A float32 has 4 bytes, 4.8 TB/s are 4.8e12 bytes in a second, and a second has 1000 milliseconds. 1024 * 256 threads make one atomic addition each.",
+    ),
+    "busy warps": Prediction(
+        (1, 8),
+        asks=("with distances 128, 64, 32, 16", "with distances 1, 2, 4, 8"),
+        hint="Write down the numbers of the 16 threads: in one order they are neighbours, in the other every 16th thread works. A warp is 32 neighbours.",
+    ),
+    "exchange partners": Prediction(
+        (13 ^ 8, 13 ^ 4),
+        asks=("at distance 8", "at distance 4"),
+        hint="13 is 8 + 4 + 1. A distance that is part of the lane's number is taken away, one that is not is added.",
+    ),
+    "sum of ones": Prediction(
+        (2**24, 20_000_000),
+        asks=("one by one", "in a tree"),
+        hint="A float32 has 24 binary digits. What is the smallest whole number that needs 25, and what happens when 1 is added just below it? In a tree, equals are added to equals.",
+    ),
+    "merged pair": Prediction(
+        (3, 2 + 4 * math.exp(-2)),
+        asks=("the maximum m", "the sum s"),
+        tolerance=0.01,
+        hint="The merged maximum is the larger of the two. The other sum was measured against 1 and now is measured against 3: a factor of exp(1 - 3).",
+    ),
+    "softmax trips": Prediction(
+        (4 * _MATRIX_BYTES, 3 * _MATRIX_BYTES, 2 * _MATRIX_BYTES),
+        asks=("three passes", "the running pair", "the least possible"),
+        unit="bytes",
+        hint="One trip of the whole matrix is 16384 * 4096 * 4 bytes. Count every loop over the row that reads it, and the one write.",
+    ),
+    "softmax winner": Prediction(
+        (2, 3, "three passes", "running pair"),
+        asks=("exponentials in three passes", "exponentials with the running pair", "faster where rows stay in the cache", "faster where they do not"),
+        hint="A merge makes two exponentials, and the result needs one. From a cache a read costs little, from memory a lot.",
+    ),
+}

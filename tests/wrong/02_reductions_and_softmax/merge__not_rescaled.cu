@@ -1,0 +1,2 @@
+// reason: mismatch
+return {fmaxf(a.m, b.m), a.s + b.s};

@@ -1,0 +1,3 @@
+# reason: mismatch
+merged_m = 3
+merged_s = 2 + 4           # measured against two different maxima

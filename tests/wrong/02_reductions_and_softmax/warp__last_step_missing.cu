@@ -1,0 +1,3 @@
+// reason: mismatch
+for (int distance = 16; distance > 1; distance /= 2) value += __shfl_xor_sync(0xffffffff, value, distance);
+return value;
