@@ -3,7 +3,7 @@
 # A GPU starts a million threads as easily as a thousand. Two questions decide what comes of it: which thread takes which
 # element, and what do 32 neighbours read when they read at the same time?
 #
-# You write each first kernel twice, in Python with Numba CUDA and in CUDA C++. Then you count what memory has to deliver.
+# You write your first kernels in two languages, Python with Numba CUDA and CUDA C++. Then you count what memory has to deliver.
 #
 # You need lab 00.
 
@@ -89,8 +89,8 @@ def add_numba(x, y, out):
 
 
 # %% [markdown]
-# The launch below has three additions of this book: `as_numba` hands a PyTorch tensor to Numba without a copy, `stream` puts the
-# kernel into the same queue as PyTorch's own, and without a GPU Numba's simulator runs it, each thread a Python thread.
+# In the launch below, `as_numba` hands a PyTorch tensor to Numba without a copy, and `stream` puts the kernel into the queue where
+# PyTorch's own kernels wait. Without a GPU, Numba's simulator runs it, each thread a Python thread.
 
 # %%
 def my_add_numba(x, y):
