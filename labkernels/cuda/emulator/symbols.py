@@ -59,7 +59,7 @@ def _plain_name(mangled: str) -> str | None:
         text = demangle(mangled) if mangled.startswith("_Z") else mangled
     except ValueError:
         text = mangled
-    if re.match(r"(vtable|typeinfo|guard|TLS |lk::|std::|non-virtual)", text) or text.startswith(("lk_", "_", "completed", "DW.")):
+    if re.match(r"(vtable|typeinfo|guard|TLS |lk::|std::|non-virtual)", text) or text.startswith(("_", "completed", "DW.")):
         return None
     text = re.sub(r" \[clone .*\]$|\.\d+$", "", text)
     return text.rsplit("::", 1)[-1]
