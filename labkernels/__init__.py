@@ -1,6 +1,6 @@
 """A workbook of GPU kernels: from a naive loop to flash attention, on any machine. `import labkernels as lk`.
 
-    lk.Kernel, lk.sanitize                  CUDA C++ from Python, on the GPU or in the emulator
+    lk.Kernel, lk.sanitize, lk.profile      CUDA C++ from Python, on the GPU or in the emulator
     lk.check, lk.bench, lk.draw             judging, measuring and picturing what you wrote
     lk.ops["attention"].variants            every operation and its ladder of implementations
     lk.functional.attention(q, k, v)        the operations themselves, by the fastest variant that accepts the inputs
@@ -14,6 +14,7 @@ _HOME = {
     "ops": "labkernels.operation",
     "Kernel": "labkernels.cuda",
     "sanitize": "labkernels.cuda",
+    "profile": "labkernels.cuda",
     "check": "labkernels.lab.check",
     "check_against": "labkernels.lab.check_against",
     "CheckFailed": "labkernels.lab.failure",

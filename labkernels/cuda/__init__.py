@@ -11,6 +11,7 @@ _PUBLIC = {
     "Source": "labkernels.cuda.source",
     "Resources": "labkernels.cuda.resources",
     "sanitize": "labkernels.cuda.emulator",
+    "profile": "labkernels.cuda.emulator",
     "sanitizing": "labkernels.cuda.emulator",
     "isolated": "labkernels.cuda.emulator",
 }

@@ -17,7 +17,7 @@ _PUBLIC = {
     "run": "modes",
     "sanitize": "sanitizer",
     "sanitizing": "modes",
-    "profile": "profile",
+    "profile": "profiler",
 }
 __all__ = list(_PUBLIC)
 

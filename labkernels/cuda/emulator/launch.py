@@ -84,15 +84,15 @@ class LineCount(ctypes.Structure):
     """What the warps did at one place in the code (shim/profiler.h)."""
 
     _fields_ = [("pc", ctypes.c_uint64), ("kind", ctypes.c_uint32), ("access_bytes", ctypes.c_uint32)] + [
-        (name, ctypes.c_uint64) for name in ("requests", "lanes", "bytes", "sectors", "wavefronts", "conflicts")
+        (name, ctypes.c_uint64) for name in ("requests", "lanes", "bytes", "sectors", "wavefronts", "conflicts", "divergent")
     ]
 
 
 class Sample(ctypes.Structure):
     """One request of a warp, lane by lane (shim/profiler.h)."""
 
-    _fields_ = [("pc", ctypes.c_uint64)] + [(name, ctypes.c_uint32) for name in ("kind", "bytes", "active", "block", "warp", "unused")]
-    _fields_ += [("address", ctypes.c_uint64 * 32)]
+    _fields_ = [("pc", ctypes.c_uint64)] + [(name, ctypes.c_uint32) for name in ("kind", "bytes", "active", "block", "warp")]
+    _fields_ += [("array", ctypes.c_int32), ("low", ctypes.c_uint64), ("address", ctypes.c_uint64 * 32)]
 
 
 class BarrierArrival(ctypes.Structure):

@@ -53,21 +53,26 @@ void Profiler::begin_launch(Worker& worker) {
 void Profiler::begin_block(Worker& worker, std::uint64_t block) {
     block_ = static_cast<std::uint32_t>(block);
     traces_.resize(worker.threads.size());
-    for (Trace& trace : traces_) trace.events.clear(), trace.next = 0, trace.paused = false;
+    for (Trace& trace : traces_) trace.events.clear(), trace.next = 0, trace.together = 0, trace.paused = false;
     warp_requests_.assign(worker.warps.size(), 0);
 }
 
 void Profiler::access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, bool write, bool atomic,
                       std::uint64_t pc) {
-    for (const Span& span : spans_) {
-        if (address < span.low || address >= span.high) continue;
-        const std::uint32_t first = span.shared ? kSharedLoad : kGlobalLoad;
+    if (const int array = array_at(address); array >= 0) {
+        const std::uint32_t first = spans_[array].shared ? kSharedLoad : kGlobalLoad;
         add(worker, thread, pc, static_cast<TraceKind>(first + (atomic ? 2 : write ? 1 : 0)), bytes, address);
         return;
     }
     const auto bottom = reinterpret_cast<std::uintptr_t>(thread.stack->bottom);
     if (address >= bottom && address < reinterpret_cast<std::uintptr_t>(thread.stack->top))
         add(worker, thread, pc, write ? kLocalStore : kLocalLoad, bytes, address - bottom);
+}
+
+int Profiler::array_at(std::uintptr_t address) const {
+    for (std::size_t i = 0; i < spans_.size(); ++i)
+        if (address >= spans_[i].low && address < spans_[i].high) return static_cast<int>(i);
+    return -1;
 }
 
 void Profiler::basic_block(Worker& worker, Thread& thread, std::uint64_t pc) { add(worker, thread, pc, kBasicBlock, 0, 0); }
@@ -92,12 +97,15 @@ void Profiler::merge(Worker& worker, unsigned warp) {
     worker.busy = true;
     const unsigned lanes = std::min<unsigned>(32, static_cast<unsigned>(worker.threads.size()) - warp * 32);
     Trace* traces = &traces_[warp * 32];
+    for (unsigned i = 0; i < lanes; ++i)
+        if (traces[i].together) note_divergence(traces[i].together, traces);
     for (;;) {
         std::uint32_t lowest = ~0u;
-        bool unknown = false;                   // a paused lane whose next step is not known yet
+        bool unknown = false;                   // a paused lane whose next two steps are not known yet
         for (unsigned i = 0; i < lanes; ++i) {
-            if (traces[i].next < traces[i].events.size()) lowest = std::min(lowest, traces[i].events[traces[i].next].pc);
-            else if (traces[i].paused) unknown = true;
+            const std::size_t left = traces[i].events.size() - traces[i].next;
+            if (left) lowest = std::min(lowest, traces[i].events[traces[i].next].pc);
+            if (left < 2 && traces[i].paused) unknown = true;
         }
         if (lowest == ~0u || unknown) break;
         const Event* leader = nullptr;
@@ -111,6 +119,7 @@ void Profiler::merge(Worker& worker, unsigned warp) {
         }
         count(warp, *leader, together, traces);
         for (std::uint32_t rest = together; rest; rest &= rest - 1) ++traces[__builtin_ctz(rest)].next;
+        note_divergence(together, traces);
     }
     for (unsigned i = 0; i < lanes; ++i) {
         traces[i].events.erase(traces[i].events.begin(), traces[i].events.begin() + static_cast<std::ptrdiff_t>(traces[i].next));
@@ -180,12 +189,33 @@ void Profiler::count(unsigned warp, const Event& event, std::uint32_t lanes, con
         sample.active = lanes;
         sample.block = block_;
         sample.warp = warp;
+        sample.array = array_at(address[0]);
+        sample.low = sample.array < 0 ? 0 : spans_[sample.array].low;
         for (std::uint32_t rest = lanes; rest; rest &= rest - 1) {
             const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
             sample.address[lane] = traces[lane].events[traces[lane].next].address;
         }
         samples.push_back(sample);
     }
+}
+
+// `lanes` went one step together: if they part now, those at the lowest address leave the others behind.
+void Profiler::note_divergence(std::uint32_t lanes, Trace* traces) {
+    const Event* first = nullptr;
+    bool parted = false, some_wait = false;
+    for (std::uint32_t rest = lanes; rest; rest &= rest - 1) {
+        Trace& trace = traces[__builtin_ctz(rest)];
+        trace.together = 0;
+        if (trace.next == trace.events.size()) {
+            some_wait = true;
+            continue;
+        }
+        const Event& event = trace.events[trace.next];
+        parted |= first && event.pc != first->pc;
+        if (!first || event.pc < first->pc) first = &event;
+    }
+    if (!first) traces[__builtin_ctz(lanes)].together = lanes;      // asked again when they go on
+    else if (parted || some_wait) ++line(*first).divergent;
 }
 
 void Profiler::look_up(std::uintptr_t sector, bool write) {

@@ -29,11 +29,14 @@ struct LineCount {                  // of one place in the code and one kind of 
     std::uint64_t requests = 0, lanes = 0, bytes = 0;   // warp instructions; lanes active in them; bytes asked
     std::uint64_t sectors = 0;                          // of 32 bytes, distinct in each request
     std::uint64_t wavefronts = 0, conflicts = 0;        // shared memory: passes needed, and those beyond the fewest possible
+    std::uint64_t divergent = 0;                        // times that a warp came here and left lanes behind that were with it
 };
 
 struct Sample {                     // one request, lane by lane, for pictures
     std::uint64_t pc = 0;
-    std::uint32_t kind = 0, bytes = 0, active = 0, block = 0, warp = 0, unused = 0;
+    std::uint32_t kind = 0, bytes = 0, active = 0, block = 0, warp = 0;
+    std::int32_t array = -1;                            // the array of the first active lane, as listed in the request; -1: local memory
+    std::uint64_t low = 0;                              // where that array begins
     std::uint64_t address[32] = {};
 };
 
@@ -63,11 +66,18 @@ public:
 
 private:
     struct Event { std::uint32_t pc, kind_and_bytes; std::uintptr_t address; };
-    struct Trace { std::vector<Event> events; std::size_t next = 0; bool paused = false; };
+    struct Trace {
+        std::vector<Event> events;
+        std::size_t next = 0;
+        std::uint32_t together = 0;                 // the lanes that stand at one place, if nobody knows yet where they go
+        bool paused = false;
+    };
 
     void add(Worker& worker, Thread& thread, std::uint64_t pc, TraceKind kind, unsigned bytes, std::uintptr_t address);
     void merge(Worker& worker, unsigned warp);
     void count(unsigned warp, const Event& event, std::uint32_t lanes, const Trace* traces);
+    void note_divergence(std::uint32_t lanes, Trace* traces);
+    int array_at(std::uintptr_t address) const;
     LineCount& line(const Event& event);
     void look_up(std::uintptr_t sector, bool write);
 
