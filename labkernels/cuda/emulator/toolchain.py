@@ -38,7 +38,7 @@ _WATCHED = (
     + ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1")
 )
 SANITIZED = Mode("sanitized", (*_WATCHED, "-fsanitize=bounds,alignment"))
-PROFILED = Mode("profiled", (*_WATCHED, "-fsanitize-coverage=trace-pc"))
+PROFILED = Mode("profiled", (*_WATCHED, "-fsanitize-coverage=trace-pc", "-fno-reorder-blocks"))  # code in the order of the source
 
 
 @functools.cache

@@ -100,13 +100,18 @@ void Profiler::merge(Worker& worker, unsigned warp) {
     for (unsigned i = 0; i < lanes; ++i)
         if (traces[i].together) note_divergence(traces[i].together, traces);
     for (;;) {
-        std::uint32_t lowest = ~0u;
+        std::uint32_t lowest = ~0u, lowest_barrier = ~0u;      // who stands at a barrier waits there for the others
         bool unknown = false;                   // a paused lane whose next two steps are not known yet
         for (unsigned i = 0; i < lanes; ++i) {
             const std::size_t left = traces[i].events.size() - traces[i].next;
-            if (left) lowest = std::min(lowest, traces[i].events[traces[i].next].pc);
+            if (left) {
+                const Event& event = traces[i].events[traces[i].next];
+                std::uint32_t& least = (event.kind_and_bytes & 0xff) == kBarrier ? lowest_barrier : lowest;
+                least = std::min(least, event.pc);
+            }
             if (left < 2 && traces[i].paused) unknown = true;
         }
+        if (lowest == ~0u) lowest = lowest_barrier;
         if (lowest == ~0u || unknown) break;
         const Event* leader = nullptr;
         std::uint32_t together = 0;
