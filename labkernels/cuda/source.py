@@ -126,13 +126,13 @@ def split_list(text: str) -> list[str]:
     return [] if parts == [""] else parts
 
 
-def balanced(text: str, start: int) -> int:
-    """The index of the bracket that closes the one at `text[start]`, or -1."""
+def balanced(text: str, start: int, opening: str = "<([{", closing: str = ">)]}") -> int:
+    """The index of the bracket that closes the one at `text[start]`, or -1. Where `<` may mean less than, leave it out."""
     depth = 0
     for i in range(start, len(text)):
-        if text[i] in "<([{":
+        if text[i] in opening:
             depth += 1
-        elif text[i] in ">)]}":
+        elif text[i] in closing:
             depth -= 1
             if depth == 0:
                 return i
@@ -146,7 +146,7 @@ def _declarator(text: str, start: int) -> tuple[str | None, str]:
             continue  # inside the parentheses of an attribute
         if re.search(r"[;{}]", text[start : match.start()]):
             break
-        end = balanced(text, match.end() - 1)
+        end = balanced(text, match.end() - 1, "(", ")")
         if end < 0:
             break
         if not match.group(1).startswith("__"):

@@ -80,8 +80,9 @@ def test_parameter_names_are_found_in_the_source():
     extern "C" __global__ __launch_bounds__(threads(3), blocks(2)) void empty() { h(3); }
     static __global__ void other(unsigned
         n) {}
+    __global__ void __launch_bounds__(WARPS < 4 ? 4 : WARPS) less_than(int i) {}
     """
-    assert names(text) == {"f": ("x", "y", "n", "p", None, "w"), "empty": (), "other": ("n",)}
+    assert names(text) == {"f": ("x", "y", "n", "p", None, "w"), "empty": (), "other": ("n",), "less_than": ("i",)}
 
 
 def test_comments_strings_and_device_functions_are_no_kernels():
