@@ -94,6 +94,31 @@ def bench(
 
 
 @app.command()
+def resources(
+    update: Annotated[bool, typer.Option("--update", help="write data/resources.csv anew")] = False,
+) -> None:
+    """Compile every kernel for sm_80 and sm_90a, and compare its registers and spills with data/resources.csv."""
+    from tqdm import tqdm
+
+    from labkernels.lab import resource_table as table
+    from labkernels.lab.launched import launched_kernels
+
+    with complaints():
+        kernels = launched_kernels()
+        total = len(kernels) * len(table.ARCHITECTURES)
+        rows = table.compile_rows(kernels, progress=lambda done: tqdm(done, total=total, disable=None))
+        found = table.complaints(table.read_table() if table.TABLE.is_file() else [], rows)
+        for line in found:
+            typer.echo(line, err=not update)
+        if update:
+            table.write_table(rows)
+        elif found:
+            typer.echo("if that is as it should be, `labkernels resources --update` records it", err=True)
+            raise typer.Exit(1)
+        typer.echo(f"{len(rows)} rows, {len(kernels)} kernels, {sum(1 for row in rows if row.spill_stores)} rows with spills")
+
+
+@app.command()
 def info() -> None:
     """Where this machine runs kernels, and with what."""
     from labkernels.lab.machine import describe_machine
