@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from labkernels.cuda.emulator.compile import EmulatedKernel, load_runtime
 from labkernels.cuda.emulator.toolchain import SHIM_DIR
+from labkernels.cuda.source import INCLUDE_DIR
 from labkernels.errors import LaunchError
 
 FINISHED, FAILED, STOPPED, TIMEOUT, DEADLOCK, CRASHED = 1, 2, 3, 4, 5, 6
@@ -234,7 +235,8 @@ class _DlInfo(ctypes.Structure):
 
 
 def source_lines(library, offsets: Sequence[int]) -> list[tuple[str, int] | None]:
-    """The source file and line of each code address in `library`: the innermost one that is not the emulator's own.
+    """The source file and line of each code address in `library`: the innermost one that is not the emulator's own, and rather
+    the reader's than one of the package's device headers, where a function of theirs was inlined.
 
     Return addresses point behind a call, so the byte before is looked up; what the compiler gave no line takes that of the code
     a few bytes before.
@@ -254,7 +256,9 @@ def source_lines(library, offsets: Sequence[int]) -> list[tuple[str, int] | None
             continue
         file, _, number = line.split(" (discriminator")[0].rpartition(":")
         file = file.removeprefix("./")
-        if found[-1] is None and number.isdigit() and number != "0" and file not in ("??", "") and not _is_ours(file):
+        if not number.isdigit() or number == "0" or file in ("??", "") or _is_ours(file):
+            continue
+        if found[-1] is None or (str(INCLUDE_DIR) in found[-1][0] and str(INCLUDE_DIR) not in file):
             found[-1] = (file, int(number))
     groups = [found[i : i + len(_BYTES_BACK)] for i in range(0, len(found), len(_BYTES_BACK))]
     return [next((place for place in group if place), None) for group in groups]
