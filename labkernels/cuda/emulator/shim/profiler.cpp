@@ -9,7 +9,6 @@ namespace lk {
 namespace {
 
 constexpr std::size_t kLongestTrace = 1 << 14;      // events of one lane before the others must catch up
-constexpr unsigned kSamplesOfAPlace = 4;
 constexpr std::uint32_t kBlocksOnTimeline = 4;
 constexpr unsigned kSectorBytes = 32, kBanks = 32, kWordBytes = 4;
 
@@ -185,22 +184,23 @@ void Profiler::count(unsigned warp, const Event& event, std::uint32_t lanes, con
         for (std::uintptr_t sector : sectors) look_up(sector, here.kind != kGlobalLoad);
     }
     const std::uint64_t key = static_cast<std::uint64_t>(event.pc) << 32 | event.kind_and_bytes;
-    if (sampled_[key] < kSamplesOfAPlace) {
-        ++sampled_[key];
-        Sample sample;
-        sample.pc = here.pc;
-        sample.kind = here.kind;
-        sample.bytes = bytes;
-        sample.active = lanes;
-        sample.block = block_;
-        sample.warp = warp;
-        sample.array = array_at(address[0]);
-        sample.low = sample.array < 0 ? 0 : spans_[sample.array].low;
-        for (std::uint32_t rest = lanes; rest; rest &= rest - 1) {
-            const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
-            sample.address[lane] = traces[lane].events[traces[lane].next].address;
-        }
-        samples.push_back(sample);
+    const auto [place, is_new] = sampled_.emplace(key, samples.size());
+    if (is_new) samples.emplace_back();
+    Sample& sample = samples[place->second];            // kept: the request of most lanes, in the first block and warp that has one
+    const unsigned most = static_cast<unsigned>(__builtin_popcount(sample.active));
+    if (active < most || (active == most && (block_ != sample.block || warp >= sample.warp))) return;
+    sample = Sample{};
+    sample.pc = here.pc;
+    sample.kind = here.kind;
+    sample.bytes = bytes;
+    sample.active = lanes;
+    sample.block = block_;
+    sample.warp = warp;
+    sample.array = array_at(address[0]);
+    sample.low = sample.array < 0 ? 0 : spans_[sample.array].low;
+    for (std::uint32_t rest = lanes; rest; rest &= rest - 1) {
+        const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
+        sample.address[lane] = traces[lane].events[traces[lane].next].address;
     }
 }
 

@@ -32,7 +32,7 @@ struct LineCount {                  // of one place in the code and one kind of 
     std::uint64_t divergent = 0;                        // times that a warp came here and left lanes behind that were with it
 };
 
-struct Sample {                     // one request, lane by lane, for pictures
+struct Sample {                     // one request of a place in the code, lane by lane, for pictures
     std::uint64_t pc = 0;
     std::uint32_t kind = 0, bytes = 0, active = 0, block = 0, warp = 0;
     std::int32_t array = -1;                            // the array of the first active lane, as listed in the request; -1: local memory
@@ -89,7 +89,7 @@ private:
     std::vector<std::uint64_t> warp_requests_;
     std::uint32_t block_ = 0;
     std::unordered_map<std::uint64_t, std::size_t> index_;      // of a place and kind in counts
-    std::unordered_map<std::uint64_t, unsigned> sampled_;
+    std::unordered_map<std::uint64_t, std::size_t> sampled_;    // of a place and kind in samples
     std::unordered_map<std::uintptr_t, unsigned> touched_;      // sector -> 1 loaded before it was stored, 2 stored
     std::uint64_t l2_sectors_;
     std::list<std::uintptr_t> recent_;                          // sectors in the model of L2, the last used first
