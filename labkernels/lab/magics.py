@@ -3,6 +3,7 @@
     %%cuda [--name NAME ...] [-D KEY=VALUE ...]     compile the cell's CUDA C++; its kernels become variables
     %%check OP                                      run the cell and check the function it defines last
     %sanitize k(grid, block, (x, y, n))             one launch under the sanitizer
+    %profile k(grid, block, (x, y, n))              one launch under the profiler: the source with its counters
     %bench OP NAME ... [size=1,2,3 ...]             a benchmark as a line
 """
 from __future__ import annotations
@@ -21,7 +22,7 @@ from labkernels.lab.tracebacks import render_traceback, running_cell
 
 @magics_class
 class LabMagics(Magics):
-    """`%%cuda`, `%%check`, `%sanitize` and `%bench`."""
+    """`%%cuda`, `%%check`, `%sanitize`, `%profile` and `%bench`."""
 
     @magic_arguments()
     @argument("--name", "-n", action="append", default=[], help="a kernel to put into the namespace, as softmax or 'scale<float, 4>'; "
@@ -77,14 +78,17 @@ class LabMagics(Magics):
         """Run one launch under the sanitizer and show its report: `%sanitize k(grid, block, (x, y, n))`."""
         from labkernels.cuda import sanitize
 
-        try:
-            call = ast.parse(line.strip(), mode="eval").body
-        except SyntaxError:
-            call = None
-        if not isinstance(call, ast.Call):
-            raise UsageError("%sanitize: write a launch, as in: %sanitize k(grid, block, (x, y, n))")
-        kernel, *positional = (self._evaluate(node) for node in [call.func, *call.args])
-        return sanitize(kernel, *positional, **{keyword.arg: self._evaluate(keyword.value) for keyword in call.keywords})
+        return self._launch(sanitize, line)
+
+    @line_magic
+    def profile(self, line: str):
+        """Run one launch under the profiler and show the source with its counters: `%profile k(grid, block, (x, y, n))`.
+
+        What `labkernels.profile` takes besides is taken too: `%profile k(grid, block, (x, y, n), l2_bytes=2**20)`.
+        """
+        from labkernels.cuda import profile
+
+        return self._launch(profile, line)
 
     @line_magic
     def bench(self, line: str):
@@ -107,6 +111,18 @@ class LabMagics(Magics):
             raise UsageError("%%check: the cell defines no function")
         exec(compile(tree, filename, "exec"), self.shell.user_ns)
         return functions[-1]
+
+    def _launch(self, tool, line: str):
+        """What `tool` makes of the launch that `line` writes as a call of a kernel."""
+        try:
+            call = ast.parse(line.strip(), mode="eval").body
+        except SyntaxError:
+            call = None
+        if not isinstance(call, ast.Call):
+            name = f"%{tool.__name__}"
+            raise UsageError(f"{name}: write a launch, as in: {name} k(grid, block, (x, y, n))")
+        kernel, *positional = (self._evaluate(node) for node in [call.func, *call.args])
+        return tool(kernel, *positional, **{keyword.arg: self._evaluate(keyword.value) for keyword in call.keywords})
 
     def _evaluate(self, node: ast.expr):
         return eval(compile(ast.Expression(node), "<magic>", "eval"), self.shell.user_ns)
