@@ -97,6 +97,7 @@ def test_a_cell_that_does_not_compile_leaves_no_earlier_kernel_behind(run):
         ("%%check softmax\nx = 1", "the cell defines no function"),
         ("%%check\ndef f(x): return x", "write %%check and an operation"),
         ("%sanitize x + y", "write a launch"),
+        ("%profile twice", "%profile: write a launch"),
         ("%bench", "write an operation"),
     ],
 )
@@ -119,6 +120,16 @@ def test_an_error_in_the_cells_own_function_is_shown_at_its_line(shell, run):
     assert error.reason == "exception"
     assert f"In[{number}], line 4: return x / totl" in shown
     assert "labkernels/" not in shown
+
+
+def test_profile_runs_one_launch_and_gives_its_counters(shell, run):
+    run(f"%%cuda -D F=2\n{TWICE}")
+    error, shown = run("p = %profile twice(4, 32, (x, y, 100), l2_bytes=4096)")
+    assert error is None and shown == ""
+    p = shell.user_ns["p"]
+    assert (p.global_load_requests, p.global_load_bytes, p.l2_bytes) == (4, 400, 4096)
+    line = p.by_line.set_index("line").loc[4]
+    assert line["text"] == "if (i < count) y[i] = F * x[i];" and line["global_load_sectors"] == p.global_load_sectors == 13
 
 
 def test_sanitize_runs_one_launch_and_gives_its_report(shell, run):
