@@ -65,6 +65,11 @@ def compile_kernel(source: Source, name: str, arch: str = DEFAULT_ARCH) -> Cubin
     return Cubin(folder / "kernel.cubin", facts["symbol"], parse_signature(facts["signature"], names), arch, facts["log"])
 
 
+def plain_text(source: Source) -> str:
+    """What NVRTC compiles: the source after its definitions, which are not given as -D: those would reach _SIGNATURE's names too."""
+    return _MACROS + "".join(f"#define {key} {value}\n" for key, value in source.defines) + source.with_line_directive()
+
+
 def base_name(name: str) -> str:
     """The name without namespace and template arguments: `f` for `ns::f<float, 4>`."""
     return name.split("<")[0].split("::")[-1].strip()
@@ -150,10 +155,9 @@ def _run_nvrtc(source: Source, arch: str, headers: tuple[str, ...], names: tuple
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(arch=arch, name="kernel.cu", include_path=[*source.include_dirs, *headers], **_options())
-    defines = "".join(f"#define {key} {value}\n" for key, value in source.defines)  # not -D, which would reach _SIGNATURE's names too
     log = io.StringIO()
     try:
-        program = Program(_SIGNATURE + _MACROS + defines + source.with_line_directive(), "c++", options)
+        program = Program(_SIGNATURE + plain_text(source), "c++", options)
         code = program.compile("cubin", name_expressions=names, logs=log)
     except Exception as error:
         if "NVRTC_ERROR" not in str(error):

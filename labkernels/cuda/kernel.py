@@ -81,14 +81,21 @@ class Kernel:
     @property
     def signature(self) -> tuple[Parameter, ...]:
         """The kernel's parameters, as the compiler sees them: NVRTC where there is a GPU, else the emulator's C++ compiler."""
-        return self._compiled(self._gpu_arch).signature if torch.cuda.is_available() else self._emulated.parameters
+        return self.compiled().signature if torch.cuda.is_available() else self._emulated.parameters
 
     def resources(self, arch: str | None = None) -> Resources:
         """Registers, shared memory and spills on `arch`, like `"sm_80"`; without it, on this machine's GPU, or sm_90.
 
         Needs no GPU. Raises CompileError; ArgumentError for an architecture that NVRTC does not know.
         """
-        return read_resources(self._compiled(arch or self._gpu_arch), self.name)
+        return read_resources(self.compiled(arch), self.name)
+
+    def compiled(self, arch: str | None = None) -> Cubin:
+        """The machine code for `arch`, as for `resources`. Raises as it does."""
+        arch = arch or self._gpu_arch
+        if arch not in self._cubins:
+            self._cubins[arch] = compile_kernel(self.source, self.name, arch)
+        return self._cubins[arch]
 
     def __repr__(self) -> str:
         return f"<Kernel {self.name} of {self.source.filename}>"
@@ -109,6 +116,7 @@ class Kernel:
 
     def _device(self, args: Sequence) -> torch.device:
         for position, value in enumerate(args):
+            value = getattr(value, "tensor", value)  # of a tensor map
             if isinstance(value, torch.Tensor):
                 if value.device.type not in ("cpu", "cuda"):
                     raise ArgumentError(f"{self.name}: args[{position}] is on {value.device}; kernels run on cuda and cpu tensors")
@@ -116,7 +124,7 @@ class Kernel:
         return torch.device("cuda", torch.cuda.current_device()) if gpu.available() else torch.device("cpu")
 
     def _load(self, index: int) -> gpu.LoadedKernel:
-        loaded = gpu.LoadedKernel(self._compiled(gpu.arch(index)), self.name, index)
+        loaded = gpu.LoadedKernel(self.compiled(gpu.arch(index)), self.name, index)
         self._loaded[index] = loaded
         return loaded
 
@@ -136,10 +144,6 @@ class Kernel:
     def _gpu_arch(self) -> str:
         return gpu.arch(torch.cuda.current_device()) if torch.cuda.is_available() else DEFAULT_ARCH
 
-    def _compiled(self, arch: str) -> Cubin:
-        if arch not in self._cubins:
-            self._cubins[arch] = compile_kernel(self.source, self.name, arch)
-        return self._cubins[arch]
 
 
 def _source(source: str | Path | Source, defines: Mapping | None, filename: str | None, first_line: int) -> Source:

@@ -5,6 +5,7 @@
     %sanitize k(grid, block, (x, y, n))             one launch under the sanitizer
     %profile k(grid, block, (x, y, n))              one launch under the profiler: the source with its counters
     %bench OP NAME ... [size=1,2,3 ...]             a benchmark as a line
+    %ptx NAME, %sass NAME [--arch sm_80]            what the compiler made of a kernel, the source line beside
 """
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 from IPython.display import display
 
 from labkernels.errors import CompileError, LabKernelsError
+from labkernels.lab.listing_magics import ListingMagics
 from labkernels.lab.tracebacks import render_traceback, running_cell
 
 
@@ -156,7 +158,7 @@ class NotCompiled:
 
 def load_ipython_extension(shell) -> None:
     """Called by `%load_ext labkernels`: registers the magics, and makes the package's exceptions short in this notebook."""
-    shell.register_magics(LabMagics)
+    shell.register_magics(LabMagics, ListingMagics)
     LabKernelsError._render_traceback_ = lambda error: render_traceback(error, shell)
 
 
