@@ -14,7 +14,7 @@ from labkernels.cuda.source import Source
 from labkernels.errors import ToolchainError
 
 SHIM_DIR = Path(__file__).parent / "shim"
-RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "signals.cpp", "launch.cpp", "sanitizer.cpp", "profiler.cpp", "hooks.cpp")
+RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "signals.cpp", "launch.cpp", "async_copies.cpp", "sanitizer.cpp", "profiler.cpp", "hooks.cpp")
 _RUNTIME_FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra")
 
 

@@ -34,6 +34,7 @@ struct Thread : Fiber {         // one CUDA thread
     void* data = nullptr;
     Run run = nullptr;
     bool finished = false, at_barrier = false;
+    bool copies_async = false;              // has a queue of copies on their way (async_copies.cpp)
 };
 
 struct Warp {

@@ -70,6 +70,7 @@ public:
     void warp_barrier(Worker& worker, unsigned warp, std::uint32_t members);
     void warp_operation(Worker& worker, Thread& thread, std::uint32_t mask, const char* what, void* pc);
     void undefined_lane(Worker& worker, Thread& thread, const char* what, unsigned source);
+    void undefine(std::uintptr_t address, unsigned bytes);      // shared memory: as if nobody had written it (async_copies.cpp)
     void thread_exit(Worker& worker, Thread& thread);
     void stalled(Worker& worker);
     void timeout(Worker& worker, Thread& thread, void* pc);
