@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from labkernels.cuda.signature import demangle
-from labkernels.cuda.source import Source
+from labkernels.cuda.source import Source, without_comments
 from labkernels.errors import CompileError
 
 SHOWN_ERRORS = 5
@@ -36,6 +36,8 @@ _GCC = re.compile(r"^(.+?):(\d+):(?:(\d+):)? (fatal error|error|warning|note|sor
 _GCC_CONTEXT = re.compile(r"^(.+?):(\d+):(?:\d+:)?\s+(?:recursively )?required (?:from|by)\b(.*)$")
 _GCC_DRIVER = re.compile(r"^[\w+./-]*(?:g\+\+|gcc|cc1plus|clang\+\+|clang)[\w.+-]*: (fatal error|error): (.*)$")
 _LINKER = re.compile(r"(undefined reference to .*|multiple definition of .*|cannot find -l.*)$")
+_ASIDE = re.compile(r"candidate|no known conversion|template argument deduction|in expansion of macro '(?:blockIdx|blockDim|threadIdx|gridDim)'")
+_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'')
 _UNANNOTATED_HINT = "a function that runs on the GPU is marked: __device__ if kernels call it, __global__ if it is a kernel"
 
 
@@ -80,6 +82,9 @@ def compile_error(kernel: str, source: Source, diagnostics: Sequence[Diagnostic]
     errors = [d for d in diagnostics if d.severity == "error"]
     if not errors:
         return CompileError(f"{kernel} does not compile:\n\n{log.strip()}", diagnostics, log)
+    if brace := _unmatched_brace(source):           # whatever else the compiler says of it, often about files that are not the reader's
+        diagnostics = [brace, *(d for d in diagnostics if d.file == source.filename and d.severity == "error" and d.line and "end of input" not in d.text)]
+        errors = diagnostics
     shown = _with_notes(diagnostics)
     title = f"{kernel} does not compile: {len(errors)} error{'s' if len(errors) > 1 else ''}"
     more = [f"... and {len(errors) - SHOWN_ERRORS} more"] if len(errors) > SHOWN_ERRORS else []
@@ -109,9 +114,30 @@ def _with_notes(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
         if diagnostic.severity == "error":
             count += 1
         noting = diagnostic.severity == "error" or (noting and diagnostic.severity == "note")
+        if diagnostic.severity == "note" and _ASIDE.search(diagnostic.text):
+            continue  # every function of that name that it could not be, pages of them
         if noting and count <= SHOWN_ERRORS:
             kept.append(diagnostic)
     return kept
+
+
+def _unmatched_brace(source: Source) -> Diagnostic | None:
+    """The first `}` that closes nothing, or else the last `{` that nothing closes."""
+    text = _LITERAL.sub(lambda match: " " * len(match.group()), without_comments(source.text))
+    open_at: list[int] = []
+    for match in re.finditer(r"[{}]", text):
+        if match.group() == "{":
+            open_at.append(match.start())
+        elif open_at:
+            open_at.pop()
+        else:
+            return _at(source, text, match.start(), "this } closes nothing: there is one } too many, or a { is missing above it")
+    return _at(source, text, open_at[-1], "this { is never closed: a } is missing") if open_at else None
+
+
+def _at(source: Source, text: str, offset: int, message: str) -> Diagnostic:
+    column = offset - text.rfind("\n", 0, offset)
+    return Diagnostic(source.filename, source.first_line + text.count("\n", 0, offset), column, "error", message)
 
 
 def _line_of_code(diagnostic: Diagnostic, source: Source) -> str | None:

@@ -145,7 +145,8 @@ class NotCompiled:
         self._name, self._filename, self._error = name, filename, error
 
     def __call__(self, *args, **kwargs):
-        raise CompileError(f"{self._name} was not compiled; {self._filename} says:\n{self._error}", self._error.diagnostics, self._error.log)
+        first = (str(self._error).split("\n\n", 1)[1:] or [f"see {self._filename}"])[0].splitlines()[0]   # the rest stands below that cell
+        raise CompileError(f"{self._name} was not compiled: {first}", self._error.diagnostics, self._error.log)
 
     def __getattr__(self, attribute: str):
         if attribute.startswith("_"):

@@ -143,7 +143,7 @@ def test_an_error_in_a_header_shows_the_headers_line(tmp_path):
     "text, message",
     [
         ('#include "nope.h"\n__global__ void f() {}', 'line 1: cannot open source file "nope.h"'),
-        ("__global__ void f() {\n", 'at the end of the source: expected a "}"'),
+        ("__global__ void f() {\n", "line 1: this { is never closed: a } is missing"),
         ("int g() { return 1; }\n__global__ void f() {}", "a function that runs on the GPU is marked: __device__"),
         ("__global__ void f(int* x) { __shared__ int s[99999]; s[*x] = 1; *x = s[1]; }", r"'f' uses too much shared data \(399996 bytes"),
         ('__global__ void f() { asm volatile("what.ever;"); }', "Not a name of any known instruction: 'what'"),
@@ -234,3 +234,24 @@ def test_infinity_and_nan_are_known_as_to_nvcc_and_the_emulator():
     extern "C" __global__ void masks(float* y, bool seen) { y[0] = seen ? cuda::std::fabs(y[0]) : -INFINITY; y[1] = NAN; y[2] = -CUDART_INF_F; }
     """
     assert compile_kernel(Source.from_text(text), "masks").symbol == "masks"
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("{\n    if (y) {\n        y[0] = '{';\n    }\n", "this { is never closed"),
+        ("{\n    y[0] = 1; }  // { \"{\"\n}\n", "this } closes nothing"),
+    ],
+)
+def test_a_brace_too_few_or_too_many_is_named_before_what_the_compiler_makes_of_it(code, message):
+    source = Source.from_text(f"__global__ void brace(float* y) {code}", filename="In[5]")
+    log = "/usr/include/c++/12/bits/invoke.h:42:1: error: expected '=' before '__attribute__'"
+    error = diagnostics.compile_error("brace", source, parse_gcc(log), log)
+    assert message in str(error) and "1 error" in str(error) and "invoke.h" not in str(error)
+
+
+def test_the_functions_that_a_call_could_not_have_meant_are_not_listed():
+    source = Source.from_text("__global__ void f(float* y) {\n    int i = blockIdx * blockDim;\n}", filename="In[5]")
+    log = "In[5]:2:22: error: no match for 'operator*'\ncuda_fp16.hpp:203:5: note: candidate: '__half operator*(const __half&, const __half&)'"
+    error = diagnostics.compile_error("f", source, parse_gcc(log), log)
+    assert "no match" in str(error) and "candidate" not in str(error)

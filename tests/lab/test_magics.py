@@ -84,7 +84,7 @@ def test_a_cell_that_does_not_compile_leaves_no_earlier_kernel_behind(run):
     assert isinstance(run(f"%%cuda -D F=2\n{TWICE}\n#error Your turn")[0], CompileError)
     error, shown = run("twice(4, 32, (x, y, 100))")
     assert isinstance(error, CompileError)
-    assert "twice was not compiled" in shown and "Your turn" in shown
+    assert "twice was not compiled" in shown and "Your turn" in shown and len(shown.splitlines()) < 5
     assert "not compiled" in run("twice")[1]
 
 
