@@ -22,7 +22,7 @@ class Prediction:
 
     `answer` holds numbers or words, or is a function that gives them from the lab's sizes (keywords of `check_prediction`).
     `asks` says in words what each one is. `tolerance` is relative: 0.1 accepts what is within 10%. `hint` is shown when one is
-    wrong; it explains how to think of it and does not give it away.
+    wrong or missing, but not before the first attempt; it explains how to think of it and does not give it away.
     """
 
     answer: tuple | Callable[..., tuple]
@@ -54,8 +54,8 @@ def judge(name: str, prediction: Prediction, given: tuple, sizes: dict) -> None:
         raise ArgumentError(f"{name}: {len(given)} answers, but it asks for {len(prediction.asks)}: {', '.join(prediction.asks)}")
     right = prediction.right(sizes)
     for asked, got, want in zip(prediction.asks, given, right):
-        if got is None or got is Ellipsis:
-            raise CheckFailed("not_written", where=f"{name}: {asked}", got="nothing yet", want="your prediction", hint=prediction.hint)
+        if _missing(got):
+            raise CheckFailed("not_written", where=f"{name}: {asked}", got="nothing yet", want="your prediction", hint=None if all(map(_missing, given)) else prediction.hint)
         complaint = _complaint(got, want, prediction)
         if complaint:
             raise CheckFailed("mismatch", where=f"{name}: {asked}", got=_shown(got, prediction.unit), want=complaint, hint=prediction.hint)
@@ -75,6 +75,10 @@ def load_predictions() -> dict[str, Prediction]:
     return known
 
 
+def _missing(answer) -> bool:
+    return answer is None or answer is Ellipsis
+
+
 def _complaint(got, want, prediction: Prediction) -> str | None:
     """What to say of a wrong answer, None for a right one."""
     if isinstance(want, str):
@@ -89,8 +93,16 @@ def _complaint(got, want, prediction: Prediction) -> str | None:
         return "a positive number" if want > 0 else "a negative number" if want < 0 else "another number"
     factor = number / want
     if factor > 1.005:
-        return f"a number {_times(factor)} smaller"
-    return f"a number {_times(1 / factor)} larger" if factor < 0.995 else "a slightly different number"
+        return f"a number {_less(factor)} smaller"
+    return f"a number {_more(1 / factor)} larger" if factor < 0.995 else "a slightly different number"
+
+
+def _less(factor: float) -> str:
+    return _times(factor) if factor >= 1.1 else f"{100 * (1 - 1 / factor):.0f}%"
+
+
+def _more(factor: float) -> str:
+    return _times(factor) if factor >= 1.1 else f"{100 * (factor - 1):.0f}%"
 
 
 def _times(factor: float) -> str:

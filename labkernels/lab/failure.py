@@ -139,5 +139,5 @@ class Failure:
             for tile in (128, 64, 32, 16, 8, 4):
                 edge = size // tile * tile
                 if 0 < edge <= first and edge < size:
-                    return f"Every wrong element has {name} >= {edge} of {size}: the last tile of {tile} is not full there."
+                    return f"Every wrong element has {name} >= {edge} of {size}, beyond the last whole piece of {tile}."
         return None

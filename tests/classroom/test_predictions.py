@@ -30,7 +30,7 @@ def test_a_large_whole_number_is_shown_in_full(capsys):
     assert capsys.readouterr().out == "bytes: right. The scores: 34,359,738,368.\n"
 
 
-@pytest.mark.parametrize("given, far_off", [(4800, "4 times smaller"), (300, "4 times larger"), (0.25, "4,800 times larger"), (1201, "a slightly different number")])
+@pytest.mark.parametrize("given, far_off", [(4800, "4 times smaller"), (300, "4 times larger"), (0.25, "4,800 times larger"), (1224, "2% smaller"), (1176, "2% larger"), (1201, "a slightly different number")])
 def test_a_wrong_prediction_is_told_how_far_off_it_is_but_not_the_answer(given, far_off):
     error = refused(BYTES, given, 800, cols=100)
     assert error.reason == "mismatch"
@@ -47,6 +47,12 @@ def test_the_answer_follows_the_sizes_of_the_lab():
 def test_a_prediction_not_made_yet_is_asked_for(missing):
     error = refused(BYTES, 1200, missing, cols=100)
     assert error.reason == "not_written" and "bytes read by one" in str(error)
+
+
+def test_the_hint_waits_for_the_first_attempt():
+    with pytest.raises(CheckFailed) as caught:
+        judge("made up", BYTES, (None, None), {"cols": 100})
+    assert caught.value.hint is None
 
 
 def test_a_tolerance_is_relative():
