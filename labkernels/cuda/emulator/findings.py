@@ -108,7 +108,9 @@ class Describer:
             what = "a null pointer" if row["address"] < 65536 else f"address {row['address']:#x}, which belongs to no array"
             return f"{who} {verb} {size} through {what}", [thread], None, None
         name, index, length = self._element(row)
-        return f"{who} {verb} {name}[{index}], but {name} has {length} elements", [thread], name, index
+        item = self.arrays[row["region"]][2] or row["bytes"]
+        what = f"{name}[{index}]" if row["bytes"] <= item else f"{size} from {name}[{index}] on"
+        return f"{who} {verb} {what}, but {name} has {length} element{'s' if length != 1 else ''}", [thread], name, index
 
     def _misaligned(self, row, other, line):
         thread, verb, size = self._thread(row["thread"]), _VERBS[row["access"]], row["bytes"]
