@@ -17,8 +17,8 @@ import labkernels as lk
 
 # %% [markdown]
 # ## Where does your code run?
-# A *GPU* is a processor with thousands of small arithmetic units and a fast memory of its own. If this machine has none, you
-# miss nothing but the stopwatch: an *emulator* runs the same source on the CPU.
+# A *GPU* is a processor with thousands of small arithmetic units and a fast memory of its own. If this machine has none, an
+# *emulator* runs the same source on the CPU. You miss nothing but the stopwatch.
 
 # %%
 lk.draw.where_code_runs()
@@ -33,8 +33,8 @@ print("On this machine kernels run", describe_machine()["kernels run"])
 
 # %% [markdown]
 # ## A first kernel
-# A *kernel* is a function that many *threads* run at the same time. They all run the same lines. What differs is a number:
-# thread *i* works on element *i*.
+# A *kernel* is a function that many *threads* run at the same time. All of them run the same lines. What differs is their
+# number: thread *i* works on element *i*.
 
 # %%
 lk.draw.one_thread_each()
@@ -52,14 +52,15 @@ __global__ void square(const float* x, float* y, int n) {
 
 # %% [markdown]
 # - `__global__` marks a kernel.
+# - `void`: it returns nothing. What it computes, it writes into an array.
 # - `const float* x` is a *pointer*: the place where an array of float32 numbers begins. It does not know where the array ends,
-#   and so `n` comes along. `const` promises that the kernel only reads it.
-# - `int i = ...` is the number of the thread. Lab 01 takes this formula apart.
-# - `if (i < n)` is there because threads come in *blocks* of equal size, and the last block may have some too many.
+#   so `n` comes along. `const` promises that the kernel only reads it.
+# - `int i = ...` is the number of the thread, an integer. Lab 01 takes this formula apart.
+# - `if (i < n)`: threads come in *blocks* of equal size, and the last block may reach past the last element.
 #
 # The grey line below the cell comes from the GPU's compiler, which needs no GPU. A *register* holds one number of one thread;
-# *spills* would be numbers for which there was none left. `sm_80` and `sm_90a` are two generations of GPUs, the A100's and the
-# H200's.
+# *spills* are numbers for which no register was left. `sm_80` and `sm_90a` are two generations of GPUs, that of the A100 and
+# that of the H200.
 #
 # Now start it. `square(blocks, threads, arguments)` is a *launch*: so many blocks, each of so many threads.
 
@@ -78,11 +79,11 @@ for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
 
 # %% [markdown]
 # ## The rhythm of a lab
-# Every lab turns the same wheel. A **picture** shows an idea. You **predict** what it costs. You **write** the part that
-# matters. You **check** it. You **compare** it with other versions, and with the best that the machine could do.
+# Each idea takes the same steps. A **picture** shows it. You **predict** what it costs. You **write** the part that matters.
+# You **check** it. You **compare** it with other versions, and with the best that the machine could do.
 #
-# Once around, with an example small enough to hold in the head: `out = a * x + y`, where `x` and `y` are long vectors and `a` is
-# one number. (It is called *axpy*, "a x plus y".) First the picture: what does one thread need?
+# Here they are once, for `out = a * x + y`, where `x` and `y` are long vectors and `a` is one number. (It is called *axpy*,
+# "a x plus y".) What does one thread need?
 
 # %%
 lk.draw.axpy_traffic()
@@ -91,8 +92,8 @@ lk.draw.axpy_traffic()
 # Two things cost time. *Bytes* have to move between the GPU's memory and its arithmetic units; a float32 has 4. *FLOPs*,
 # floating-point operations, have to be computed; a multiplication is one and an addition is one.
 #
-# **Predict** both, for whole vectors of `n` elements. A formula with `n` in it is fine. A wrong prediction costs nothing; try
-# as often as you like.
+# **Predict** both, for whole vectors of `n` elements. Write a formula with `n` in it. A wrong prediction costs nothing; try as
+# often as you like.
 
 # %% solution="predict-cost"
 bytes_moved = flops = None
@@ -105,7 +106,7 @@ flops = 2 * n                # one multiplication, one addition
 lk.check_prediction("axpy cost", bytes_moved, flops, n=n)
 
 # %% [markdown]
-# **Write** the line that is missing. A statement in C++ ends with a semicolon.
+# **Write** the line that is missing, for element `i`. A statement in C++ ends with a semicolon.
 
 # %% solution="axpy"
 %%cuda --name axpy
@@ -130,8 +131,9 @@ def my_axpy(x, y, a):
 
 
 # %% [markdown]
-# **Check** it. The check is given what is right as a line of PyTorch, your function, and the lengths of the vectors. It fills them
-# with random numbers and compares every element with what PyTorch computes in float64, which has twice as many digits.
+# **Check** it. The check gets the right answer as a line of PyTorch, your function, and the lengths of the vectors. It fills
+# them with random numbers and compares every element with what PyTorch computes in float64, which has twice as many digits.
+# `mistakes` are wrong answers that it knows by name.
 
 # %% tests="axpy" points=1
 lengths = [1, 3, 33, 256, 1000, 5000]
@@ -148,8 +150,7 @@ lk.check_against(
 );
 
 # %% [markdown]
-# You have written a GPU kernel. Before we compare it with anything, let us see what wrong ones look like, since you will meet
-# many.
+# You have written a GPU kernel. Before we compare it with anything, see what wrong ones look like. You will meet many.
 
 # %% [markdown]
 # ## A result that is wrong
@@ -170,12 +171,12 @@ except lk.CheckFailed as failed:
 # %% [markdown]
 # A check that fails is an exception; here it was caught and printed. Read it from the top.
 #
-# - `not_written` is the *reason*, one of a handful. Others are `mismatch`, a wrong number, and `not_finite`.
-# - `index 768` is the first one that is wrong. 768 is 3 times 256: three full blocks did their work.
+# - `not_written` is the *reason*. Others are `mismatch`, a wrong number, and `not_finite`, an infinity or "not a number".
+# - `index 768` is the first element that is wrong. 768 is 3 times 256: three full blocks did their work.
 # - *case* says which input it was, so that you can make the same one.
 # - *map* is the whole result at a glance. Each mark stands for a piece of it, and the end is missing.
 #
-# Where the mistake is a common one there is a *hint* too.
+# Where the check knows the mistake, a *hint* names it.
 
 # %% [markdown]
 # ## A kernel that leaves its array
@@ -193,21 +194,21 @@ __global__ void smooth_careless(const float* x, float* out, int n) {
 }
 
 # %% [markdown]
-# In Python `x[-1]` is the last element and `x[n]` is an error. C++ looks at neither: it takes whatever lies there in memory. The
-# result may even look right today.
+# In Python `x[-1]` is the last element and `x[n]` is an error. C++ checks neither: it takes whatever lies there in memory, and
+# the result may even look right.
 #
-# The *sanitizer* runs a kernel in the emulator and watches every single access.
+# The *sanitizer* runs a kernel in the emulator and watches every access.
 
 # %%
 x, out = torch.rand(1000), torch.empty(1000)
 lk.sanitize(smooth_careless, 4, 256, (x, out, 1000))
 
 # %% [markdown]
-# It names the kind of mistake, the thread, the element and the line. It reports one mistake per line of source, so `x[1000]`
-# waits until `x[-1]` is mended. Every check begins with the sanitizer, on small inputs: your mistakes meet it before they meet a
-# GPU.
+# It names the kind of mistake, the thread, the element and the line. One finding a line of source: `x[1000]` waits until
+# `x[-1]` is mended. Every check begins with the sanitizer, on small inputs, so your mistakes meet it before they meet a GPU.
 #
-# **Fix** the kernel. The first and the last element have one neighbour only: let them keep their value.
+# **Fix** the kernel. The first and the last element lack a neighbour: let them keep their value. C++ writes *or* as `||`, and
+# `else` without a colon.
 
 # %% solution="smooth"
 %%cuda --name smooth
@@ -240,11 +241,17 @@ lk.check_against(
     smoothed,
     my_smooth,
     [{"x": (length,)} for length in (1, 2, 3, 256, 1000)],
-    mistakes={"x itself: no element is smoothed": lambda x: x},
+    mistakes={
+        "x itself: no element is smoothed": lambda x: x,
+        "x[i - 1] + x[i] + x[i + 1] / 3: the division comes first": lambda x: torch.cat(
+            [x[:1], x[:-2] + x[1:-1] + x[2:] / 3, x[-1:]]
+        ),
+        "0 between the ends: 1 / 3 of two integers is 0": lambda x: torch.cat([x[:1], 0 * x[1:-1], x[-1:]]),
+    },
 );
 
 # %% [markdown]
-# **See** what it does to a curve with noise on it, 1 time and 20 times.
+# **See** what it does to a noisy curve, once and 20 times.
 
 # %%
 generator = torch.Generator().manual_seed(seed)
@@ -257,18 +264,19 @@ lk.draw.curves({"x": curve, "once": my_smooth(curve), "20 times": smoother})
 # %% [markdown]
 # ## How fast could it be?
 # A GPU has two ceilings: how many bytes it can move in a second, and how many FLOPs it can compute in a second. Here are those
-# of an H200, the GPU whose figures this book shows. Dashed is what its data sheet promises, filled is what we measured.
+# of an H200, the GPU whose figures this book shows. Dashed is what its data sheet promises, filled is what we measured by
+# copying a long vector and by multiplying large matrices.
 
 # %%
 lk.draw.ceilings()
 
 # %% [markdown]
-# T is tera, a million millions. The bars on the right are kinds of numbers: float32 goes through ordinary arithmetic units; the
-# others are shorter numbers and go through *tensor cores*, which multiply small matrices at once. Until you meet those, float32
-# is the bar that counts.
+# T is tera, a million millions. On the right are kinds of numbers. float32 goes through ordinary arithmetic units. The others
+# keep fewer digits and go through *tensor cores*, units that multiply small matrices at once. Until you meet those, float32 is
+# the bar that counts.
 #
-# A kernel moves bytes and computes at the same time, and the slower of the two decides. To keep both ceilings busy, how many
-# FLOPs must a kernel do for each byte that it moves?
+# A kernel can move bytes and compute at the same time, and the slower of the two decides. To reach both ceilings, how many FLOPs
+# must it do for each byte that it moves?
 
 # %%
 bytes_per_s, flops_per_s = 4.8e12, 67e12      # the data sheet's, float32
@@ -290,9 +298,9 @@ least_ms = 3 * 4 * n / bytes_per_s * 1000
 lk.check_prediction("axpy limit", flops_per_byte, ceiling, least_ms, n=n)
 
 # %% [markdown]
-# Both ceilings fit into one picture, the *roofline*. To the right are kernels that compute more with each byte, upward are
-# those that compute more in each second. The black line is as high as the ceilings allow: on its slope, bytes are what everybody
-# waits for, on its flat part, FLOPs.
+# Both ceilings, as measured, fit into one picture, the *roofline*. Further right, a kernel computes more with each byte; further
+# up, more in each second. The black line is as high as the ceilings allow: on its slope a kernel waits for bytes, on its flat
+# part for FLOPs.
 
 # %%
 lk.draw.roofline(
@@ -305,16 +313,17 @@ lk.draw.roofline(
 )
 
 # %% [markdown]
-# The ring is your prediction, about a hundredth of what the arithmetic units could do. No trick inside the kernel changes
+# The ring is your prediction: between 1% and 2% of what the arithmetic units could do. No trick inside the kernel changes
 # that, since its 12 bytes an element have to move.
 #
-# The dots are kernels of this book. A dot near the line cannot become much faster; a dot far below it can. Most of this book is
-# the way up.
+# The dots are kernels of this book, placed by the bytes that no version can avoid. A dot near the line cannot become much
+# faster; a dot far below it can. The two on the right compute the same attention. The lower one belongs to lab 04, the upper
+# one to lab 05.
 
 # %% [markdown]
 # ## Compare
 # An operation has a *ladder*: versions of it, from the first that works to one near the limit, each with one new idea. Here is
-# that of the sum of a vector, beside PyTorch's own.
+# that of the sum of a vector. Lab 02 explains the words in it.
 
 # %%
 lk.ops["sum"].variants
@@ -323,16 +332,18 @@ lk.ops["sum"].variants
 lk.bench("sum", ["v1_naive", "v2_tree", "v3_warp", "torch"]).plot()
 
 # %% [markdown]
-# Both axes show ratios: a step to the right is 4 times the data. The dashed line is the *limit*, the time that the bytes alone
-# would take at the measured ceiling, or the FLOPs alone, whichever is longer. On the left even the best version stays far from
-# it: to start a kernel takes some microseconds, however little it does.
+# `torch` is PyTorch's own sum. Both axes show ratios: a step to the right is 4 times the data (1 Ki is 1024, 1 Mi is 1024 Ki).
+# The dashed line is the *limit*: the time that the bytes alone would take at the measured ceiling, or the FLOPs alone, whichever
+# is longer. On the left even the best version stays far from it, since starting a kernel takes microseconds, however little it
+# does.
 #
 # Without a GPU, `lk.bench` shows what was recorded on an H200, and the line below the picture says when. With one, it measures
-# here and now, and your own functions beside the rest. The emulator's times are never shown; they say nothing about a GPU.
+# here and now, your own functions too. The emulator's times are never shown; they say nothing about a GPU.
 
 # %% [markdown]
 # ## Still wasted
-# A kernel that does so little with each number leaves most of the machine idle, however well it is written. The way out is to do more
-# with each byte while it is there. What would you add to `axpy`, if its result went straight into `square`?
+# A kernel that does so little with each number leaves most of the machine idle, however well it is written. The way out is to do
+# more with each byte while it is there. If the result of `axpy` goes straight into `square`, what would you add to `axpy`, and
+# how many bytes would that save?
 #
 # Lab 01 goes on with threads: how they are numbered, and what it costs when neighbours read far apart.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 01 Threads and memory
-# A GPU starts a million threads as easily as a thousand. Two questions decide what comes of it: which thread takes which
-# element, and what do 32 neighbours read when they read at the same time?
+# A GPU runs thousands of threads at once. Two questions decide what comes of it: which thread takes which element, and what
+# has memory to deliver when 32 neighbours read at the same time?
 #
-# You write your first kernels in two languages, Python with Numba CUDA and CUDA C++. Then you count what memory has to deliver.
+# You write your first kernels in two languages, Python with Numba CUDA and CUDA C++. Then you count what memory delivers.
 #
 # You need lab 00.
 
@@ -39,14 +39,14 @@ lk.draw.grid_of_threads(blocks=3, threads=4, n=10)
 #
 # `i = blockIdx.x * blockDim.x + threadIdx.x`
 #
-# The grid consists of whole blocks, so a few threads at the end have no element. They must do nothing.
+# The grid consists of whole blocks, so a few threads at the end may have no element. They must do nothing.
 #
-# Why blocks at all? The threads of one block sit on one *multiprocessor*, where they can share memory and wait for each other
-# (lab 02). Blocks know nothing of each other. So a GPU may run them in any order, as many at once as there is room for: the
-# same kernel fits a small GPU and a large one.
+# Why blocks at all? A GPU is made of *multiprocessors*, an H200 of 132. The threads of one block run on the same one, where they
+# can share memory and wait for each other (lab 02). Blocks do not wait for each other, so a GPU may run them in any order, as
+# many at once as fit: the same kernel suits a small GPU and a large one.
 #
-# **Predict.** Blocks of 256 threads, a vector of `n` elements. How many blocks does the launch need? Which element has thread 5
-# of block 2? How many threads have none?
+# **Predict.** A vector of `n` elements, blocks of 256 threads. How many blocks does the launch need? Which element does thread 5
+# of block 2 take? How many threads have none?
 
 # %% solution="predict-threads"
 blocks_needed = element = idle_threads = None
@@ -64,12 +64,13 @@ lk.draw.grid_of_threads(blocks_needed, 256, n)
 
 # %% [markdown]
 # ## The same kernel, twice
-# *Numba* compiles Python functions, also for the GPU. *CUDA C++* is the GPU's own language. They share their words:
+# *Numba* compiles Python functions, for the GPU too. *CUDA C++* is NVIDIA's own language for it. They share their words:
 #
 # | | Numba CUDA | CUDA C++ |
 # |---|---|---|
 # | a kernel | `@cuda.jit` above a `def` | `__global__ void` |
-# | block, thread, size | `cuda.blockIdx.x`, `cuda.threadIdx.x`, `cuda.blockDim.x` | `blockIdx.x`, `threadIdx.x`, `blockDim.x` |
+# | block, thread | `cuda.blockIdx.x`, `cuda.threadIdx.x` | `blockIdx.x`, `threadIdx.x` |
+# | threads a block | `cuda.blockDim.x` | `blockDim.x` |
 # | length of an array | `x.size` | comes as an argument |
 # | launch | `kernel[blocks, threads](x, y)` | `kernel(blocks, threads, (x, y))` |
 #
@@ -90,7 +91,7 @@ def add_numba(x, y, out):
 
 # %% [markdown]
 # In the launch below, `as_numba` hands a PyTorch tensor to Numba without a copy, and `stream` puts the kernel into the queue where
-# PyTorch's own kernels wait. Without a GPU, Numba's simulator runs it, each thread a Python thread.
+# PyTorch's own kernels wait. Without a GPU Numba's simulator runs it, each GPU thread as a thread of Python.
 
 # %%
 def my_add_numba(x, y):
@@ -104,7 +105,7 @@ pairs = [{"x": (length,), "y": (length,)} for length in (1, 3, 33, 256, 1000)]
 lk.check_against(lambda x, y: x + y, my_add_numba, pairs);
 
 # %% [markdown]
-# **Write** it again, in CUDA C++. Nothing is given but the arguments.
+# **Write** it again, in CUDA C++. Nothing is given but the arguments; `square` in lab 00 shows the form.
 
 # %% solution="add-cuda"
 %%cuda --name add
@@ -127,25 +128,25 @@ pairs = [{"x": (length,), "y": (length,)} for length in (1, 3, 33, 256, 1000, 50
 lk.check_against(lambda x, y: x + y, my_add, pairs);
 
 # %% [markdown]
-# If you like, take the `if` away and check again. The two languages complain in different ways: a Python array knows its own
-# length, a pointer has nothing but the sanitizer to speak for it.
+# If you like, take the `if` away in both and check again. In the simulator the array itself complains, since it knows its length.
+# A pointer does not; the sanitizer speaks up for it. On a GPU often nobody does, in either language.
 #
-# From here on the book writes CUDA C++. Numba is good for a first thought; C++ has everything that the hardware has.
+# From here on you write CUDA C++, which reaches everything that the hardware can do.
 
 # %% [markdown]
 # ## More elements than threads
-# One thread an element is not a law. A *grid-stride loop* starts as many threads as suit the GPU, and each takes several
-# elements: its own number, then one grid further, then one more.
+# There need not be a thread for every element. In a *grid-stride loop* you start as many threads as suit the GPU, and each
+# takes several elements: that of its own number, then one a whole grid further, and so on.
 
 # %%
 lk.draw.grid_stride(n=22, blocks=2, threads=4)
 
 # %% [markdown]
-# In every step the whole grid reads one piece without gaps. How far one step goes is the number of all threads: a grid has
-# `gridDim.x` blocks.
+# In every step the whole grid reads one piece without gaps. A step is as long as the grid has threads; `gridDim.x` is the number
+# of its blocks.
 #
-# **Write** `out = a * x + y` with such a loop. The check starts 4 blocks of 64 threads, whatever the length. A loop in C++ has
-# three parts, a start, a condition and a step: `for (int i = 0; i < 10; i += 2)`.
+# **Write** `out = a * x + y` with such a loop. The launch has 4 blocks of 64 threads, whatever the length. A loop in C++ names
+# its start, its condition and its step: `for (int i = 0; i < 10; i += 2) ...;` runs with `i` 0, 2, 4, 6 and 8.
 
 # %% solution="grid-stride"
 %%cuda --name axpy
@@ -168,28 +169,28 @@ cases = [{"x": (length,), "y": (length,), "a": -1.5} for length in (1, 3, 33, 25
 lk.check_against(lambda x, y, a: a * x + y, my_axpy, cases);
 
 # %% [markdown]
-# With a step that is too short two threads write the same element. Both write the same number, so the result looks right; the
-# sanitizer calls it a *race*, because the order is nobody's.
+# Had your step been too short, two threads would have written the same element. Both write the same number, so the result looks
+# right, but the work is done twice. The sanitizer calls it a *race*: nothing says which of the two writes first.
 #
-# What is such a loop good for? A thread that takes many elements can keep something between them in a register, a sum for
-# example. Lab 02 begins there.
+# What is such a loop good for? A thread that takes many elements can carry something along in a register, a sum for example.
+# Lab 02 begins there.
 
 # %% [markdown]
 # ## What a warp reads
-# Threads do not run one by one. 32 neighbours form a *warp*, and its 32 *lanes* run the same instruction at the same time. A
-# load is then one *request* with 32 addresses.
+# The GPU does not run threads one by one. 32 neighbours of a block form a *warp*, and its threads, called *lanes*, run the same
+# instruction together. When they load, memory gets one *request* with 32 addresses.
 #
-# Memory answers in *sectors*, aligned pieces of 32 bytes, 8 floats each. It never delivers less than one. If lane *i* reads
-# `x[stride * i]`, this happens:
+# It answers in *sectors*: pieces of 32 bytes, 8 floats, that begin at multiples of 32. It never delivers less than one. If lane
+# *i* reads `x[stride * i]`, this happens:
 
 # %%
 lk.draw.warp_reads(strides=[1, 2, 8])
 
 # %% [markdown]
-# The dots are lanes, the dark marks are the 4 bytes that each of them asked for, and the orange is what moves along unasked. With
-# stride 1 nothing is wasted. Such a request is called *coalesced*.
+# The dots are lanes, the boxes are sectors. Blue are the 4 bytes that each lane asked for, orange is what moves along unasked.
+# With stride 1 nothing is wasted; such a request is called *coalesced*.
 #
-# **Predict** the sectors of a request for strides 1, 2, 4, 8 and 32. Three of them can be seen in the picture.
+# **Predict** the sectors of a request for strides 1, 2, 4, 8 and 32. The picture shows three of them.
 
 # %% solution="predict-sectors"
 stride_1 = stride_2 = stride_4 = stride_8 = stride_32 = None
@@ -202,12 +203,13 @@ stride_32 = 32        # one for each lane; there cannot be more
 lk.check_prediction("sectors by stride", stride_1, stride_2, stride_4, stride_8, stride_32)
 
 # %% [markdown]
-# Counting by eye is slow. **Write** a function that counts: given the byte addresses of a request, one a lane, how many different
-# sectors do they lie in? Each lane reads 4 bytes that lie in one sector. NumPy's `np.unique` may help.
+# Counting by eye is slow. **Write** a function that counts: given the addresses of a request, one a lane, in how many different
+# sectors do they lie? An address counts bytes: a float array that begins at 0 has its element `i` at `4 * i`. NumPy's
+# `np.unique` may help.
 
 # %% solution="sectors"
 def sectors(addresses):
-    """How many 32-byte sectors a request touches; `addresses` is a NumPy array of 32 whole numbers, in bytes."""
+    """How many sectors a request touches; `addresses` is a NumPy array of 32 integers."""
     ### BEGIN SOLUTION
     return len(np.unique(addresses // 32))
     ### END SOLUTION
@@ -223,19 +225,19 @@ requests = [4 * lanes, 4 * lanes + 4, 4 * lanes[::-1], 0 * lanes + 64, 4 * (lane
 lk.check_prediction("sectors of requests", *[sectors(addresses) for addresses in requests])
 
 # %% [markdown]
-# The order within a sector costs nothing, and an address shared by all lanes costs one sector. A start that is off by one element
-# costs a fifth sector. What is expensive is distance:
+# Order costs nothing: backwards needs the same 4 sectors. An address that all lanes share needs one. A start that is off by one
+# element costs a fifth sector. What is expensive is distance:
 
 # %%
 lk.draw.sectors_by_stride(sectors)
 
 # %% [markdown]
-# From stride 8 on every lane needs a sector of its own. Seven eighths of what memory delivers is thrown away, and the kernel takes
-# as long as if it had asked for all of it, unless somebody uses the rest while it is still in a cache.
+# From stride 8 on every lane needs a sector of its own. Seven eighths of what moves was not asked for, and takes its time all the
+# same. It is of use only if another request wants it soon: a *cache*, a small fast memory, keeps what was read last.
 
 # %% [markdown]
 # ## Rows and columns
-# Memory has no rows. A matrix lies there row after row, and element `(row, col)` is number `row * cols + col`.
+# Memory is one long line. A matrix lies there row after row, and element `(row, col)` is number `row * cols + col`.
 
 # %%
 lk.draw.matrix_in_memory()
@@ -243,9 +245,9 @@ lk.draw.matrix_in_memory()
 # %% [markdown]
 # So neighbours in a row are neighbours in memory, and neighbours in a column are a whole row apart.
 #
-# Blocks may have two axes too. In a block of 32 x 8 threads, `threadIdx.x` runs from 0 to 31 and `threadIdx.y` from 0 to 7. A warp
-# is filled along `x` first: its 32 lanes have the same `y` and neighbouring `x`. Hence the habit: **`x` counts columns, `y` counts
-# rows.**
+# Grids and blocks may have two axes too; a launch then names two sizes, as in `(32, 8)` threads. In such a block `threadIdx.x` runs
+# from 0 to 31 and `threadIdx.y` from 0 to 7. Warps are filled along `x` first: here the 32 lanes of a warp have the same `y`, and
+# `x` from 0 to 31. Hence the habit: **`x` counts columns, `y` counts rows.**
 
 # %%
 row, col = 3, 5
@@ -254,16 +256,16 @@ along_y = sectors(4 * (lanes * 1024 + col))      # 32 lanes in one column
 print(f"a piece of a row: {along_x} sectors; a piece of a column: {along_y} sectors")
 
 # %% [markdown]
-# A kernel that copies a matrix can always read and write along rows. A *transpose* cannot: what is a row in `x` is a column in
-# `out`.
+# A kernel that copies a matrix can read and write along rows. A *transpose* cannot do both: what is a row in `x` is a column in
+# `out`. Here 8 lanes of a warp are drawn:
 
 # %%
 lk.draw.transpose_requests()
 
 # %% [markdown]
-# **Write** it: `out[col][row] = x[row][col]`, so `x` has `rows` rows of `cols` elements and `out` has `cols` rows of `rows`. Let the
-# *reads* be coalesced. The launch has enough blocks for `cols` threads along `x` and `rows` threads along `y`; some stick out on
-# both sides.
+# **Write** it. Element `(row, col)` of `x` becomes element `(col, row)` of `out`; `x` has `rows` rows of `cols` elements, `out` has
+# `cols` rows of `rows`. A pointer takes one index, so count it out. Let the *reads* be coalesced. The launch has enough blocks
+# for `cols` threads along `x` and `rows` along `y`; some stick out on both sides. C++ writes `&&` for *and*.
 
 # %% solution="transpose"
 %%cuda --name transpose
@@ -292,8 +294,8 @@ lk.check_against(
 );
 
 # %% [markdown]
-# **Predict.** A matrix of 1024 x 1024. How many sectors does one warp read with its request, and how many does it write? Your
-# function `sectors` is there to be used.
+# **Predict.** In a matrix of 1024 x 1024, how many sectors does one warp touch with the request that reads, and how many with the
+# one that writes? Use `sectors`.
 
 # %% solution="predict-transpose"
 sectors_read = sectors_written = None
@@ -306,23 +308,24 @@ sectors_written = sectors(4 * (lanes * 1024 + row))      # out[col][row], col ru
 lk.check_prediction("transpose requests", sectors_read, sectors_written)
 
 # %% [markdown]
-# Swap the roles of `x` and `y`, and the writes are coalesced while the reads are scattered. One of the two always pays, as long as
+# Let `threadIdx.x` count rows instead, and the writes are coalesced while the reads are scattered. One of the two pays, as long as
 # each thread writes what it has read itself. The way out is to hand elements from thread to thread within a block: *shared
 # memory*, in lab 02.
 
 # %% [markdown]
 # ## Four floats at a time
-# A coalesced request of floats moves 128 bytes. A lane may also ask for 16 bytes at once, a `float4`: four floats that lie
-# together, called `.x`, `.y`, `.z` and `.w`. No byte is saved. What is saved is requests, and each of them costs an instruction
-# and a place in a queue.
+# A coalesced request of floats moves 128 bytes, 4 for each lane. A lane may also ask for 16 bytes at once, a `float4`: four
+# floats that lie side by side, called `.x`, `.y`, `.z` and `.w`. That saves no byte. It saves requests, each of which costs an
+# instruction and a place in a queue. Drawn with 8 lanes:
 
 # %%
 lk.draw.vector_loads()
 
 # %% [markdown]
-# **Write** `out = a * x + y` once more, four elements at a time. `x4`, `y4` and `out4` are the same arrays seen as `float4`; there are
-# `n / 4` of them, rounded down. A `float4` is written as `out4[i] = {1.0f, 2.0f, 3.0f, 4.0f};`. The last elements, up to three, do not
-# fill one: they need a loop of their own.
+# **Write** `out = a * x + y` once more, four elements at a time. `x4`, `y4` and `out4` are given: the same arrays, seen as `float4`s.
+# `n / 4` of those are whole, since C++ drops the remainder when it divides integers. Read one with `float4 u = x4[i];`, use `u.x` and the
+# others, and write one with `out4[i] = {1.0f, 2.0f, 3.0f, 4.0f};`. Up to three elements are left over at the end and need a
+# loop of their own.
 
 # %% solution="vector"
 %%cuda --name axpy4
@@ -353,33 +356,39 @@ cases = [{"x": (length,), "y": (length,), "a": -1.5} for length in (1, 3, 4, 33,
 lk.check_against(lambda x, y, a: a * x + y, my_axpy4, cases);
 
 # %% [markdown]
-# A `float4` must begin at a multiple of 16 bytes. A vector that PyTorch makes does; a view of it that begins one element later does
-# not.
+# A `float4` must begin at a multiple of 16 bytes. A vector fresh from PyTorch does. A view of it that begins one element later
+# does not:
 
 # %%
 x, y, out = torch.rand(n + 1), torch.rand(n + 1), torch.empty(n + 1)
 lk.sanitize(axpy4, 4, 64, (2.0, x[1:], y[1:], out[1:], n))
 
 # %% [markdown]
-# On a GPU that is an error after which the process cannot use the GPU any more. The kernels of this book look at the address
-# first, and take one float at a time where they must.
+# On a GPU this error is final: the process cannot use the GPU any more. The ladder's versions look at the address first, and
+# take one float at a time where they must.
 
 # %% [markdown]
 # ## Compare
-# The sum of a vector reads every element once and computes next to nothing: bytes are its limit. `v1_naive` has one thread an
-# element, `v1_grid_stride` is a grid-stride loop in Numba, `v3_warp` reads `float4`s in such a loop.
+# The sum of a vector reads every element once and computes next to nothing: bytes are its limit. But all threads want to add to
+# the same total. An *atomic* addition cannot be interrupted by another thread's, so none is lost; those to one address happen
+# one after another.
+#
+# - `v1_naive`: one thread an element, and an atomic addition each.
+# - `v1_grid_stride`: at most 262,144 threads, in Numba. Each adds up its elements in a register, then one atomic addition.
+# - `v3_warp`: such a loop with `float4`s, and threads that put their sums together without atomics.
 
 # %%
-lk.bench("sum", ["v1_naive", "v1_grid_stride", "v3_warp", "torch"], n=[2**power for power in range(16, 30, 2)]).plot()
+versions = ["v1_naive", "v1_grid_stride", "v3_warp", "torch"]
+lk.bench("sum", versions, n=[4**power for power in range(8, 15)]).plot()
 
 # %% [markdown]
-# The grid-stride loop has a flat stretch: however many elements there are, 262,144 threads at most end with one addition each to
-# the same address, and those additions wait for each other. Only when reading takes longer than that does the line begin to climb.
-# How the threads of `v3_warp` put their sums together is the next lab.
+# Up to 256 Ki elements, which is 262,144, the two `v1` do the same additions and take the same time. From there on the grid-stride
+# loop is flat: more elements, but no more atomic additions, and those are what it waits for. Only at the right end does reading
+# begin to show. How the threads of `v3_warp` put their sums together is the next lab.
 
 # %% [markdown]
 # ## Still wasted
-# - **The scattered side of a transpose.** 32 sectors for 128 bytes, on one side or the other.
-# - **Everything that two threads both need.** In your kernels each thread reads for itself, and what it knows is lost when it ends.
+# - **One side of a transpose.** 32 sectors for 128 bytes, when reading or when writing.
+# - **What a thread knows.** In your kernels each reads for itself, and what it has read is lost when it ends.
 #
-# Both want the same remedy: threads that talk to each other. What would you add next?
+# Both have the same remedy: threads that talk to each other. What would you add next?

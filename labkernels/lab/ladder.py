@@ -73,9 +73,10 @@ def draw_bars(frame: pandas.DataFrame, title: str, source: str) -> style.Picture
 
 
 def _headline(figure, title: str, source: str) -> None:
-    """The title in two lines at most, above the panels, and where the figures come from, below them."""
+    """The title above the panels, and where the figures come from below them; lines as long as the figure is wide."""
     figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left", fontweight="bold", fontsize=11)
-    figure.supxlabel(source, x=0.99, ha="right", fontsize=8, color=style.GREY)
+    lines = textwrap.fill(source, int(16 * figure.get_figwidth()), break_on_hyphens=False)
+    figure.supxlabel(lines, x=0.99, ha="right", fontsize=8, color=style.GREY)
 
 
 def _looks(frame: pandas.DataFrame) -> dict[str, dict]:
@@ -109,6 +110,6 @@ def size_words(name: str, value) -> str:
 def _count_label(value: float) -> str:
     """A size as people write it: 512, 4096, 64Ki, 256Mi."""
     for size, unit in ((1 << 20, "Mi"), (1 << 10, "Ki")):
-        if value >= 16 * size and value % size == 0:
+        if value >= (16 * size if size < 1 << 20 else size) and value % size == 0:
             return f"{int(value // size)}{unit}"
     return f"{value:g}"

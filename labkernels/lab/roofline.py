@@ -55,7 +55,7 @@ def roofline(
         )
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
-    axes.set_xlabel("FLOPs a byte moved")
+    axes.set_xlabel("FLOPs a byte that has to move")
     axes.set_ylabel("TFLOP/s")
     return style.picture(figure, _alt(points, dtype, peak, bandwidth, ridge, intensities, rates))
 

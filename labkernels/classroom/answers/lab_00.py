@@ -14,7 +14,7 @@ PREDICTIONS = {
         lambda n: (2 / 12, "bytes", 12 * n / DATA_SHEET_BYTES_PER_S * 1e3),
         asks=("FLOPs a byte", "the ceiling it meets", "milliseconds at least"),
         tolerance=0.01,
-        hint="One element moves 12 bytes and needs 2 FLOPs. With fewer FLOPs a byte than both ceilings need, the bytes decide: "
-        "divide all bytes by the bytes that move in a second, and mind that a second has 1000 milliseconds.",
+        hint="You have counted bytes and FLOPs above. If a kernel does fewer FLOPs a byte than the cell above prints, it waits for bytes: "
+        "divide all its bytes by those that can move in a second. A second has 1000 milliseconds.",
     ),
 }

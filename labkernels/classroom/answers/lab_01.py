@@ -15,7 +15,7 @@ PREDICTIONS = {
     ),
     "sectors of requests": Prediction(
         (4, 5, 4, 1, 13),
-        asks=("neighbours", "neighbours that begin 4 bytes late", "neighbours backwards", "all lanes at one address", "lanes in disorder"),
+        asks=("neighbours", "4 bytes late", "backwards", "one address", "disorder"),
         hint="Address 0 to 31 is sector 0, 32 to 63 is sector 1. Two lanes in one sector count once, wherever they stand in the warp.",
     ),
     "transpose requests": Prediction(

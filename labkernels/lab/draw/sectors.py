@@ -31,8 +31,9 @@ def warp_reads(strides: Sequence[int] = (1, 2, 8)) -> style.Picture:
             moved = sector in sectors
             axes.add_patch(
                 Rectangle((sector * SECTOR_BYTES, 0), SECTOR_BYTES, 1, facecolor=style.MEMORY["global"] if moved else style.LIGHT,
-                          alpha=0.45 if moved else 0.6, edgecolor=style.PAPER, linewidth=1.2)
+                          alpha=0.45 if moved else 0.6, edgecolor="none")
             )
+        axes.vlines(np.arange(0, end + 1, SECTOR_BYTES), 0, 1, color=style.PAPER, linewidth=0.9, zorder=3)
         spread = end / LANES
         for lane, address in enumerate(addresses):
             top = (lane + 0.5) * spread
