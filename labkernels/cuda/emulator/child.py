@@ -150,7 +150,7 @@ def _launch(request: Request, file) -> dict:
     base = ctypes.addressof(view)
     values = [bytes.fromhex(v) for v in request.values]
     for position, offset in request.pointers.items():
-        values[int(position)] = (base + offset).to_bytes(8, "little")
+        values[int(position)] = (base + offset).to_bytes(8, "little") + values[int(position)][8:]  # a tensor map begins with its address
     regions = [Region(base + offset, base + offset + length, 0, item) for offset, length, item in request.regions]
     loaded_at = load_address(kernel)
     for symbol in symbols(request.library) if request.watch else ():

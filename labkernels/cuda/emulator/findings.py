@@ -74,6 +74,16 @@ class SanitizerReport:
         return f"<table><caption>{html.escape(self.kernel)}: the sanitizer's findings</caption>{rows}</table>"
 
 
+_IN_WORDS = {  # findings about what runs beside the threads, where there is no array to name
+    "wgmma: unfenced": "issues a wgmma whose registers were used since the last wgmma_fence(), or no wgmma_fence() came before",
+    "wgmma: read": "reads registers that a wgmma may still be writing: wgmma_wait() is missing, or lets too many groups go on",
+    "wgmma: write": "writes registers that a wgmma may still be using: wgmma_wait() is missing, or lets too many groups go on",
+    "wgmma: uncommitted": "uses the registers of a wgmma that no wgmma_commit() has closed into a group, so that nothing waits for it",
+    "wgmma: left": "leaves the kernel while its wgmma may still be running: wgmma_commit() or wgmma_wait() is missing",
+    "copy: left": "leaves the kernel while its asynchronous copy may still be reading shared memory: tma_commit() or tma_wait_read() is missing",
+}
+
+
 class Describer:
     """Makes findings of the runtime's raw rows. `arrays` are the regions' names, sizes in bytes and bytes an element."""
 
@@ -114,6 +124,11 @@ class Describer:
 
     def _misaligned(self, row, other, line):
         thread, verb, size = self._thread(row["thread"]), _VERBS[row["access"]], row["bytes"]
+        if row["text"]:  # "swizzle|written|read"
+            written, read = (f"a swizzle of {n} bytes" if n != "0" else "no swizzle" for n in row["text"].split("|")[1:])
+            name, index, _ = self._element(row)
+            text = f"the wgmma of {self._who(row)} reads {name} with {read} (byte {row['offset']}), which the tensor map wrote with {written}"
+            return text, [thread], name, index
         if row["region"] < 0:
             return f"{self._who(row)} {verb} {size} bytes at {row['address']:#x}, which is no multiple of {size}", [thread], None, None
         name, index, _ = self._element(row)
@@ -130,14 +145,16 @@ class Describer:
         return f"{self._who(row)} reads {name}[{index}], which no thread of the block has written", [thread], name, index
 
     def _race(self, row, other, line):
+        if row["text"] in _IN_WORDS:
+            return f"{self._who(row)} {_IN_WORDS[row['text']]}", [self._thread(row["thread"])], None, None
         name, index, _ = self._element(row)
         thread, second = self._thread(row["thread"]), self._thread(row["other_thread"])
         block = "" if row["other_block"] == row["block"] else f" of block {self._index(row['other_block'], self.grid)}"
         place = f" at line {other[1]}" if other and other[1] != line else ""
-        text = (
-            f"{self._who(row)} {_VERBS[row['access']]} {name}[{index}], which thread {second}{block} {_PAST[row['other_access']]}{place}, "
-            f"and nothing orders the two"
-        )
+        mine, theirs, unfenced = row["text"].split("|") if row["text"] else ("", "", "")
+        who, whom = (f"the {what} of " if what else "" for what in (mine, theirs))
+        why = f"and no fence_proxy_async() of thread {second} lies between" if unfenced else "and nothing orders the two"
+        text = f"{who}{self._who(row)} {_VERBS[row['access']]} {name}[{index}], which {whom}thread {second}{block} {_PAST[row['other_access']]}{place}, {why}"
         return text, [thread, second], name, index
 
     def _barrier_divergence(self, row, other, line):

@@ -26,7 +26,8 @@ class MemoryFile:
 
     def __init__(self, args):
         self._stored: dict[int, _Stored] = {}
-        self._tensors = {i: a for i, a in enumerate(args) if hasattr(a, "data_ptr") and a.numel()}
+        behind = [getattr(a, "tensor", a) for a in args]  # of a tensor map, its tensor
+        self._tensors = {i: a for i, a in enumerate(behind) if hasattr(a, "data_ptr") and a.numel()}
         for tensor in self._tensors.values():
             low, high = extent(tensor)
             storage = tensor.untyped_storage()

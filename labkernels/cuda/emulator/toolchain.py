@@ -14,7 +14,8 @@ from labkernels.cuda.source import Source
 from labkernels.errors import ToolchainError
 
 SHIM_DIR = Path(__file__).parent / "shim"
-RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "signals.cpp", "launch.cpp", "async_copies.cpp", "sanitizer.cpp", "profiler.cpp", "hooks.cpp")
+RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "async.cpp", "async_copies.cpp", "wgmma.cpp", "signals.cpp", "launch.cpp")
+RUNTIME_SOURCES += ("sanitizer.cpp", "sanitizer_async.cpp", "profiler.cpp", "hooks.cpp")
 _RUNTIME_FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra")
 
 
@@ -33,6 +34,7 @@ _COMMON += ("-fno-gnu-unique",)  # else kernels that instantiate the same templa
 RELEASE = Mode("release", (*_COMMON, "-O2", "-ftree-vectorize", "-march=native", "-g1", "-gdwarf-4"))
 _WATCHED = (
     (*_COMMON, "-O1", "-g", "-gdwarf-4", "-march=native", "-DLK_INSTRUMENTED=1", "-fno-omit-frame-pointer")
+    + ("-fstack-reuse=none",)  # registers that a wgmma uses keep their place to themselves
     + ("-fno-tree-sra", "-fno-ipa-sra")  # a float4 is read at once, not as four floats
     + ("-finline-small-functions", "-finline-functions")  # what a call takes by value from memory is seen only once inlined
     + ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1")

@@ -44,6 +44,10 @@ struct Warp {
     std::uint32_t gathering = 0;    // lanes that wait to learn who else is at their __activemask
 };
 
+struct NamedBarrier {               // bar.sync, bar.arrive with a number of threads
+    unsigned expected = 0, arrived = 0;
+};
+
 struct Launch;
 class Sanitizer;
 class Profiler;
@@ -60,6 +64,10 @@ struct Worker : Block {             // an OS thread and the block it runs
     unsigned at_barrier = 0;
     int vote_count = 0, vote_result_count = 0;
     unsigned vote_population = 0;
+    NamedBarrier named[16];
+    std::vector<unsigned> warpgroup_arrived;        // threads that wait in a wgmma, by warpgroup
+    char* static_shared = nullptr;  // the kernel's __shared__ arrays, found when first asked for
+    std::size_t static_shared_bytes = 0;
     void* main_stack_pointer = nullptr;
     std::vector<Stack*> stacks;     // free ones
     std::uint64_t polls = 0;        // atomics and watched volatile accesses: what a thread that waits for another does
@@ -117,6 +125,11 @@ void run_block(Worker& worker, std::uint64_t block);
 [[noreturn]] void leave_block(Worker& worker);          // abandon the running block from one of its threads
 void give_way(Worker& worker);                          // let the others run, every so often
 void wait_in(Worker& worker, Thread& thread, const char* what, void* pc);
+inline Thread& this_thread() { return *static_cast<Thread*>(lk_fiber); }
+inline void make_ready(Worker& worker, Thread& thread) {
+    thread.waiting_for = nullptr;
+    worker.warps[thread.warp].ready |= 1u << thread.lane;
+}
 
 // signals.cpp
 TextRange text_of(const void* address);

@@ -45,12 +45,16 @@ bool is_shared(std::uint32_t kind) { return kind == kStaticShared || kind == kDy
 
 }  // namespace
 
-Sanitizer::Sanitizer(Launch& launch, const Region* regions, std::uint64_t count, char* (*tls_anchor)())
-    : launch_(launch), tls_anchor_(tls_anchor), regions_(regions, regions + count), shadows_(count + 1) {}
+void View::set(std::size_t thread, std::uint32_t clock) {
+    if (clocks.size() <= thread) clocks.resize(thread + 1);
+    clocks[thread] = std::max(clocks[thread], clock);
+}
 
-Sanitizer::~Sanitizer() {
-    for (Shadow& shadow : shadows_)
-        if (shadow.cells) munmap(shadow.cells, shadow.bytes);
+void View::merge(const View& other) {
+    if (clocks.size() < other.clocks.size()) clocks.resize(other.clocks.size());
+    for (std::size_t i = 0; i < other.clocks.size(); ++i) clocks[i] = std::max(clocks[i], other.clocks[i]);
+    for (const auto& entry : other.foreign)
+        if (std::find(foreign.begin(), foreign.end(), entry) == foreign.end()) foreign.push_back(entry);
 }
 
 void Sanitizer::begin_launch(Worker& worker) {
@@ -72,6 +76,9 @@ void Sanitizer::begin_block(Worker& worker, std::uint64_t block) {
     nothing->clocks.assign(count, 0);
     views_.assign(count, nothing);
     fenced_.assign(count, nothing);
+    proxied_.assign(count, nothing);
+    proxies_used_ = false;
+    if (async_) begin_block_async();
 }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
@@ -108,29 +115,43 @@ Sanitizer::Cell* Sanitizer::cells_of(int region) {
     return shadow.cells;
 }
 
-bool Sanitizer::ordered(const Access& earlier, const Thread& thread) const {
-    const View& view = *views_[thread.index];
-    if (earlier.stamp == stamp_) return view.clocks[earlier.thread] >= earlier.clock;
+bool Sanitizer::ordered(const Access& earlier, const Actor& actor) const {
+    const View& view = *actor.view;
+    if (earlier.stamp == stamp_) return view.clock_of(earlier.thread) >= earlier.clock;
     for (const auto& [stamp, foreign] : view.foreign)
-        if (stamp == earlier.stamp && foreign->clocks[earlier.thread] >= earlier.clock) return true;
+        if (stamp == earlier.stamp && foreign->clock_of(earlier.thread) >= earlier.clock) return true;
     return false;
 }
 
-bool Sanitizer::conflicts(const Access& earlier, std::uint8_t mask, const Thread& thread, bool atomic, bool shared) const {
+// Whether an agent sees an ordinary write: a proxy fence of the writer must lie between, beside all that orders the two.
+bool Sanitizer::visible(const Access& earlier, const Actor& actor) const {
+    return !actor.proxied || earlier.stamp != stamp_ || earlier.thread >= views_.size() ||
+           actor.proxied->clock_of(earlier.thread) >= earlier.clock;
+}
+
+bool Sanitizer::conflicts(const Access& earlier, std::uint8_t mask, const Actor& actor, bool atomic, bool shared, bool was_written) const {
     if (!earlier.stamp || !(earlier.mask & mask)) return false;
-    if (earlier.stamp == stamp_ && earlier.thread == thread.index) return false;
+    if (earlier.stamp == stamp_ && earlier.thread == actor.index && (!actor.proxied || earlier.clock == actor.clock)) return false;
     if (shared && earlier.stamp != stamp_) return false;        // another block's shared memory lay here
     if (earlier.atomic && atomic) return false;
-    return !ordered(earlier, thread);
+    return !ordered(earlier, actor) || (was_written && !visible(earlier, actor));
 }
 
 void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, AccessKind kind,
                        bool is_volatile, bool check_alignment, void* pc) {
     const Stack* stack = thread.stack;
     if (address >= reinterpret_cast<std::uintptr_t>(stack->guard) && address < reinterpret_cast<std::uintptr_t>(stack->top))
-        return;                                 // the thread's own local memory
+        return async_ ? registers_access(worker, thread, address, bytes, kind, pc) : void();      // the thread's own local memory
     thread.last_pc = pc;
     if (is_volatile) give_way(worker);
+    const Actor actor{thread.index, clocks_[thread.index], views_[thread.index].get()};
+    record(worker, thread, actor, address, bytes, kind, is_volatile, check_alignment, pc);
+}
+
+// One access by `thread`, or by an agent that it has sent.
+void Sanitizer::record(Worker& worker, Thread& thread, const Actor& given, std::uintptr_t address, unsigned bytes, AccessKind kind,
+                       bool is_volatile, bool check_alignment, void* pc) {
+    Actor actor = given;
     worker.busy = true;
     const int index = region_of(address, address + bytes);
     if (index < 0) {
@@ -156,13 +177,17 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
     if (check_alignment && address % bytes) misaligned(worker, thread, address, bytes, kind, pc);
     const bool shared = is_shared(region.kind);
     const bool atomic = kind == kAtomic || (is_volatile && !shared);
-    if (is_volatile && !shared) acquire_release(thread, address);
+    if (is_volatile && !shared) acquire_release(thread, address), actor.view = views_[thread.index].get();
+    if (async_ && shared && kind != kRead) forget_swizzle(address, bytes);
     Cell* cells = cells_of(index);
     const std::uintptr_t first = region.low & ~std::uintptr_t{3};
     const bool writes = kind != kRead;
-    const Access mine{stamp_, clocks_[thread.index], static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(pc) -
+    const Access mine{stamp_, actor.clock, static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(pc) -
                                                                                 launch_.kernel_text.low),
-                      static_cast<std::uint16_t>(thread.index), 0, atomic};
+                      static_cast<std::uint16_t>(actor.index), 0, atomic};
+    const auto same_warp = [this](std::uint32_t a, std::uint32_t b) {      // agents stand each for itself
+        return a < views_.size() && b < views_.size() ? a / 32 == b / 32 : a == b;
+    };
     for (std::uintptr_t word = address & ~std::uintptr_t{3}; word < address + bytes; word += 4) {
         Cell& cell = cells[(word - first) / 4];
         const std::uint8_t mask = byte_mask(address, bytes, word);
@@ -180,8 +205,8 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
             cell.written_mask |= mask;
         }
         const auto judge = [&](const Access& earlier, std::uint8_t bytes_mask, AccessKind earlier_kind) {
-            if (conflicts(earlier, bytes_mask, thread, atomic, shared))
-                race(worker, thread, index, address, bytes, kind, earlier, earlier_kind, pc);
+            if (conflicts(earlier, bytes_mask, actor, atomic, shared, earlier_kind != kRead))
+                race(worker, thread, actor, index, address, bytes, kind, earlier, earlier_kind, pc);
         };
         for (unsigned i = 0; i < 4; ++i) {
             const bool same = i && (mask >> (i - 1) & 1) && !std::memcmp(&cell.writes[i], &cell.writes[i - 1], sizeof(Access));
@@ -190,7 +215,7 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
         judge(cell.atomics, mask, kAtomic);
         if (kind == kAtomic)                    // its own plain read before was the first guess of a compare-and-swap loop
             for (Access& read : cell.reads)
-                if (read.stamp == stamp_ && read.thread == thread.index) read.atomic = true;
+                if (read.stamp == stamp_ && read.thread == actor.index) read.atomic = true;
         if (writes) {
             for (const Access& read : cell.reads) judge(read, mask, kRead);
         }
@@ -202,7 +227,7 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
             for (unsigned i = 0; i < 4; ++i)
                 if (mask >> i & 1) cell.writes[i] = entry;
         } else {
-            if (cell.reads[0].stamp != entry.stamp || cell.reads[0].thread / 32 != entry.thread / 32)
+            if (cell.reads[0].stamp != entry.stamp || !same_warp(cell.reads[0].thread, entry.thread))
                 cell.reads[1] = cell.reads[0];
             cell.reads[0] = entry;
         }
@@ -210,7 +235,7 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
     worker.busy = false;
 }
 
-void Sanitizer::race(Worker& worker, Thread& thread, int region, std::uintptr_t address, unsigned bytes, AccessKind kind,
+void Sanitizer::race(Worker& worker, Thread& thread, const Actor& actor, int region, std::uintptr_t address, unsigned bytes, AccessKind kind,
                      const Access& earlier, AccessKind earlier_kind, void* pc) {
     void* other_pc = reinterpret_cast<void*>(launch_.kernel_text.low + earlier.pc);
     // A plain read of what others update atomically is a race, unless it only is the first guess of a compare-and-swap loop: the
@@ -234,6 +259,9 @@ void Sanitizer::race(Worker& worker, Thread& thread, int region, std::uintptr_t 
     finding->access = kind;
     finding->other_access = earlier_kind;
     finding->other_thread = earlier.thread;
+    const char* other = agent_name(earlier.thread, &finding->other_thread);
+    const char* unfenced = *actor.what && ordered(earlier, actor) ? "proxy" : "";
+    if (*actor.what || *other) std::snprintf(finding->text, sizeof finding->text, "%s|%s|%s", actor.what, other, unfenced);
     const std::uint64_t block = earlier.stamp - 1;
     const dim3& grid = launch_.grid;
     finding->other_block[0] = static_cast<std::uint32_t>(block % grid.x);
@@ -290,23 +318,31 @@ void Sanitizer::end_launch() {
 
 // ---- synchronisation ------------------------------------------------------------------------------------------------
 
-ViewPointer Sanitizer::join(const std::vector<const Thread*>& group, bool fenced) const {
+// The views of a group in one; `own`: with what each has done itself.
+ViewPointer Sanitizer::join(const std::vector<const Thread*>& group, const std::vector<ViewPointer>& views, bool own) const {
     auto joined = std::make_shared<View>();
     joined->clocks.assign(clocks_.size(), 0);
     std::vector<const View*> seen;
     for (const Thread* thread : group) {
-        const View* view = (fenced ? fenced_ : views_)[thread->index].get();
+        const View* view = views[thread->index].get();
         if (std::find(seen.begin(), seen.end(), view) != seen.end()) continue;
         seen.push_back(view);
-        for (std::size_t i = 0; i < joined->clocks.size(); ++i)
-            joined->clocks[i] = std::max(joined->clocks[i], view->clocks[i]);
-        for (const auto& entry : view->foreign)
-            if (std::find(joined->foreign.begin(), joined->foreign.end(), entry) == joined->foreign.end())
-                joined->foreign.push_back(entry);
+        joined->merge(*view);
     }
-    if (!fenced)
+    if (own)
         for (const Thread* thread : group) joined->clocks[thread->index] = clocks_[thread->index];
     return joined;
+}
+
+void Sanitizer::synchronise(const std::vector<const Thread*>& group) {
+    const ViewPointer view = join(group, views_, true), fenced = join(group, fenced_, false);
+    const ViewPointer proxied = proxies_used_ ? join(group, proxied_, false) : nullptr;
+    for (const Thread* thread : group) {
+        views_[thread->index] = view;
+        fenced_[thread->index] = fenced;
+        if (proxied) proxied_[thread->index] = proxied;
+        ++clocks_[thread->index];
+    }
 }
 
 void Sanitizer::block_barrier(Worker& worker, Thread* running) {
@@ -337,12 +373,7 @@ void Sanitizer::block_barrier(Worker& worker, Thread* running) {
         }
     }
     (void)running;
-    const ViewPointer view = join(group, false), fenced = join(group, true);
-    for (const Thread* thread : group) {
-        views_[thread->index] = view;
-        fenced_[thread->index] = fenced;
-        ++clocks_[thread->index];
-    }
+    synchronise(group);
     worker.busy = false;
 }
 
@@ -351,12 +382,7 @@ void Sanitizer::warp_barrier(Worker& worker, unsigned warp, std::uint32_t member
     std::vector<const Thread*> group;
     for (std::uint32_t rest = members; rest; rest &= rest - 1)
         group.push_back(&worker.threads[warp * 32 + static_cast<unsigned>(__builtin_ctz(rest))]);
-    const ViewPointer view = join(group, false), fenced = join(group, true);
-    for (const Thread* thread : group) {
-        views_[thread->index] = view;
-        fenced_[thread->index] = fenced;
-        ++clocks_[thread->index];
-    }
+    synchronise(group);
     worker.busy = false;
 }
 
@@ -375,8 +401,7 @@ void Sanitizer::acquire_release(Thread& thread, std::uintptr_t address) {
         auto view = std::make_shared<View>(*views_[thread.index]);
         for (const auto& entry : published) {
             if (entry.first == stamp_) {
-                for (std::size_t i = 0; i < view->clocks.size(); ++i)
-                    view->clocks[i] = std::max(view->clocks[i], entry.second->clocks[i]);
+                view->merge(*entry.second);
             } else if (std::find(view->foreign.begin(), view->foreign.end(), entry) == view->foreign.end()) {
                 view->foreign.push_back(entry);
             }
@@ -421,6 +446,7 @@ void Sanitizer::undefined_lane(Worker& worker, Thread& thread, const char* what,
 }
 
 void Sanitizer::thread_exit(Worker& worker, Thread& thread) {
+    if (async_) agents_left(worker, thread);
     const Warp& warp = worker.warps[thread.warp];
     for (std::uint32_t rest = warp.collecting; rest; rest &= rest - 1) {
         Thread& other = worker.threads[thread.warp * 32 + static_cast<unsigned>(__builtin_ctz(rest))];

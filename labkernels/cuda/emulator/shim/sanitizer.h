@@ -5,6 +5,9 @@
 // others that it has synchronised with. Two accesses to the same bytes, one of them a write, must be ordered by a view.
 // __syncthreads joins the views of a block, __syncwarp those of a warp; an atomic (or a volatile access to global
 // memory) publishes what its thread had fenced with __threadfence, and takes up what others published there.
+//
+// An asynchronous copy or a wgmma is done by an agent, a thread that the user did not write: it starts from its issuer's view,
+// and who waits for its mbarrier or group has it in view. Agents see ordinary writes only behind a proxy fence of the writer.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -51,6 +54,10 @@ using ViewPointer = std::shared_ptr<const View>;
 struct View {
     std::vector<std::uint32_t> clocks;                                      // of the threads of its block
     std::vector<std::pair<std::uint32_t, ViewPointer>> foreign;            // of other blocks, by block stamp
+
+    std::uint32_t clock_of(std::size_t thread) const { return thread < clocks.size() ? clocks[thread] : 0; }
+    void set(std::size_t thread, std::uint32_t clock);
+    void merge(const View& other);
 };
 
 class Sanitizer {
@@ -77,6 +84,26 @@ public:
     void end_launch();
     void crash(Worker& worker, Thread& thread, const std::string& text, void* address, void* pc);
 
+    // sanitizer_async.cpp. A channel is what threads arrive at and wait for: a named barrier (1 to 15) or an mbarrier (its address).
+    void channel_arrive(Worker& worker, Thread& thread, std::uintptr_t channel);
+    void channel_complete(Worker& worker, std::uintptr_t channel);
+    void channel_acquire(Worker& worker, Thread& thread, std::uintptr_t channel);
+    void mbarrier_access(Worker& worker, Thread& thread, std::uint64_t* barrier, bool init, void* pc);
+    void phase_complete(Worker& worker, std::uint64_t* barrier);
+    void begin_load(Worker& worker, Thread& thread, std::uint64_t* barrier);        // what agent_access does next, it does for this
+    void begin_store(Worker& worker, Thread& thread, bool global_side);
+    void begin_wgmma(Worker& worker, Thread* warpgroup);
+    void agent_access(Worker& worker, const void* address, unsigned bytes, AccessKind kind, void* pc);
+    void remember_swizzle(const void* address, unsigned swizzle_bytes);
+    void check_swizzle(Worker& worker, const void* address, unsigned swizzle_bytes, void* pc);
+    void commit_stores(Thread& thread);
+    void wait_stores(Worker& worker, Thread& thread, unsigned pending, bool read_only);
+    void proxy_fence(Worker& worker, Thread& thread);
+    void wgmma_registers(Worker& worker, Thread& thread, const void* d, unsigned d_bytes, const void* a, unsigned a_bytes, void* pc);
+    void wgmma_fence(Thread& thread);
+    void commit_wgmma(Thread& thread);
+    void wait_wgmma(Worker& worker, Thread& thread, unsigned pending);
+
     std::vector<Finding> findings;
 
 private:
@@ -90,16 +117,34 @@ private:
     };
     struct Suspicion { std::uint32_t stamp, thread; std::uintptr_t address; std::uint64_t key; Finding finding; };
     struct Shadow { Cell* cells = nullptr; std::size_t bytes = 0; };
+    struct Actor {                          // who makes an access: a thread, or (with a view of its proxy) an agent
+        std::uint32_t index, clock;
+        const View* view;
+        const View* proxied = nullptr;
+        const char* what = "";              // of an agent: "asynchronous copy", "wgmma"
+    };
+    struct Async;                           // sanitizer_async.cpp
 
     int region_of(std::uintptr_t low, std::uintptr_t high);
     int nearest_region(std::uintptr_t address) const;
     Cell* cells_of(int region);
-    bool ordered(const Access& earlier, const Thread& thread) const;
-    bool conflicts(const Access& earlier, std::uint8_t mask, const Thread& thread, bool atomic, bool shared) const;
-    void race(Worker& worker, Thread& thread, int region, std::uintptr_t address, unsigned bytes, AccessKind kind,
+    void record(Worker& worker, Thread& thread, const Actor& actor, std::uintptr_t address, unsigned bytes, AccessKind kind,
+                bool is_volatile, bool check_alignment, void* pc);
+    bool ordered(const Access& earlier, const Actor& actor) const;
+    bool visible(const Access& earlier, const Actor& actor) const;
+    bool conflicts(const Access& earlier, std::uint8_t mask, const Actor& actor, bool atomic, bool shared, bool was_written) const;
+    void race(Worker& worker, Thread& thread, const Actor& actor, int region, std::uintptr_t address, unsigned bytes, AccessKind kind,
               const Access& earlier, AccessKind earlier_kind, void* pc);
     void acquire_release(Thread& thread, std::uintptr_t address);
-    ViewPointer join(const std::vector<const Thread*>& group, bool fenced) const;
+    ViewPointer join(const std::vector<const Thread*>& group, const std::vector<ViewPointer>& views, bool own) const;
+    void synchronise(const std::vector<const Thread*>& group);
+    Async& async();
+    const char* agent_name(std::uint32_t index, std::uint32_t* issuer) const;
+    void registers_access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, AccessKind kind, void* pc);
+    void forget_swizzle(std::uintptr_t address, unsigned bytes);
+    void begin_block_async();
+    void agents_left(Worker& worker, Thread& thread);
+    void report_in_words(Worker& worker, Thread& thread, FindingKind kind, const char* text, void* pc);
     Finding* report(Worker& worker, Thread* thread, FindingKind kind, void* pc, void* other_pc = nullptr);
     bool is_news(std::uint64_t key);
     void end_block_after(Worker& worker, const Finding* finding);
@@ -111,7 +156,9 @@ private:
     int last_region_ = 0;
     std::uint32_t stamp_ = 0;               // of the running block: its linear index + 1
     std::vector<std::uint32_t> clocks_;     // of the block's threads
-    std::vector<ViewPointer> views_, fenced_;
+    std::vector<ViewPointer> views_, fenced_, proxied_;
+    bool proxies_used_ = false;
+    std::unique_ptr<Async> async_;          // from the first asynchronous operation of the launch on
     std::unordered_map<std::uintptr_t, std::vector<std::pair<std::uint32_t, ViewPointer>>> published_;
     std::unordered_set<std::uint64_t> seen_;
     std::vector<Suspicion> suspicions_;     // plain reads of what others update atomically: see race()

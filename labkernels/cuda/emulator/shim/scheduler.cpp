@@ -20,8 +20,6 @@ namespace {
 
 constexpr unsigned kPollsBeforeYield = 64;
 
-Thread& this_thread() { return *static_cast<Thread*>(lk_fiber); }
-
 // All lanes of the warp wait, some of them at an __activemask: those at the same call are active together.
 void answer_active_mask(Worker& worker, unsigned w) {
     Warp& warp = worker.warps[w];
@@ -86,11 +84,6 @@ void switch_away(Worker& worker, Thread& thread) {
         become(worker, next);
     }
     lk_switch(&thread.stack_pointer, target);
-}
-
-void make_ready(Worker& worker, Thread& thread) {
-    thread.waiting_for = nullptr;
-    worker.warps[thread.warp].ready |= 1u << thread.lane;
 }
 
 void complete_barrier(Worker& worker, Thread* running) {
@@ -234,6 +227,8 @@ void begin_block(Worker& worker, std::uint64_t block) {
     worker.alive = count;
     worker.at_barrier = 0;
     worker.vote_count = 0;
+    for (NamedBarrier& barrier : worker.named) barrier = NamedBarrier{};
+    worker.warpgroup_arrived.assign((worker.warps.size() + 3) / 4, 0);
     worker.current_warp = 0;
     worker.block_aborted = false;
 }
@@ -367,12 +362,6 @@ unsigned long long clock() {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return static_cast<unsigned long long>(now.tv_sec) * 1000000000ull + static_cast<unsigned long long>(now.tv_nsec);
-}
-
-unsigned shared_offset(const void* address) {
-    Worker& worker = this_worker();
-    const std::ptrdiff_t offset = static_cast<const char*>(address) - static_cast<char*>(worker.dynamic_shared);
-    return offset >= 0 && offset < 256 * 1024 ? static_cast<unsigned>(offset) : ~0u;
 }
 
 void fail(const char* text) {
