@@ -206,6 +206,9 @@ def _struct_packer(element: str, size: int | None):
     def pack_struct(value, device):
         if isinstance(value, torch.Tensor):
             raise ArgumentError(f"takes {element} by value, not a tensor; pass its bytes")
+        tensor = getattr(value, "tensor", None)
+        if tensor is not None and device is not None and tensor.device != device:
+            raise ArgumentError(f"the tensor map is of a tensor on {tensor.device}, others are on {device}; all must be on one device")
         try:
             data = bytes(memoryview(value))
         except TypeError:

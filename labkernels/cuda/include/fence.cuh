@@ -1,0 +1,34 @@
+// Fences between what threads do themselves and what the hardware does for them (sm_90).
+#pragma once
+
+// What this thread wrote with ordinary stores may be read by asynchronous copies and by wgmma, once a barrier has told
+// their thread. Every writing thread calls it, before the barrier.
+__device__ __forceinline__ void fence_proxy_async() {
+#ifndef LK_EMULATOR
+    asm volatile("fence.proxy.async;" ::: "memory");
+#else
+    lk::proxy_fence();
+#endif
+}
+
+// What mbarrier_init wrote is seen by asynchronous copies and by the other blocks of the cluster. Then __syncthreads.
+__device__ __forceinline__ void fence_mbarrier_init() {
+#ifndef LK_EMULATOR
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+    lk::proxy_fence();
+#endif
+}
+
+// Programmatic dependent launch: wait for the kernel before, or let the next one start. No meaning in the emulator, where kernels
+// run one after another.
+__device__ __forceinline__ void grid_dependency_wait() {
+#ifndef LK_EMULATOR
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void grid_dependency_launch() {
+#ifndef LK_EMULATOR
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
