@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +112,18 @@ def cuda_include_dirs() -> tuple[str, ...]:
     if runtime is None:
         raise ToolchainError("CUDA's headers (cuda_runtime.h) are missing; `pip install 'cuda-toolkit[cudart,cccl]'` brings them")
     cccl = find_nvidia_header_directory("cccl")
-    return tuple(dict.fromkeys(d for d in (runtime, cccl) if d))
+    found = [d for d in (runtime, cccl) if d]
+    if not any(Path(d, "crt", "mma.h").exists() for d in found):  # <mma.h> needs it; not every build of the runtime's wheel has it
+        found += [d for d in _toolkits() if Path(d, "crt", "mma.h").exists()][:1]
+    return tuple(dict.fromkeys(found))
+
+
+def _toolkits() -> list[str]:
+    """The include folders of toolkits installed on this machine, best first."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    if nvcc := shutil.which("nvcc"):
+        homes.insert(0, str(Path(nvcc).resolve().parent.parent))
+    return [str(Path(home, "include")) for home in homes if home]
 
 
 def _options() -> dict:
