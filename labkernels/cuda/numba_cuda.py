@@ -8,8 +8,8 @@
 
     double[blocks, threads, stream(x)](as_numba(x), as_numba(y))
 
-Where there is no GPU, `cuda` is Numba's simulator: each thread is a Python thread, so keep sizes small. It has no warp operations and no
-bounds checks worth the name: a negative index wraps around as in Python.
+Where there is no GPU, `cuda` is Numba's simulator: each thread is a Python thread, so keep sizes small. `numba_strict` adds to it what a
+student needs: an index outside its array, a negative one too, is an error that names thread and block, and warps have their operations.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ if SIMULATED and not numba.config.ENABLE_CUDASIM:
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small grids are what a lab begins with
 
 from numba import cuda  # noqa: E402
+
+if SIMULATED:
+    from labkernels.cuda import numba_strict
+
+    numba_strict.install()
 
 __all__ = ["SIMULATED", "as_numba", "cuda", "stream"]
 
