@@ -10,7 +10,7 @@ from labkernels.cuda.emulator.compile import library
 from labkernels.cuda.emulator.counters import COUNTERS, KINDS, Profile, ProfiledLaunch, Request
 from labkernels.cuda.emulator.launch import FINISHED, PROFILER
 from labkernels.cuda.emulator.remote import launch_in_child
-from labkernels.errors import LaunchError
+from labkernels.errors import CompileError, LaunchError, ToolchainError
 
 
 def profile(
@@ -39,6 +39,8 @@ def profile(
     rows = [
         {**row, "file": place[0], "line": place[1], "kind": KINDS[row["kind"]]} for row in found["lines"] if (place := places[row["pc"]])
     ]
+    if any(row["kind"].startswith("local") for row in rows) and not _has_stack(kernel):
+        rows = [row for row in rows if not row["kind"].startswith("local")]
     samples = [_request(row, *place, arrays) for row in found["samples"] if (place := places[row["pc"]])]
     (totals,) = found["totals"]
     made = Profile(
@@ -55,6 +57,14 @@ def profile(
         launched=launched,
     )
     return made.with_ncu() if ncu else made
+
+
+def _has_stack(kernel) -> bool:
+    """Whether a GPU's compiler gives the kernel local memory: arrays whose indices it can work out live in registers."""
+    try:
+        return kernel.resources().stack_bytes > 0
+    except (CompileError, ToolchainError):  # no compiler for GPUs here, or none that takes this source: count what g++ kept in memory
+        return True
 
 
 def _request(row: dict, file: str, line: int, arrays: list[str]) -> Request:

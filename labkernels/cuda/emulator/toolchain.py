@@ -40,7 +40,7 @@ _WATCHED = (
     + ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1")
 )
 SANITIZED = Mode("sanitized", (*_WATCHED, "-fsanitize=bounds,alignment"))
-PROFILED = Mode("profiled", (*_WATCHED, "-fsanitize-coverage=trace-pc", "-fno-reorder-blocks"))  # code in the order of the source
+PROFILED = Mode("profiled", (*_WATCHED, "-fsanitize-coverage=trace-pc", "-fno-reorder-blocks", "-fsanitize=object-size"))
 
 
 @functools.cache

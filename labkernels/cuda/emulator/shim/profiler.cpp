@@ -74,16 +74,19 @@ int Profiler::array_at(std::uintptr_t address) const {
     return -1;
 }
 
-void Profiler::basic_block(Worker& worker, Thread& thread, std::uint64_t pc) { add(worker, thread, pc, kBasicBlock, 0, 0); }
+void Profiler::basic_block(Worker& worker, Thread& thread, std::uint64_t pc) {
+    if (!worker.busy) add(worker, thread, pc, kBasicBlock, 0, 0);      // else it computes a shuffle's results for all lanes
+}
 
 void Profiler::arrive(Worker& worker, Thread& thread, std::uint64_t pc) { add(worker, thread, pc, kBarrier, 0, 0); }
 
 void Profiler::add(Worker& worker, Thread& thread, std::uint64_t pc, TraceKind kind, unsigned bytes, std::uintptr_t address) {
     Trace& trace = traces_[thread.index];
+    const bool was_busy = worker.busy;
     worker.busy = true;
     trace.events.push_back(Event{static_cast<std::uint32_t>(pc - launch_.kernel_text.low), kind | bytes << 8, address});
-    worker.busy = false;
-    if (trace.events.size() < kLongestTrace) return;
+    worker.busy = was_busy;
+    if (trace.events.size() < kLongestTrace || was_busy) return;
     trace.paused = true;                        // lane_waits() merges and wakes it when the others of the warp have caught up
     wait_in(worker, thread, "the profiler", nullptr);
 }
@@ -92,39 +95,46 @@ void Profiler::lane_waits(Worker& worker, Thread& thread) {
     if (worker.warps[thread.warp].ready == 0) merge(worker, thread.warp);
 }
 
+// Execute what the warp executes next, if that is known. Where `strict`, it is not while a lane that waits has no step left: it may
+// go on with one that others have before them. Its last step is kept too, so that a parting of ways is seen.
+bool Profiler::step(Worker& worker, unsigned warp, unsigned lanes, bool strict) {
+    Trace* traces = &traces_[warp * 32];
+    std::uint32_t lowest = ~0u, lowest_barrier = ~0u;           // who stands at a barrier waits there for the others
+    for (unsigned i = 0; i < lanes; ++i) {
+        const std::size_t left = traces[i].events.size() - traces[i].next;
+        if (left < 2 && (strict ? !worker.threads[warp * 32 + i].finished : traces[i].paused)) return false;
+        if (!left) continue;
+        const Event& event = traces[i].events[traces[i].next];
+        std::uint32_t& least = (event.kind_and_bytes & 0xff) == kBarrier ? lowest_barrier : lowest;
+        least = std::min(least, event.pc);
+    }
+    if (lowest == ~0u) lowest = lowest_barrier;
+    if (lowest == ~0u) return false;
+    const Event* leader = nullptr;
+    std::uint32_t together = 0;
+    for (unsigned i = 0; i < lanes; ++i) {
+        if (traces[i].next == traces[i].events.size()) continue;
+        const Event& event = traces[i].events[traces[i].next];
+        if (event.pc != lowest || (leader && event.kind_and_bytes != leader->kind_and_bytes)) continue;
+        if (!leader) leader = &event;
+        together |= 1u << i;
+    }
+    count(warp, *leader, together, traces);
+    for (std::uint32_t rest = together; rest; rest &= rest - 1) ++traces[__builtin_ctz(rest)].next;
+    note_divergence(together, traces);
+    return true;
+}
+
 void Profiler::merge(Worker& worker, unsigned warp) {
     worker.busy = true;
     const unsigned lanes = std::min<unsigned>(32, static_cast<unsigned>(worker.threads.size()) - warp * 32);
     Trace* traces = &traces_[warp * 32];
     for (unsigned i = 0; i < lanes; ++i)
         if (traces[i].together) note_divergence(traces[i].together, traces);
-    for (;;) {
-        std::uint32_t lowest = ~0u, lowest_barrier = ~0u;      // who stands at a barrier waits there for the others
-        bool unknown = false;                   // a paused lane whose next two steps are not known yet
-        for (unsigned i = 0; i < lanes; ++i) {
-            const std::size_t left = traces[i].events.size() - traces[i].next;
-            if (left) {
-                const Event& event = traces[i].events[traces[i].next];
-                std::uint32_t& least = (event.kind_and_bytes & 0xff) == kBarrier ? lowest_barrier : lowest;
-                least = std::min(least, event.pc);
-            }
-            if (left < 2 && traces[i].paused) unknown = true;
-        }
-        if (lowest == ~0u) lowest = lowest_barrier;
-        if (lowest == ~0u || unknown) break;
-        const Event* leader = nullptr;
-        std::uint32_t together = 0;
-        for (unsigned i = 0; i < lanes; ++i) {
-            if (traces[i].next == traces[i].events.size()) continue;
-            const Event& event = traces[i].events[traces[i].next];
-            if (event.pc != lowest || (leader && event.kind_and_bytes != leader->kind_and_bytes)) continue;
-            if (!leader) leader = &event;
-            together |= 1u << i;
-        }
-        count(warp, *leader, together, traces);
-        for (std::uint32_t rest = together; rest; rest &= rest - 1) ++traces[__builtin_ctz(rest)].next;
-        note_divergence(together, traces);
-    }
+    while (step(worker, warp, lanes, true)) {}
+    for (unsigned i = 0; i < lanes; ++i)        // a lane that works alone for long while others wait for it
+        if (traces[i].paused && traces[i].next == 0)
+            while (step(worker, warp, lanes, false)) {}
     for (unsigned i = 0; i < lanes; ++i) {
         traces[i].events.erase(traces[i].events.begin(), traces[i].events.begin() + static_cast<std::ptrdiff_t>(traces[i].next));
         traces[i].next = 0;

@@ -75,6 +75,7 @@ private:
 
     void add(Worker& worker, Thread& thread, std::uint64_t pc, TraceKind kind, unsigned bytes, std::uintptr_t address);
     void merge(Worker& worker, unsigned warp);
+    bool step(Worker& worker, unsigned warp, unsigned lanes, bool strict);
     void count(unsigned warp, const Event& event, std::uint32_t lanes, const Trace* traces);
     void note_divergence(std::uint32_t lanes, Trace* traces);
     int array_at(std::uintptr_t address) const;
