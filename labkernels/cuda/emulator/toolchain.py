@@ -27,7 +27,7 @@ class Mode:
     flags: tuple[str, ...]
 
 
-_COMMON = ("-std=c++17", "-fPIC", "-w", "-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
+_COMMON = ("-std=c++17", "-fPIC", "-Werror=return-type", "-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
 _COMMON += ("-fsigned-char", "-fwrapv")  # as on a GPU
 _COMMON += ("-fdiagnostics-column-unit=byte",)
 _COMMON += ("-fno-gnu-unique",)  # else kernels that instantiate the same template would share its __shared__ arrays across libraries
