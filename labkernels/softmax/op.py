@@ -33,12 +33,13 @@ def problem(x: torch.Tensor) -> str | None:
 
 
 def make_inputs(
-    generator, device, dtype, *, rows: int, cols: int, magnitude: float = 1.0, mask: str = "none", layout: str = "contiguous"
+    generator, device, dtype, *,
+    rows: int, cols: int, magnitude: float = 1.0, offset: float = 0.0, mask: str = "none", layout: str = "contiguous",
 ) -> dict:
-    """x (rows, cols), normally distributed. Masks put -inf at the start of each row, after the diagonal, or at a third of the places;
-    at least one element of each row stays finite. Layouts other than contiguous are strided views."""
+    """x (rows, cols), normally distributed around `offset`. Masks put -inf at the start of each row, after the diagonal, or at a
+    third of the places; at least one element of each row stays finite. Layouts other than contiguous are strided views."""
     stored = {"contiguous": (rows, cols), "transposed": (cols, rows), "every_second": (rows, 2 * cols)}[layout]
-    values = (magnitude * torch.randn(stored, generator=generator, device=generator.device)).to(device, dtype)
+    values = (offset + magnitude * torch.randn(stored, generator=generator, device=generator.device)).to(device, dtype)
     x = {"contiguous": values, "transposed": values.t(), "every_second": values[:, ::2]}[layout]
     row = torch.arange(rows, device=device)[:, None]
     col = torch.arange(cols, device=device)[None, :]
@@ -65,6 +66,8 @@ def hints(failure) -> str | None:
         masked = int((x[row] != -torch.inf).int().argmax())
         if masked > 0 and got[row].isnan().any():
             return f"Row {row} is all -inf up to col {masked - 1}: what is exp(-inf - -inf)?"
+        if x[row].max() < -80:
+            return f"Row {row} has nothing above {x[row].max():.0f}, and exp({x[row].max():.0f}) is 0 in float32. Does your maximum begin with 0?"
         if x[row][x[row].isfinite()].abs().max() > 80:
             return f"Row {row} holds values up to {x[row].max():.0f}, and exp(89) is more than a float32 can hold: subtract the maximum."
         if got[row].isnan().any() and x.shape[1] < 32:
@@ -77,7 +80,9 @@ def hints(failure) -> str | None:
     lane = torch.arange(x.shape[1], device=x.device) % 32
     of_lane = weights.new_zeros(x.shape[0], 32).index_add_(1, lane, weights)
     mistakes += [("divided by each lane's own sum: the 32 lanes have not met", weights / of_lane[:, lane])]
-    mistakes += [("divided by the number of columns: are sums added that were measured against different maxima?", weights / x.shape[1])]
+    total = weights.sum(dim=-1, keepdim=True)
+    mistakes += [("divided by 32 times the sum: every lane has walked over every column", weights / (32 * total))]
+    mistakes += [("divided by the number of columns, as if sums measured against different maxima had been added", weights / x.shape[1])]
     running = x.cummax(dim=-1).values
     unscaled = (x - running).exp().nan_to_num(0.0).cumsum(-1)[:, -1:]
     mistakes += [("what comes out when the sum is not rescaled as the running maximum grows", weights / unscaled)]
@@ -127,6 +132,7 @@ OP = Op(
         {"rows": 40, "cols": 40, "mask": "causal"},
         {"rows": 3, "cols": 100, "mask": "scattered"},
         {"rows": 6, "cols": 65, "magnitude": 1e4},
+        {"rows": 2, "cols": 40, "offset": -200.0},
         {"rows": 6, "cols": 50, "layout": "transposed"},
         {"rows": 3, "cols": 64, "layout": "every_second"},
     ),

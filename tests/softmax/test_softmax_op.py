@@ -60,12 +60,23 @@ def lanes_of_nothing_but_minus_infinity(x):
     return torch.softmax(x, dim=-1) + 0 * totals
 
 
+def every_lane_walks_over_every_column(x):
+    return torch.softmax(x, dim=-1) / 32
+
+
+def maximum_begins_with_zero(x):
+    weights = (x - x.amax(dim=-1, keepdim=True).clamp(min=0)).exp()
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
 @pytest.mark.parametrize(
     "mistake, words",
     [
         (lambda x: torch.softmax(x, dim=0), "each column instead of each row"),
         (lanes_that_have_not_met, "the 32 lanes have not met"),
         (sums_that_are_not_rescaled, "different maxima"),
+        (every_lane_walks_over_every_column, "every lane has walked over every column"),
+        (maximum_begins_with_zero, "begin with 0"),
         (lanes_of_nothing_but_minus_infinity, "a lane that gets no element still holds -inf"),
     ],
 )
