@@ -25,8 +25,8 @@ def hints(failure) -> str | None:
 def _hint_not_finite(inputs: dict) -> str | None:
     if inputs["causal"]:
         return (
-            "A tile of keys that a query may not see at all has only -inf scores: its maximum is -inf, and exp(-inf - -inf) is nan. "
-            "Skip such tiles, or subtract 0 there."
+            "Every score of a hidden key must be written, as -inf. And where all scores of a row or tile are -inf, so is their maximum, "
+            "and exp(-inf - -inf) is nan: skip it, or subtract 0 there."
         )
     scores = _scores(**inputs)
     if scores.max() > 80:

@@ -48,11 +48,11 @@ def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch
         )
 
     if missing.any():
-        fail("not_written", missing, f"{_count(missing)} still hold what was there before the call")
+        fail("not_written", missing, f"{_count(missing)} were never written, or += was used on memory that nobody had written")
     if infinite.any():
         fail("not_finite", infinite, f"{_count(infinite)} are nan or infinite")
     if wrong.any():
-        _expect_repeatable(op, case, got, again, "the result is wrong, and another one each time: look for a race")
+        _expect_repeatable(op, case, got, again, "the result is wrong, and another one each time: look for a race, or a variable read before it has a value")
         count = f"{_count(wrong)} are wrong; " if wrong.numel() > 1 else ""
         worst = f"the largest error is {error.max():.3g} where {allowed.flatten()[error.argmax()]:.3g} is allowed"
         fail("mismatch", wrong, count + worst)

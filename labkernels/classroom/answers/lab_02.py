@@ -43,6 +43,6 @@ PREDICTIONS = {
     "softmax winner": Prediction(
         (2, 3, "three passes", "running pair"),
         asks=("exponentials in three passes", "exponentials with the running pair", "faster where rows stay in the cache", "faster where they do not"),
-        hint="A merge makes two exponentials, and the result needs one. From a cache a read costs little, from memory a lot.",
+        hint="A merge takes two exponentials, and the result needs one. From a cache a read costs little, from memory a lot. The faster one is 'three passes' or 'running pair'.",
     ),
 }
