@@ -56,8 +56,8 @@ lk.sanitize(plain_sum, blocks(n, 256), 256, (x, total, n))
 lk.draw.atomic_additions()
 
 # %% [markdown]
-# The lower half shows the cure. `atomicAdd(total, x[i])` reads, adds and writes as one step that nobody can interrupt. None is
-# lost.
+# The lower half shows the cure. `atomicAdd(total, x[i])` reads, adds and writes as one step that nobody can interrupt. No
+# addition is lost.
 
 # %%
 %%cuda --name atomic_sum
@@ -97,14 +97,14 @@ times_fewer = 2**26 / (1024 * 256)
 lk.check_prediction("sum limit", read_ms, times_fewer)
 
 # %% [markdown]
-# `v1_naive` is the kernel above, `v1_grid_stride` the loop with one atomic addition a thread, in Numba CUDA. `torch` is PyTorch.
+# `v1_naive` is the kernel above. `v1_grid_stride`, in Numba CUDA, is the loop with one atomic addition a thread. `torch` is PyTorch.
 
 # %%
 table = lk.bench("sum", ["v1_naive", "v1_grid_stride", "torch"])
 table.plot()
 
 # %% [markdown]
-# Both axes show ratios. How long does one addition in the queue take?
+# `v1_naive` takes four times as long for four times as many elements. How long is that for one addition?
 
 # %%
 for row in table.frame.dropna(subset=["ms"]).itertuples():
@@ -129,17 +129,15 @@ lk.draw.reduction_tree()
 #
 #     __shared__ float value[256];
 #
-# (With a tile of a matrix in it, a block could mend the transpose of lab 01: read along rows, write along rows, and turn the tile in
-# between.)
-#
-# And they need to wait for each other. `__syncthreads()` is a *barrier*: no thread of the block goes on until all of its threads
-# have come to it. All of them, also those that have nothing to add. A thread that never comes keeps the others waiting forever.
+# And they need to wait for each other. `__syncthreads()` is a *barrier*: no thread of the block goes on until all threads of the
+# block have come to it, also those that have nothing to add. If one stays away, the others may wait forever.
 #
 # ## Write the tree
 # A block of 256 threads turns 256 elements into one *partial sum*. This is given: thread *t* has put its element into
-# `value[t]`, or 0 where the vector has ended. At the end thread 0 takes the block's sum from `value[0]`.
+# `value[t]`, or 0 where the vector has ended. At the end thread 0 takes the block's sum from `value[0]`. `-D THREADS=256` in the
+# first line puts 256 wherever the code says `THREADS`.
 #
-# **Write** what lies between. The first distance is 128. A loop that halves looks like
+# **Write** what lies between. The first distance is 128. A loop that halves it looks like
 # `for (int distance = THREADS / 2; distance > 0; distance /= 2)`.
 
 # %% solution="tree"
@@ -186,8 +184,11 @@ x, partial = torch.rand(n, generator=generator), torch.empty(blocks(n, 256))
 lk.sanitize(without_it, len(partial), 256, (x, partial, n))
 
 # %% [markdown]
-# One thread is a step ahead of the other: it has read a number to which the other still had to add. On a GPU such a kernel is
-# right most of the time, and always on the day when you test it.
+# One thread is a step ahead of the other: it has read a number to which the other still had to add. On a GPU such a kernel may
+# give the right sum a thousand times in a row. So the sanitizer does not look at results: it looks at who waits for whom.
+#
+# Shared memory also mends the transpose of lab 01. A block reads a piece of the matrix along its rows, waits at a barrier, and
+# writes it along the rows of the result.
 #
 # ## Which pairs?
 # Pairs could be made in the other order too: first neighbours, at distance 1, then 2, then 4, up to 128. The sum is the same.
@@ -215,7 +216,7 @@ lk.draw.tree_warps()
 # %% [markdown]
 # Yellow is waste. With the farthest partner first, working threads stay together, and whole warps are done early.
 #
-# Look at the upper half again. From distance 32 on one warp works alone, and still all 8 come to a barrier in every step.
+# Look at the upper half again. From distance 32 on, one warp works alone, and still all 8 come to a barrier in every step.
 #
 # ## Lanes that exchange
 # Inside a warp there is a faster place to meet. The threads of a warp, its *lanes*, can hand each other what they have in
@@ -257,7 +258,9 @@ lk.check_prediction("exchange partners", at_distance_8, at_distance_4)
 // The sum of the 32 lanes' values, the same in every lane.
 __device__ float warp_sum(float value) {
     // BEGIN SOLUTION
-    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffff, value, distance);
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value += __shfl_xor_sync(0xffffffff, value, distance);
+    }
     return value;
     // END SOLUTION
 }
@@ -303,7 +306,8 @@ def sum_in_every_lane(x):
 
 
 # %% tests="warp" points=3
-lk.check_against(sum_in_every_lane, my_lane_sums, [{"x": (1, 32)}, {"x": (5, 32)}])    # a row is a warp, a column a lane
+# a row is a warp, a column is a lane
+lk.check_against(sum_in_every_lane, my_lane_sums, [{"x": (1, 32)}, {"x": (5, 32)}])
 lk.check("sum", my_shuffle_sum);
 
 # %% [markdown]
@@ -314,8 +318,9 @@ lk.check("sum", my_shuffle_sum);
 lk.bench("sum", ["v1_naive", "v2_tree", "v3_warp", my_shuffle_sum, "torch"]).plot()
 
 # %% [markdown]
-# Follow `v3_warp` to the right, where it comes to the limit: there the reduction costs nothing but its bytes, and PyTorch is no
-# faster. On the left everybody is far above the limit. A launch takes some microseconds, and a short vector is read in less.
+# Follow `v3_warp` to the right, where it comes to the limit: there the sum costs nothing but the reading of its bytes, and
+# PyTorch is no faster. On the left all are far above the limit. A launch takes some microseconds, and a short vector is read in
+# less.
 #
 # ## The order matters
 # All these sums add the same numbers in different orders. On paper that changes nothing.
@@ -324,7 +329,7 @@ lk.bench("sum", ["v1_naive", "v2_tree", "v3_warp", my_shuffle_sum, "torch"]).plo
 values = torch.randn(100_000, generator=generator).numpy()
 print("one by one      ", np.add.accumulate(values)[-1])
 print("from the end    ", np.add.accumulate(values[::-1])[-1])
-print("smallest first  ", np.add.accumulate(np.sort(values))[-1])
+print("sorted          ", np.add.accumulate(np.sort(values))[-1])
 print("float64         ", np.add.accumulate(values, dtype=np.float64)[-1])
 
 # %% [markdown]
@@ -345,8 +350,8 @@ in_a_tree = 20_000_000      # equals are added to equals: no digits are lost
 lk.check_prediction("sum of ones", one_by_one, in_a_tree)
 
 # %%
-print(f"one by one: {np.add.accumulate(np.ones(20_000_000, dtype=np.float32))[-1]:,.0f}")
-print(f"your lanes: {my_shuffle_sum(torch.ones(20_000_000, device=device)).item():,.0f}")
+print(f"one by one:  {np.add.accumulate(np.ones(20_000_000, dtype=np.float32))[-1]:,.0f}")
+print(f"your kernel: {my_shuffle_sum(torch.ones(20_000_000, device=device)).item():,.0f}")
 
 # %% [markdown]
 # So the tree is not only faster. In it an element is carried through as many additions as there are steps, 20 for a million
@@ -393,14 +398,15 @@ weights / weights.sum()
 # %% [markdown]
 # ## Write it, in three passes
 # The maximum has to be known before anything can be summed, and the sum before anything can be divided. So a kernel walks over
-# the row three times. One warp owns a row, and neighbouring lanes read neighbouring columns:
+# the row three times. One warp owns a row, and neighbouring lanes read neighbouring columns. The picture has 4 lanes, a warp 32:
 
 # %%
 lk.draw.row_walk()
 
 # %% [markdown]
-# What is left over meets in five shuffles. From here on your `warp_sum` comes from a file, `warp.cuh`, and beside it `warp_max`,
-# with `fmaxf(a, b)`, the larger of two, in the place of `a + b`. Every lane gets the result. `lane_id()` is this thread's lane.
+# Each lane is left with one number, and five shuffles combine the 32. From here on your `warp_sum` comes from a file, `warp.cuh`.
+# Beside it is `warp_max`, with `fmaxf(a, b)`, the larger of two, in place of `a + b`. Both give every lane the result, and all 32
+# lanes must call them. `lane_id()` is this thread's lane.
 #
 # **Write** the three walks. `__expf` is the fast exponential, and `-CUDART_INF_F` is minus infinity, with which a maximum begins.
 
@@ -476,8 +482,8 @@ lk.check_prediction("merged pair", merged_m, merged_s)
 
 # %% [markdown]
 # ## Write the merge
-# It is all that is missing, for a single value *x* is the pair (x, 1). On the walk, values are merged into a lane's pair; after
-# it, five shuffles merge the lanes.
+# The merge is all that is missing. A single value *x* is the pair (x, 1), so the walk merges one value after the other into the
+# lane's pair, and then five shuffles merge the lanes.
 #
 # A lane that has seen nothing yet holds (-inf, 0). And rows may hold `-inf` themselves: attention writes it where a token must
 # not look, since $e^{-\infty}$ is 0. What is $-\infty - (-\infty)$?
@@ -511,7 +517,9 @@ __global__ void softmax_online(const float* x, float* y, int rows, int cols) {
     Pair pair = {-CUDART_INF_F, 0.0f};
     for (int col = lane_id(); col < cols; col += 32) pair = merge(pair, {x[col], 1.0f});
     for (int distance = 16; distance > 0; distance /= 2) {
-        Pair other = {__shfl_xor_sync(FULL_WARP, pair.m, distance), __shfl_xor_sync(FULL_WARP, pair.s, distance)};
+        Pair other;
+        other.m = __shfl_xor_sync(FULL_WARP, pair.m, distance);    // FULL_WARP, of warp.cuh, is 0xffffffff
+        other.s = __shfl_xor_sync(FULL_WARP, pair.s, distance);
         pair = merge(pair, other);
     }
     for (int col = lane_id(); col < cols; col += 32) y[col] = __expf(x[col] - pair.m) / pair.s;
@@ -565,7 +573,7 @@ lk.draw.softmax_trips()
 # memory on the chip that keeps what was used last.
 #
 # So what matters is how many rows are at work at the same time. An H200 has 132 multiprocessors with room for 64 warps each, and
-# here a warp owns a row. The cache that all of them share holds some 50 MB.
+# here a warp owns a row. The largest cache, called *L2*, is shared by all of them and holds 60 MB.
 
 # %%
 warps = 132 * 64
@@ -573,7 +581,7 @@ for cols in (256, 1024, 4096):
     print(f"{warps} rows of {cols:4} columns: {warps * cols * 4 / 1e6:5.1f} MB at work at once")
 
 # %% [markdown]
-# **Predict.** How many exponentials does each of your kernels compute for one element of a row, if a merge makes two? And which
+# **Predict.** How many exponentials does each of your kernels compute for one element of a row, if a merge takes two? And which
 # kernel is faster, `"three passes"` or `"running pair"`, where the rows at work stay in the cache? Where they do not?
 
 # %% solution="predict-winner"
@@ -617,8 +625,8 @@ lk.ops["softmax"].variants
 # ## Still wasted
 # - **An exponential.** Of the two exponents in a merge, one is always 0. A walk that asks which one computes half as many.
 # - **Bytes a load.** Each lane reads 4 bytes at a time where 16 are possible.
-# - **Idle multiprocessors.** One warp a row, however long the row is. A block a row would keep more of the GPU awake; pairs merge
-#   between warps as they do between lanes.
+# - **Room for warps.** One warp a row, however long the row is. With a block a row, more warps would be at work on few long rows;
+#   pairs merge between warps as they do between lanes.
 # - **The second read.** The running pair still reads the row twice, once to know *m* and *s* and once to use them.
 #
 # What would you add next?
