@@ -43,8 +43,8 @@ lk.draw.attention_products()
 #
 # $$ S = \frac{q\,k^T}{\sqrt{d}}, \qquad P = \mathrm{softmax}(S)\ \text{row by row}, \qquad O = P\,v $$
 #
-# The division by $\sqrt{d}$, with $d$ the `head_dim`, keeps the scores at the same size for long and for short vectors. It
-# is called the *scale*. In PyTorch all this takes three lines.
+# The factor $1 / \sqrt{d}$, with $d$ the `head_dim`, is called the *scale*. It keeps the scores of long vectors as small as
+# those of short ones. In PyTorch all this takes three lines.
 
 # %%
 head_dim = 64
@@ -57,22 +57,22 @@ output = weights @ v
 lk.draw.attention_weights(weights)
 
 # %% [markdown]
-# One row is one query. Row 0 shows how much token 0 takes from each of the others; where a square is dark, it takes a lot.
+# One row is one query. Row 0 shows how much token 0 takes from each token; where a square is dark, it takes a lot.
 #
 # ## Who may see whom
-# A language model learns to guess the next token, so no token may see the ones behind it. That is the *causal mask*. A
+# A language model learns to guess the next token, so no token may see those that come after it. That is the *causal mask*. A
 # hidden score becomes `-inf`, and since `exp(-inf)` is 0 its weight is 0.
 #
-# A second mask hides *padding*: sentences of a batch differ in length, and the shorter ones are filled up with tokens that
-# mean nothing.
+# A second mask hides *padding*. Several sentences make a *batch*; the shorter ones are filled up with tokens that mean
+# nothing.
 
 # %%
 lk.draw.attention_masks()
 
 # %% [markdown]
-# The middle one is the one that kernels get wrong. While a model writes, it keeps the keys of all tokens it has read and
-# asks only for the new ones: fewer queries than keys. The last query belongs to the last key, so the staircase ends in the
-# *bottom right* corner.
+# The middle one is the one that kernels get wrong. While a model writes, it keeps the keys of the tokens it has read, and only
+# the new tokens ask: fewer queries than keys. The last query belongs to the last key, so the staircase ends in the *bottom
+# right* corner.
 #
 # **Predict.** 10 queries, 16 keys, causal. How many keys does query 3 see, counted from 0? And how many of the 160 pairs
 # are visible in all?
@@ -110,8 +110,8 @@ lk.check_prediction("score matrix bytes", bytes_of_q, bytes_of_scores)
 lk.draw.attention_memory(heads=32, head_dim=64)
 
 # %% [markdown]
-# Both axes show ratios: one step to the right doubles the tokens. The grey line then doubles too. The scores take four times
-# as much, since both of their sides have doubled.
+# One step to the right doubles the tokens. The grey line then doubles too. The scores take four times as much, since both of
+# their sides have doubled.
 #
 # **Predict**, with a formula or from the picture: the largest number of tokens whose scores fit into 141 GB, for one
 # sentence and 32 heads. Within 10% is right.
@@ -136,8 +136,8 @@ lk.draw.score_threads()
 # %% [markdown]
 # The grid's third axis, `z`, counts the heads of all sentences: `z = batch * heads + head`.
 #
-# There is one more thing to know. Many models let several query heads share the keys and values of one head, *grouped-query
-# attention*: the keys and values of all tokens have to be kept, and so there are fewer to keep.
+# There is one more thing to know. Many models let several query heads share the keys and values of one head, so that there
+# are fewer keys and values to keep. That is *grouped-query attention*.
 
 # %%
 lk.draw.grouped_heads(heads=8, kv_heads=2)
@@ -146,18 +146,21 @@ lk.draw.grouped_heads(heads=8, kv_heads=2)
 # A *group* is how many query heads share one: 4 here. Query head `h` reads key head `h / group`, in whole numbers. Counted
 # through all sentences it is the same division: `z` reads the keys of `z / group`.
 #
-# **Write** the kernel. `scores[z][query][key]` is the scaled product, or `-CUDART_INF_F` where the query may not see the key.
-# All tensors are contiguous. Mind the threads that stick out.
+# **Write** the kernel. There are `seq_len` queries and `kv_len` keys. Element (z, query, key) of the scores is the scaled
+# product, or `-CUDART_INF_F` where the query may not see the key. All tensors are *contiguous*: head after head, row after row,
+# without gaps. So head `z` of q begins at `z * seq_len * head_dim`, and of k and v there are fewer heads. Mind the threads that
+# stick out.
 
 # %% solution="scores"
 %%cuda --name attention_scores
 #include <math_constants.h>    // CUDART_INF_F
 
-extern "C" __global__ void attention_scores(const float* q, const float* k, float* scores, int seq_len, int kv_len,
-                                            int head_dim, int group, bool causal, float scale) {
+__global__ void attention_scores(const float* q, const float* k, float* scores, int seq_len,
+                                 int kv_len, int head_dim, int group, bool causal, float scale) {
     const int key = blockIdx.x * blockDim.x + threadIdx.x;
     const int query = blockIdx.y * blockDim.y + threadIdx.y;
-    const long long z = blockIdx.z;    // batch * heads + head; an int would not count 32 * 8192 * 8192 scores
+    // batch * heads + head; an int, of 32 bits, could not count 32 * 8192 * 8192 scores
+    const long long z = blockIdx.z;
     // BEGIN SOLUTION
     if (query >= seq_len || key >= kv_len) return;
     const float* q_row = q + (z * seq_len + query) * head_dim;
@@ -185,7 +188,8 @@ def make_scores(q, k, causal, scale):
     scores = torch.empty(batch, heads, seq_len, kv_len, device=q.device)
     grid = (blocks(kv_len, 32), blocks(seq_len, 8), batch * heads)
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    args = (q.contiguous(), k.contiguous(), scores, seq_len, kv_len, head_dim, heads // kv_heads, causal, scale)
+    group = heads // kv_heads
+    args = (q.contiguous(), k.contiguous(), scores, seq_len, kv_len, head_dim, group, causal, scale)
     attention_scores(grid, (32, 8), args)
     return scores
 
@@ -209,8 +213,8 @@ lk.draw.attention_weights(weights[0], ["query head 0", "query head 1"])
 
 # %% [markdown]
 # ## Write the softmax, with padding
-# The softmax of a row is lab 02's: find the maximum, sum `exp(score - max)`, divide. What is new is the padding. Sentence
-# `b` has `lengths[b]` keys; those behind it hold garbage, their scores are garbage, and their weights must be 0.
+# The softmax of a row is lab 02's: find the maximum, sum `exp(score - max)`, divide. What is new is the padding. Only the first
+# `lengths[b]` keys of sentence `b` are its own. The scores after them are garbage, and their weights must be 0.
 #
 # A row may also be hidden as a whole. Where the padding stands *before* the sentence, its tokens see nothing at all. What is
 # the softmax of such a row?
@@ -222,17 +226,18 @@ torch.softmax(torch.tensor([-math.inf, -math.inf]), dim=0)
 # `-inf - -inf` is not a number, and whatever it is added to is not one either. Let us agree on zeros: who sees nothing takes
 # nothing.
 #
-# **Write** it, in place. `warp.cuh` has what you wrote in lab 02: `warp_max` and `warp_sum` combine one value a lane, and
-# every lane gets the result. The lanes of a warp walk over the row together: `lane_id()`, `lane_id() + 32`, ...
+# **Write** it, in place: the weights take the place of the scores, in all `kv_len` columns. `warp.cuh` has what you know from
+# lab 02: `warp_max` and `warp_sum` combine one value a lane, and every lane gets the result. The lanes of a warp walk over the
+# row together: `lane_id()`, `lane_id() + 32`, ...
 
 # %% solution="softmax"
 %%cuda --name attention_softmax
 #include <math_constants.h>
 #include "warp.cuh"
 
-// One warp a row. `lengths` has one number a sentence; `rows_per_sentence` rows (heads * seq_len) belong to each.
-extern "C" __global__ void attention_softmax(float* scores, const int* lengths, long long rows, int rows_per_sentence,
-                                             int kv_len) {
+// One warp a row. `lengths` has one number a sentence, and each sentence has heads * seq_len rows.
+__global__ void attention_softmax(float* scores, const int* lengths, long long rows,
+                                  int rows_per_sentence, int kv_len) {
     const long long row = blockIdx.x * (blockDim.x / 32LL) + warp_id();
     if (row >= rows) return;
     const int length = lengths[row / rows_per_sentence];
@@ -305,8 +310,8 @@ lk.check_against(wanted, my_softmax, cases);
 
 # %% solution="output"
 %%cuda --name attention_output
-extern "C" __global__ void attention_output(const float* weights, const float* v, float* output, int seq_len, int kv_len,
-                                            int head_dim, int group) {
+__global__ void attention_output(const float* weights, const float* v, float* output,
+                                 int seq_len, int kv_len, int head_dim, int group) {
     const int d = blockIdx.x * blockDim.x + threadIdx.x;
     const int query = blockIdx.y * blockDim.y + threadIdx.y;
     const long long z = blockIdx.z;
@@ -321,6 +326,9 @@ extern "C" __global__ void attention_output(const float* weights, const float* v
 }
 
 # %% [markdown]
+# A warp's 32 threads share a query. So they read one weight, the same for all: 1 sector. And of v they read 32 neighbours in a
+# row: 4 sectors, nothing wasted.
+#
 # Three kernels in a row, no PyTorch left between them: this is attention, and it is yours. The check now takes every
 # `head_dim`, odd ones too.
 
@@ -333,7 +341,8 @@ def my_attention(q, k, v, causal=False, scale=None):
     weights = make_weights(scores, lengths=[kv_len] * batch)
     output = torch.empty(q.shape, device=q.device)
     grid = (blocks(head_dim, 32), blocks(seq_len, 8), batch * heads)
-    attention_output(grid, (32, 8), (weights, v.contiguous(), output, seq_len, kv_len, head_dim, heads // kv_heads))
+    args = (weights, v.contiguous(), output, seq_len, kv_len, head_dim, heads // kv_heads)
+    attention_output(grid, (32, 8), args)
     return output
 
 
@@ -363,14 +372,15 @@ lk.check_prediction("naive attention traffic", score_bytes_moved, product_flops)
 lk.draw.score_traffic(seq=4096, heads=32)
 
 # %% [markdown]
-# q, k, v and the output are 134 MB together, each once: next to the scores they hardly count. The ratio is what matters:
-# 16 FLOPs for each byte of scores that moves, at any length.
+# q, k, v and the output are 134 MB together: next to the scores they hardly count. The ratio is what matters, and it is the
+# same at any length: both grow with the pairs.
 
 # %%
 pairs = 32 * 4096 * 4096
 flops, score_bytes = 4 * 64 * pairs, 16 * pairs
 others = 4 * 32 * 4096 * 64 * 4
-print(f"{flops / score_bytes:.0f} FLOPs a byte with the scores, {flops / others:.0f} FLOPs a byte without them")
+print(f"{flops / score_bytes:.0f} FLOPs for each byte of scores")
+print(f"{flops / others:.0f} FLOPs for each byte of q, k, v and output")
 
 # %% [markdown]
 # How many would keep an H200 busy? Its data sheet says: 4.8 TB/s from memory, 67 TFLOP/s of float32, and 989 TFLOP/s of
@@ -380,18 +390,19 @@ print(f"{flops / score_bytes:.0f} FLOPs a byte with the scores, {flops / others:
 print(f"float32: {67 / 4.8:.0f} FLOPs a byte, bfloat16 on tensor cores: {989 / 4.8:.0f} FLOPs a byte")
 
 # %% [markdown]
-# With float32 the scores would keep memory about as busy as the products keep the multipliers. With tensor cores they are
-# what everybody waits for, and no better multiplier will help.
+# In float32 the scores would keep memory about as busy as the products keep the arithmetic units. Tensor cores would wait for
+# the scores, and faster ones would only wait longer.
 #
 # ## Measure
-# The ladder's first rungs are what you wrote, once in Numba CUDA and once in CUDA C++. `math` is PyTorch's own, with the same
-# matrix in memory, and products from a tuned library. `efficient` keeps no matrix.
+# The ladder's first rungs are what you wrote: `v1_naive` in Numba CUDA, not recorded at 8192 tokens, and `v1_naive_cuda` in
+# CUDA C++. `math` is PyTorch's own, with the same matrix in memory, and products from a tuned library. `efficient`, also
+# PyTorch's, keeps no matrix.
 
 # %%
 lk.bench("attention", ["v1_naive", "v1_naive_cuda", my_attention, "math", "efficient"], head_dim=64).plot()
 
 # %% [markdown]
-# Look at the slopes first. Where there is enough work, every line climbs four times for each doubling, with or without the
+# Look at the slopes first. From 1024 tokens on, every line climbs about four times for each doubling, with or without the
 # matrix: each query still meets each key.
 #
 # Then look at the heights, at 4096 tokens. How long should the matrix alone take?
@@ -401,8 +412,8 @@ print(f"{score_bytes / 1e9:.1f} GB of scores at 4.8 TB/s: {score_bytes / 4.8e12 
 
 # %% [markdown]
 # The dashed limit is what the arithmetic alone would take. `math` pays for the matrix on top of it, `efficient` does not.
-# Our own kernels take many times longer than both together, so they wait for something else. For what? Count what the
-# threads of `attention_scores` *ask* for.
+# Our own kernels take many times longer than arithmetic and matrix together, so they wait for something else. For what?
+# Count what the threads of `attention_scores` *ask* for.
 #
 # **Predict.** The same 4096 tokens and 32 heads of 64. How many bytes of q and k do all threads of `attention_scores` ask for
 # together, counting every read? How many are q and k?
@@ -418,8 +429,8 @@ bytes_there = 2 * 32 * 4096 * 64 * 4
 lk.check_prediction("bytes asked for", bytes_asked, bytes_there)
 
 # %% [markdown]
-# Every row is asked for 4096 times. The caches answer most of it, but not for free, and neighbouring threads make it worse:
-# they have neighbouring keys, so they read k 256 bytes apart.
+# Every row is asked for 4096 times. The caches answer most of it, but not for free, and neighbouring threads make it worse.
+# They have neighbouring keys, so they read k 256 bytes apart: 32 sectors for 32 numbers (lab 01).
 #
 # ## Still wasted
 # - **Reads.** 512 bytes are asked for to make one score, which is 128 FLOPs.
