@@ -3,8 +3,8 @@
 # In lab 04 attention wrote one number for every pair of tokens to memory, read it, wrote it and read it again. This lab
 # computes the same output and never stores that matrix.
 #
-# Two ideas are enough. The softmax of lab 02, which needs no second pass, learns to carry the output along. Then a block of
-# queries shares what it reads. Together they are flash attention (Dao et al., 2022), and you write both kernels.
+# Two ideas are enough. The running pair of lab 02 learns to carry the output along. Then a block of queries shares what it
+# reads. Together they are flash attention (Dao et al., 2022). You write a kernel for the first, then one for both.
 
 # %% tags=["parameters"] again={"seed": 7, "queries": 70, "keys": 101}
 seed = 0
@@ -30,12 +30,11 @@ def blocks(count, size):
 
 # %% [markdown]
 # ## One query, one key at a time
-# Follow one query. Its scores come one by one. Lab 02 kept two numbers of all that had come: the largest score *m*, and the
-# sum *s* of `exp(score - m)`. When a larger score came, the old sum was measured against the wrong maximum, by a factor that
-# we knew.
+# Follow one query. Its scores come one by one. Of all that had come, lab 02 kept two numbers: the largest score *m*, and the
+# sum *s* of `exp(score - m)`. When a larger score came, the old sum was wrong by a factor that we knew.
 #
 # Now each key brings a value too, a vector. We want the sum of the values, each times `exp(score - m)`. Call it *o*. It is
-# measured against *m* as well, so it is wrong by the same factor.
+# measured against the same *m*, so it is wrong by the same factor.
 
 # %%
 lk.draw.accumulator()
@@ -68,21 +67,21 @@ lk.check_prediction("rescaled accumulator", new_s, new_o)
 # %% [markdown]
 # ## Write the step
 # One warp owns one query. `head_dim` is 64, so each of the 32 lanes holds two elements of the query and two of *o*, as a
-# `float2` with members `.x` and `.y`. For each key the lanes multiply what they hold, and `warp_sum` adds it up: every lane
-# then has the score, and the two elements of the value that are its own.
+# `float2` with members `.x` and `.y`. It has no `+` and no `*`: compute with its members. For each key the lanes multiply what
+# they hold, and `warp_sum` adds it up. Every lane then has the `score`, and in `v_pair` its own two elements of the value.
 #
 # **Write** the step. Four numbers change, `max`, `sum`, `o.x` and `o.y`, and the order in which you change them matters.
-# `__expf` is the fast exponential; `__expf(-CUDART_INF_F)` is 0.
+# `max` begins with minus infinity, and `__expf(-CUDART_INF_F)` is 0.
 
 # %% solution="online"
 %%cuda --name attention_online
 #include <math_constants.h>
 #include "warp.cuh"    // lane_id(), warp_id(), warp_sum()
 
-// q, k, v and out are (batch, heads, seq, 32) pairs of floats. As in lab 04, z counts the heads of all sentences,
-// and `group` of them share a key head.
-extern "C" __global__ void attention_online(const float2* q, const float2* k, const float2* v, float2* out,
-                                            int seq_len, int kv_len, int group, bool causal, float scale) {
+// q, k, v and out are (batch, heads, seq, 32) pairs of floats. As in lab 04, z counts the heads of
+// all sentences, and `group` of them share a key head.
+__global__ void attention_online(const float2* q, const float2* k, const float2* v, float2* out,
+                                 int seq_len, int kv_len, int group, bool causal, float scale) {
     const int query = blockIdx.x * (blockDim.x / 32) + warp_id();
     const long long z = blockIdx.y;
     if (query >= seq_len) return;
@@ -116,7 +115,8 @@ def online_attention(q, k, v, causal=False, scale=None):
     kv_heads, kv_len = k.shape[1:3]
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     out = torch.empty(q.shape, device=q.device)
-    args = (q.contiguous(), k.contiguous(), v.contiguous(), out, seq_len, kv_len, heads // kv_heads, causal, scale)
+    tensors = (q.contiguous(), k.contiguous(), v.contiguous(), out)
+    args = (*tensors, seq_len, kv_len, heads // kv_heads, causal, scale)
     attention_online((blocks(seq_len, 4), batch * heads), 128, args)
     return out
 
@@ -125,14 +125,14 @@ def online_attention(q, k, v, causal=False, scale=None):
 lk.check("attention", online_attention, dtypes=["float32"], head_dim=64, seeds=[0]);
 
 # %% [markdown]
-# Attention in one kernel. Look for the matrix: the only memory that `online_attention` takes is `out`. What a warp has to
-# remember of all keys behind it is 64 + 2 numbers, in registers, after 10 keys and after a million.
+# Attention in one kernel. Look for the matrix: the only memory that `online_attention` takes is `out`. Of all the keys it has
+# seen, a warp remembers 64 + 2 numbers, in registers, after 10 keys and after a million.
 
 # %%
 attention_online.resources()
 
 # %% [markdown]
-# Registers for one thread, no stack and no spills: nothing went to memory behind our back.
+# The *stack* is memory of a thread's own. No stack and no spills: all of it did fit into registers.
 #
 # **Predict.** One sentence of 65536 tokens, 32 heads of 64, float32. How many bytes does lab 04 allocate, scores and output
 # together? How many does this kernel?
@@ -151,7 +151,8 @@ lk.check_prediction("attention memory", naive_bytes, online_bytes)
 lk.draw.attention_memory(heads=32, head_dim=64, flash=True)
 
 # %% [markdown]
-# The orange line has left the GPU; the green one grows with N and not with its square. That is what "O(N) memory" says.
+# At 64k tokens the orange line is above all that an H200 has. The green one grows with the number of tokens N and not with its
+# square: this is what "O(N) memory" says.
 #
 # ## What it still reads
 # Less memory is taken, but is less memory read? Each warp walks over all keys and all values, for one query.
@@ -182,11 +183,11 @@ lk.check_prediction("bytes of k and v", bytes_alone, bytes_shared)
 lk.draw.attention_tiles()
 
 # %% [markdown]
-# The dotted frame is the matrix of lab 04. All that exists of it at any time are the scores of one tile.
+# The dotted frame is the matrix of lab 04. All that a block ever holds of it are the scores of one tile.
 #
-# Threads that share need barriers, and a loop needs two. Nobody computes before the tile is there: one `__syncthreads()`
-# after the copy. And nobody may load the next tile over this one while a slower warp still reads it: one more after the
-# computing.
+# Threads that share need barriers, and here the loop needs two. Nobody may compute before the tile is there: one
+# `__syncthreads()` after the copy. And nobody may load the next tile over this one while a slower warp still reads it: another
+# after the computing.
 
 # %%
 lk.draw.tile_barriers()
@@ -205,7 +206,8 @@ lk.draw.tile_barriers()
 # **Write** the body of the loop:
 #
 # 1. All threads together copy keys `first` to `first + KEYS - 1` of k and v into the tiles. The last tile may stick out:
-#    write zeros for keys from `kv_len` on. Neighbouring threads should read neighbouring elements.
+#    write zeros for keys from `kv_len` on. Neighbouring threads should read neighbouring elements: number the tile's
+#    `KEYS * HEAD_DIM` elements, and let thread *t* copy the elements *t*, *t* + `QUERIES`, ...
 # 2. Wait.
 # 3. Compute the tile's scores; a key that the query may not see gets `-CUDART_INF_F`. Find the new maximum.
 # 4. Rescale `sum` and `o`, once.
@@ -216,8 +218,8 @@ lk.draw.tile_barriers()
 %%cuda --name flash_attention -D HEAD_DIM=64 -D QUERIES=64 -D KEYS=16
 #include <math_constants.h>
 
-extern "C" __global__ void flash_attention(const float* q, const float* k, const float* v, float* out,
-                                           int seq_len, int kv_len, int group, bool causal, float scale) {
+__global__ void flash_attention(const float* q, const float* k, const float* v, float* out,
+                                int seq_len, int kv_len, int group, bool causal, float scale) {
     __shared__ float k_tile[KEYS][HEAD_DIM], v_tile[KEYS][HEAD_DIM];
     const int first_query = blockIdx.x * QUERIES, query = first_query + threadIdx.x;
     const long long z = blockIdx.y;
@@ -231,8 +233,9 @@ extern "C" __global__ void flash_attention(const float* q, const float* k, const
     float max = -CUDART_INF_F, sum = 0.0f;
 
     const int earlier = kv_len - seq_len;
-    const int visible = causal ? min(kv_len, query + earlier + 1) : kv_len;            // by this query
-    const int end = causal ? min(kv_len, first_query + QUERIES + earlier) : kv_len;    // by any query of the block
+    // keys that this query may see, and keys that any query of the block may see
+    const int visible = causal ? min(kv_len, query + earlier + 1) : kv_len;
+    const int end = causal ? min(kv_len, first_query + QUERIES + earlier) : kv_len;
     for (int first = 0; first < end; first += KEYS) {
         // BEGIN SOLUTION
         for (int i = threadIdx.x; i < KEYS * HEAD_DIM; i += QUERIES) {
@@ -277,7 +280,8 @@ def my_flash_attention(q, k, v, causal=False, scale=None):
     kv_heads, kv_len = k.shape[1:3]
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     out = torch.empty(q.shape, device=q.device)
-    args = (q.contiguous(), k.contiguous(), v.contiguous(), out, seq_len, kv_len, heads // kv_heads, causal, scale)
+    tensors = (q.contiguous(), k.contiguous(), v.contiguous(), out)
+    args = (*tensors, seq_len, kv_len, heads // kv_heads, causal, scale)
     flash_attention((blocks(seq_len, 64), batch * heads), 64, args)
     return out
 
@@ -287,8 +291,7 @@ lk.check("attention", my_flash_attention, dtypes=["float32"], head_dim=64);
 
 # %% [markdown]
 # You have written flash attention.
-
-# %% [markdown]
+#
 # ## See
 # What is the last barrier for? Take it out of your own source, and let the sanitizer watch.
 
@@ -302,69 +305,75 @@ out = torch.empty_like(q)
 lk.sanitize(without_it, (blocks(queries, 64), 1), 64, (q, k, v, out, queries, keys, 1, True, 0.125))
 
 # %% [markdown]
-# A *race*: one warp writes the next tile where another still reads this one. On a GPU such a kernel gives the right result
-# on most days, which is worse than never.
+# One warp writes the next tile where another still reads this one. Whether that shows in the result depends on how far apart
+# the warps are, and on a GPU that changes from run to run.
 #
-# What does your kernel take of an H200?
+# What does your kernel take of an H200? *Occupancy* is the share of a multiprocessor's 64 places for warps that can be filled.
 
 # %%
-print(flash_attention.resources("sm_90a"))
-print(flash_attention.resources("sm_90a").occupancy(64))
+resources = flash_attention.resources("sm_90a")
+print(resources.occupancy(64))
+resources
 
 # %% [markdown]
-# `q_row` and `o` are 128 numbers that every thread holds, and the registers show it. They also decide how many warps a
-# multiprocessor can keep: few, and few warps hide little waiting.
+# `q_row` and `o` are 128 numbers that every thread holds, and the registers show it. They leave room for few warps. While one
+# warp waits for memory another can compute, so few warps mean much waiting.
 #
-# `score` is indexed by the counter of a loop, so its 16 numbers lie on the *stack*, memory of the thread's own that the L1
-# cache answers. `#pragma unroll` before both loops over `j` would write them out and make `score` registers too: more
-# registers, fewer warps. Which of the two wins is not easy to say. With a GPU, try it; and try `-D KEYS=32`.
+# A register has no index. The compiler has *unrolled* the loops over `d`, that is, written out all their steps with fixed
+# indices, and so `q_row` and `o` could become registers. If it has left your loops over `j` as loops, the 16 numbers of `score`
+# are the 64 bytes of stack. `#pragma unroll` before those loops unrolls them too: more registers, fewer warps. Which of the
+# two wins is not easy to say. With a GPU, try it; and try `-D KEYS=32`.
 #
 # ## Count again
-# For each pair of query and key a thread makes 2 x 64 FLOPs with the key and 2 x 64 with the value. What does it ask of
-# memory and caches? Lab 04: rows of q, k and v, and 16 bytes of scores. A warp a query: rows of k and v. And now each of
-# these rows serves 64 queries.
+# Each pair of query and key takes 2 x 64 FLOPs with the key and 2 x 64 with the value. What do the threads ask of memory and
+# caches for it? In lab 04 a row of q and one of k, then a row of v, and the weight again for each of its 64 elements (the
+# softmax in between left out). A warp a query: a row of k and one of v. And now each of these rows serves 64 queries.
 
 # %%
 flops_a_pair = 4 * 64
 row = 64 * 4
-bytes_a_pair = {"lab 04": 3 * row + 16, "a warp a query": 2 * row, "64 queries a tile": 2 * row / 64}
+bytes_a_pair = {"lab 04": 4 * row, "a warp a query": 2 * row, "64 queries a tile": 2 * row / 64}
 for name, size in bytes_a_pair.items():
     print(f"{name:18} {size:4.0f} bytes asked for, {flops_a_pair / size:5.2f} FLOPs a byte")
 
 print(f"an H200 can do 67 TFLOP/s of float32 and 4.8 TB/s (data sheet): {67 / 4.8:.0f} FLOPs a byte")
 
 # %% [markdown]
-# Below the last number memory cannot keep up, unless the caches answer; above it arithmetic is the limit. Sharing has
-# carried attention across.
+# Below the last number memory cannot keep up, unless the caches help; above it arithmetic is the limit. Sharing has carried
+# attention across.
 #
 # ## The ladder
 # `v1_naive_cuda` is lab 04. `v2_online` is your first kernel of today, for any `head_dim`. `v3_tiled` has the idea of your
-# second one, and each of its threads computes a patch of 8 x 8 scores. `efficient` is PyTorch's own, without the matrix too.
-# With a GPU all are measured now, yours among them; without one you see what an H200 has recorded.
+# second one, for 128 queries, and each of its threads computes a patch of 8 x 8 scores. `efficient` is PyTorch's own, without
+# the matrix too. With a GPU all are measured now, yours among them; without one you see what an H200 has recorded.
 
 # %%
-lk.bench("attention", ["v1_naive_cuda", "v2_online", my_flash_attention, "v3_tiled", "efficient"], head_dim=64).plot()
+entries = ["v1_naive_cuda", "v2_online", my_flash_attention, "v3_tiled", "efficient"]
+lk.bench("attention", entries, head_dim=64).plot()
 
 # %%
 lk.ops["attention"].variants
 
 # %% [markdown]
-# Each rung has one reason. From v1 to v2 the matrix went, and reads became neighbours. From v2 to yours 64 queries share.
-# From yours to v3 a number that comes from shared memory is used 8 times, not once.
+# On the H200 `v3_tiled` takes a little less time than PyTorch's kernel, at every length in the picture.
 #
-# On the roofline all of them stand at one place from left to right, since attention has to move q, k, v and the output and
-# no more. How high each stands is its own doing.
+# Each rung has its reason. From v1 to v2 the matrix went, and reads became neighbours. From v2 to yours 64 queries share. From
+# yours to v3 a number that comes from shared memory is used 8 times, not once.
+#
+# The roofline of lab 00 shows how much is left. All of them stand above one place of the axis, that of a kernel that moves q,
+# k, v and the output once and nothing else. How high each stands is its own doing.
 
 # %%
+rungs = ("v1_naive_cuda", "v2_online", "v3_tiled")
 lk.draw.roofline(
     {"attention, at best": (flops_a_pair * 32 * 4096**2, 4 * row * 32 * 4096)},
-    ladder=[("attention", name, {"seq_len": 4096, "head_dim": 64}) for name in ("v1_naive_cuda", "v2_online", "v3_tiled")],
+    ladder=[("attention", name, {"seq_len": 4096, "head_dim": 64}) for name in rungs],
 )
 
 # %% [markdown]
 # ## Half-empty tiles
-# Under a causal mask the loop ends at the last key that any query of the block may see. So half of the tiles are never
-# touched, and what is left in vain lies along the diagonal.
+# Under a causal mask the loop ends at the last key that any query of the block may see. So nearly half of the tiles are never
+# touched. Scores are computed in vain only along the diagonal.
 
 # %%
 lk.draw.causal_tiles()
@@ -396,8 +405,8 @@ print(f"{1 - visible / 1024**2:.1%} would be, if no tile were skipped")
 #   fill and one to use, would let both go on.
 # - **The arithmetic itself.** These products run on ordinary float32 units. Tensor cores multiply whole tiles at a time, and
 #   an H200's data sheet gives them 989 TFLOP/s of bfloat16 where ordinary float32 has 67.
-# - **Few queries.** One new token and a million keys make one block a head, with one thread at work. Decoding wants the keys
-#   split, not the queries.
+# - **Few queries.** A model that writes asks with one new token at a time: one block a head, and one useful thread in it,
+#   for a million keys. There the keys should be split, not the queries.
 #
 # What would you add next? And a question to take along: if each query saw only the last 128 keys before it, its first tiles
 # could be hidden as a whole. Which line of your kernel would then give nan?
