@@ -13,7 +13,7 @@ inline void on_access(void* address, unsigned long bytes, lk::AccessKind kind, b
     const auto where = reinterpret_cast<std::uintptr_t>(address);
     if (worker->sanitizer)
         worker->sanitizer->access(*worker, *worker->current, where, static_cast<unsigned>(bytes), kind, is_volatile, aligned, pc);
-    else if (worker->profiler)
+    else if (worker->profiler && !worker->busy)         // busy: one lane does the emulator's work for its whole warp
         worker->profiler->access(*worker, *worker->current, where, static_cast<unsigned>(bytes), kind == lk::kWrite, false,
                                  reinterpret_cast<std::uint64_t>(pc));
 }
@@ -74,7 +74,7 @@ void __ubsan_handle_type_mismatch_v1_abort(TypeMismatchData* data, std::uintptr_
 }
 void __sanitizer_cov_trace_pc() {
     auto* worker = static_cast<lk::Worker*>(lk_block);
-    if (!worker || !worker->current || !worker->profiler) return;
+    if (!worker || !worker->current || !worker->profiler || worker->busy) return;
     worker->profiler->basic_block(*worker, *worker->current, reinterpret_cast<std::uint64_t>(__builtin_return_address(0)));
 }
 }
