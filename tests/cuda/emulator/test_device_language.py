@@ -75,7 +75,7 @@ def test_addresses_know_their_space(device):
     assert y.tolist() == [1, 0, 1, 0, 20]
 
 
-@pytest.mark.parametrize("header", ["cuda/pipeline", "cuda/barrier", "cuda/atomic", "mma.h", "cuda_pipeline.h", "cub/cub.cuh", "curand_kernel.h"])
+@pytest.mark.parametrize("header", ["cuda/pipeline", "cuda/barrier", "cuda/atomic", "cuda_pipeline.h", "cub/cub.cuh", "curand_kernel.h"])
 def test_an_unsupported_header_says_so(header):
     with pytest.raises(CompileError, match=f"<{header}> is not supported"):
         Kernel(f"#include <{header}>\n__global__ void f(int* y) {{ *y = 1; }}", "f")(1, 1, (torch.zeros(1, dtype=torch.int32),))

@@ -135,6 +135,17 @@ def test_source_and_destination_are_checked():
         kernel(1, 64, (x, y, 17))
 
 
+def test_cudas_own_functions_are_the_same_instructions(device):
+    text = PIPELINE.replace("cp_async.cuh", "cuda_pipeline_primitives.h").replace("cp_async_commit", "__pipeline_commit")
+    text = text.replace("cp_async<4>(&tile[ID], x + round * 128 + ID)", "__pipeline_memcpy_async(&tile[ID], x + round * 128 + ID, 4)")
+    kernel = Kernel(text.replace("cp_async_wait<0>()", "__pipeline_wait_prior(0)"), "pipeline", defines={"MISTAKE": 0})
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+    y = torch.full_like(x, float("nan")).to(device)
+    kernel(1, 128, (x.to(device), y, 3))
+    assert torch.equal(y.cpu(), x.flip(1))
+    assert kernel.resources("sm_80").spill_store_bytes == 0
+
+
 def test_compiles_without_spills(arch):
     for kernel in (COPY, GROUPS, pipeline(0)):
         resources = kernel.resources(arch)
