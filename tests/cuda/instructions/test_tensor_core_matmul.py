@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from labkernels.cuda import Kernel, sanitize
+from labkernels.cuda.emulator import profile
 
 FILE = Path(__file__).parent / "tensor_core_matmul.cu"
 MATMUL = Kernel(FILE, "matmul")
@@ -53,6 +54,14 @@ def test_mistakes_are_found(right, wrong, kinds):
     a, b, c = operands(64, 64, 104)
     report = sanitize(Kernel(text.replace(right, wrong), "matmul"), (1, 1), 128, (a, b, c, 64, 64, 104))
     assert {finding.kind for finding in report.findings} & kinds, report
+
+
+def test_shared_memory_has_no_bank_conflicts():
+    a, b, c = operands(64, 64, 64)
+    padded = profile(MATMUL, 1, 128, (a, b, c, 64, 64, 64))
+    assert padded.shared_load_requests == 2 * 4 * 2 * 4 and padded.shared_load_conflicts == 0  # tiles, warps, steps, ldmatrix
+    text = FILE.read_text().replace("TILE_K + 8", "TILE_K")
+    assert profile(Kernel(text, "matmul"), 1, 128, (a, b, c, 64, 64, 64)).shared_load_conflicts > 0
 
 
 def test_compiles_without_spills(arch):
