@@ -42,7 +42,7 @@ class _Emulated(ctypes.Structure):
 def tensor_map(tensor: torch.Tensor, box: Sequence[int], swizzle: int = 0) -> TensorMap:
     """A tensor map of `tensor` (1 to 5 axes, the last one dense) for boxes of shape `box`, in the order of the tensor's axes.
 
-    `swizzle` is 0, 32, 64 or 128: the bytes within which 16-byte pieces change places, and the most that a box's last axis may have.
+    `swizzle` is 0, 32, 64 or 128: the bytes within which 16-byte pieces change places; a box's last axis has that many.
     For a tensor on a GPU the driver encodes it (Hopper or newer); for one on the CPU it is the emulator's. Raises ArgumentError.
     """
     sizes, strides = tensor.shape[::-1], tensor.stride()[::-1]
@@ -78,8 +78,8 @@ def _check(tensor, sizes, strides, box, item, swizzle) -> None:
         raise ArgumentError(f"tensor_map: each side of the box is 1 to 256 elements, one is {bad[0]}")
     if box[0] * item % 16:
         raise ArgumentError(f"tensor_map: the box's last axis has {box[0] * item} bytes, which is no multiple of 16")
-    if swizzle and box[0] * item > swizzle:
-        raise ArgumentError(f"tensor_map: with a swizzle of {swizzle} bytes the box's last axis may have that many, it has {box[0] * item}")
+    if swizzle and box[0] * item != swizzle:
+        raise ArgumentError(f"tensor_map: with a swizzle of {swizzle} bytes the box's last axis has that many, this one {box[0] * item}")
 
 
 def _emulated(tensor, sizes, stride_bytes, box, swizzle) -> _Emulated:

@@ -18,6 +18,7 @@ _UNSUPPORTED = [
     (r"\b(?:asm|__asm__|__asm)\b\s*(?:volatile|__volatile__)?\s*\(",
      "inline PTX cannot run in the emulator: use a function of labkernels/cuda/include, or guard it with #ifndef LK_EMULATOR"),
     (r"<<<", "a kernel cannot launch another one in the emulator (dynamic parallelism)"),
+    (r"\b__cluster_dims__\b", "clusters of blocks are not supported by the emulator: guard the attribute with #ifndef LK_EMULATOR"),
     (r"\b(?:tex1D|tex2D|tex3D|surf2Dread|surf2Dwrite|cudaTextureObject_t)\b", "textures and surfaces are not supported by the emulator"),
 ]
 _DYNAMIC_SHARED = re.compile(r"\bextern\s+([^;{}()]*?(?:\([^()]*\)[^;{}()]*?)?)__shared__\s+([^;{}]*?)\b(\w+)\s*\[\s*\]\s*;")

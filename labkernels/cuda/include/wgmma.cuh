@@ -77,10 +77,10 @@ template <class T> struct WgmmaType;
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #SCALE ", 0; wgmma.mma_async.sync.aligned.m64n" #N TYPES " {" LK_D##N "}, " OPERANDS \
                  "; }" : LK_F##N : __VA_ARGS__ : "memory");
 #define LK_SHARED_16(T, N, A, B, S, U, V, ...) \
-    LK_ISSUE(T, N, S, "%" #A ", %" #B ", p, 1, 1, %" #U ", %" #V, "l"(a), "l"(b), "r"(scale), "n"(int(TA)), "n"(int(TB)))
+    LK_ISSUE(T, N, S, "%" #A ", %" #B ", p, 1, 1, %" #U ", %" #V, "l"(a), "l"(b), "r"(scale), "n"(int(TransposeA)), "n"(int(TransposeB)))
 #define LK_REGISTERS_16(T, N, A, B, C, D, E, S, U, ...)                                                                       \
     LK_ISSUE(T, N, S, "{%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", p, 1, 1, %" #U, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), \
-             "l"(b), "r"(scale), "n"(int(TB)))
+             "l"(b), "r"(scale), "n"(int(TransposeB)))
 #define LK_SHARED(T, N, A, B, S, ...) LK_ISSUE(T, N, S, "%" #A ", %" #B ", p, 1, 1", "l"(a), "l"(b), "r"(scale))
 #define LK_REGISTERS(T, N, A, B, C, D, E, S, ...)                                                                           \
     LK_ISSUE(T, N, S, "{%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", p, 1, 1", "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), \
@@ -88,11 +88,11 @@ template <class T> struct WgmmaType;
 #define LK_WGMMA_TYPE(TYPE, KIND, PTX, SHARED, REGISTERS, BYTES)                                                   \
     template <> struct WgmmaType<TYPE> {                                                                           \
         static constexpr int bytes = BYTES;                                                                        \
-        template <bool TA, bool TB, int COUNT>                                                                     \
+        template <bool TransposeA, bool TransposeB, int COUNT>                                                                     \
         static __device__ __forceinline__ void issue(float (&d)[COUNT], MatrixDescriptor a, MatrixDescriptor b, int scale) { \
             LK_EACH_N(SHARED, PTX)                                                                                 \
         }                                                                                                          \
-        template <bool TB, int COUNT>                                                                              \
+        template <bool TransposeB, int COUNT>                                                                              \
         static __device__ __forceinline__ void issue(float (&d)[COUNT], const unsigned (&a)[4], MatrixDescriptor b, int scale) { \
             LK_EACH_N(REGISTERS, PTX)                                                                              \
         }                                                                                                          \
@@ -101,13 +101,13 @@ template <class T> struct WgmmaType;
 #define LK_WGMMA_TYPE(TYPE, KIND, PTX, SHARED, REGISTERS, BYTES)                                                   \
     template <> struct WgmmaType<TYPE> {                                                                           \
         static constexpr int bytes = BYTES;                                                                        \
-        template <bool TA, bool TB, int COUNT>                                                                     \
+        template <bool TransposeA, bool TransposeB, int COUNT>                                                                     \
         static __forceinline__ void issue(float (&d)[COUNT], MatrixDescriptor a, MatrixDescriptor b, int scale) {  \
-            lk::wgmma(lk::Wgmma{d, nullptr, a, b, 2 * COUNT, lk::KIND, scale != 0, TA, TB});                       \
+            lk::wgmma(lk::Wgmma{d, nullptr, a, b, 2 * COUNT, lk::KIND, scale != 0, TransposeA, TransposeB});                       \
         }                                                                                                          \
-        template <bool TB, int COUNT>                                                                              \
+        template <bool TransposeB, int COUNT>                                                                              \
         static __forceinline__ void issue(float (&d)[COUNT], const unsigned (&a)[4], MatrixDescriptor b, int scale) { \
-            lk::wgmma(lk::Wgmma{d, a, 0, b, 2 * COUNT, lk::KIND, scale != 0, false, TB});                          \
+            lk::wgmma(lk::Wgmma{d, a, 0, b, 2 * COUNT, lk::KIND, scale != 0, false, TransposeB});                          \
         }                                                                                                          \
     };
 #endif

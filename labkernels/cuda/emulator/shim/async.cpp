@@ -326,6 +326,7 @@ void bulk_store(void* global, const void* shared, unsigned bytes) {
     Worker& worker = this_worker();
     void* pc = __builtin_return_address(0);
     check_bulk(shared, global, bytes, pc, "bulk_store");
+    this_thread().last_pc = pc;
     if (worker.sanitizer) {
         worker.sanitizer->begin_store(worker, this_thread(), false);
         worker.sanitizer->agent_access(worker, shared, bytes, kRead, pc);
@@ -370,6 +371,7 @@ void tensor_store(const void* raw, const int* coordinates, unsigned rank, const 
             if (target) visit(target, source, bytes);
         });
     };
+    this_thread().last_pc = pc;
     if (worker.sanitizer) {                     // the two sides end at different times: wait_group.read waits for the first only
         worker.sanitizer->begin_store(worker, this_thread(), false);
         pieces([&](char*, char* source, unsigned bytes) { worker.sanitizer->agent_access(worker, source, bytes, kRead, pc); });
