@@ -15,9 +15,18 @@ from labkernels.lab import style
 
 _AROUND = 4  # untouched lines shown on each side of touched ones
 _HOTTEST = 0.6  # opacity: text must stay readable
-_GAP = "border-left:1px solid rgba(128,128,128,.35);"
-_CELL = "padding:0 .5em;text-align:right;background:transparent;white-space:nowrap;border:none;"
-_MONO = "font-family:var(--jp-code-font-family,monospace);"
+_CODE = "text-align:left;white-space:pre"
+_STYLE = """<style>
+.lk-profile {overflow-x: auto; font-size: 90%}
+.lk-profile table {border-collapse: collapse; border: none; margin: 0 0 .6em; line-height: 1.45; font-size: inherit; color: inherit}
+.lk-profile tr {background: transparent !important}
+.lk-profile td, .lk-profile th {padding: 0 .5em; text-align: right; white-space: nowrap; border: none; line-height: 1.45;
+  font-variant-numeric: tabular-nums}
+.lk-profile .gap {border-left: 1px solid rgba(128,128,128,.35)}
+.lk-profile .names th {font-weight: 400; border-bottom: 1px solid rgba(128,128,128,.5)}
+.lk-profile .code {font-family: var(--jp-code-font-family, monospace)}
+.lk-profile .faint {opacity: .5}
+</style>"""
 _TITLES = {
     "global_load": "global loads", "global_store": "global stores", "global_atomic": "global atomics", "shared_load": "shared loads",
     "shared_store": "shared stores", "shared_atomic": "shared atomics", "local_load": "local loads", "local_store": "local stores",
@@ -45,7 +54,7 @@ def as_html(profile) -> str:
             parts.append(_table(title, _text_of(profile, file), touched, columns))
     if profile.ncu is not None:
         parts.append(_comparison(profile))
-    return f"<div style='overflow-x:auto;font-size:90%'>{''.join(parts)}</div>"
+    return f"{_STYLE}<div class=lk-profile>{''.join(parts)}</div>"
 
 
 def _summary(profile) -> str:
@@ -146,34 +155,22 @@ def _table(title: str, text: dict[int, str], touched: dict[int, dict], columns: 
     for column in columns:
         groups[column.group] = groups.get(column.group, 0) + 1
     starts = {next(i for i, column in enumerate(columns) if column.group == group) for group in groups} - {0}
+    gaps = [" class=gap" if i in starts else "" for i in range(len(columns))]
     head = "".join(
-        f"<th colspan={n} style='{_CELL}{_GAP if i else ''}text-align:center;font-weight:600'>{group}</th>" for i, (group, n) in enumerate(groups.items())
+        f"<th{' class=gap' if i else ''} colspan={n} style='text-align:center'>{group}</th>" for i, (group, n) in enumerate(groups.items())
     )
-    names = "".join(
-        f"<th style='{_CELL}{_GAP if i in starts else ''}font-weight:400;opacity:.75'>{column.head}</th>" for i, column in enumerate(columns)
-    )
+    names = "".join(f"<th{gap}>{column.head}</th>" for column, gap in zip(columns, gaps))
     body = []
     for number in _shown(text, touched):
-        if number is None:
-            body.append(_row("", "<span style='opacity:.5'>⋯</span>", [f"<td style='{_CELL}{_GAP if i in starts else ''}'></td>" for i in range(len(columns))]))
-            continue
         row = touched.get(number)
-        cells = [_cell(column, row, _GAP if i in starts else "") for i, column in enumerate(columns)]
-        body.append(_row(number, _coloured(text.get(number, ""), touched=row is not None), cells))
-    blank = f"<th style='{_CELL}{_GAP}'></th>"
-    source = f"<th style='{_CELL}text-align:left;font-weight:600'>{title}</th>"
+        cells = "".join(_cell(column, row, gap) for column, gap in zip(columns, gaps))
+        code = "<span class=faint>⋯</span>" if number is None else _coloured(text.get(number, ""), touched=row is not None)
+        body.append(
+            f"<tr>{cells}<td class='gap code'><span class=faint>{'' if number is None else number}</span></td><td class=code style='{_CODE}'>{code}</td></tr>"
+        )
     return (
-        f"<table style='border-collapse:collapse;border:none;margin:0;line-height:1.45;font-size:inherit;color:inherit'><thead style='border:none'>"
-        f"<tr style='background:transparent'>{head}{blank}{source}</tr>"
-        f"<tr style='background:transparent;border-bottom:1px solid rgba(128,128,128,.5)'>{names}{blank}<th style='{_CELL}'></th></tr></thead><tbody>"
-        f"{''.join(body)}</tbody></table>"
-    )
-
-
-def _row(number, code: str, cells: list[str]) -> str:
-    return (
-        f"<tr style='background:transparent'>{''.join(cells)}<td style='{_CELL}{_GAP}{_MONO}'><span style='opacity:.5'>{number}</span></td>"
-        f"<td style='{_CELL}{_MONO}text-align:left;white-space:pre'>{code}</td></tr>"
+        f"<table><thead><tr>{head}<th class=gap></th><th style='text-align:left'>{title}</th></tr>"
+        f"<tr class=names>{names}<th class=gap></th><th></th></tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
 
 
@@ -181,23 +178,18 @@ def _cell(column: _Column, row: dict | None, gap: str) -> str:
     text = column.text(row) if row else ""
     tip = column.tip(row) if text and text != "0" else ""
     heat = column.heat(row) if text else 0
-    faint = "opacity:.4;" if text in ("0", "100%") else ""
-    background = f"background:{_rgba(column.colour, heat)};" if heat > 0.01 else ""
-    shown = f" title='{html.escape(tip)}'" if tip else ""
-    return f"<td{shown} style='{_CELL}{gap}{background}{faint}font-variant-numeric:tabular-nums'>{text}</td>"
+    look = f"background:{_rgba(column.colour, heat)}" if heat > 0.01 else "opacity:.4" if text in ("0", "100%") else ""
+    shown = (f" title='{html.escape(tip)}'" if tip else "") + (f" style='{look}'" if look else "")
+    return f"<td{gap}{shown}>{text}</td>"
 
 
 def _comparison(profile) -> str:
-    head = "".join(f"<th style='{_CELL}font-weight:600'>{name}</th>" for name in ("emulator", "ncu"))
     rows = "".join(
-        f"<tr style='background:transparent'><td style='{_CELL}text-align:left'>{name.replace('_', ' ')}</td>"
-        f"<td style='{_CELL}'>{_count(ours)}</td><td style='{_CELL}{'font-weight:600' if ours != theirs else ''}'>{_count(theirs)}</td></tr>"
+        f"<tr><td style='text-align:left'>{name.replace('_', ' ')}</td><td>{_count(ours)}</td>"
+        f"<td{'' if ours == theirs else ' style=font-weight:600'}>{_count(theirs)}</td></tr>"
         for name, ours, theirs in profile.compared.itertuples(index=False)
     )
-    return (
-        f"<table style='border-collapse:collapse;border:none;margin:.6em 0 0;font-size:inherit;color:inherit'><tr style='background:transparent'>"
-        f"<th style='{_CELL}'></th>{head}</tr>{rows}</table>"
-    )
+    return f"<table><tr><th></th><th>emulator</th><th>ncu</th></tr>{rows}</table>"
 
 
 def _text_of(profile, file: str) -> dict[int, str]:
@@ -244,7 +236,7 @@ def _coloured(line: str, touched: bool) -> str:
         escaped = html.escape(text)
         pieces.append(f"<span style='color:var(--jp-mirror-editor-{name}-color,inherit)'>{escaped}</span>" if name and text.strip() else escaped)
     code = "".join(pieces)
-    return code if touched else f"<span style='opacity:.6'>{code}</span>"
+    return code if touched else f"<span class=faint>{code}</span>"
 
 
 def _heat_of_lanes(share: float) -> float:

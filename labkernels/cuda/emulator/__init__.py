@@ -3,6 +3,7 @@
     library = build(source, "softmax")              # compiled once, kept in the cache
     library.launch(grid, block, values, shared_mem) # on all cores of this machine
     report = sanitize(kernel, grid, block, args)    # in a child process, every access watched
+    counters = profile(kernel, grid, block, args)   # what its warps ask of memory, by source line
 
 README.md beside this file says how it works, how fast it is, and what it does not support.
 """
@@ -17,6 +18,7 @@ _PUBLIC = {
     "run": "modes",
     "sanitize": "sanitizer",
     "sanitizing": "modes",
+    "tracing": "modes",
     "profile": "profiler",
 }
 __all__ = list(_PUBLIC)
