@@ -103,3 +103,41 @@ def test_one_lane_of_each_warp_is_elected(device):
     y = torch.full((96,), -1, dtype=torch.int32, device=device)
     kernel(1, 96, (y,))
     assert y.view(3, 32).sum(1).tolist() == [1, 1, 1] and set(y.tolist()) == {0, 1}
+
+
+def test_compiles_for_hopper():
+    every = r"""
+        #include "mbarrier.cuh"
+        #include "named_barrier.cuh"
+        #include "setmaxnreg.cuh"
+        extern "C" __global__ void __launch_bounds__(256, 1) every(int* y) {
+            __shared__ Mbarrier barrier;
+            grid_dependency_wait();
+            if (threadIdx.x == 0) {
+                mbarrier_init(&barrier, 1);
+                fence_mbarrier_init();
+            }
+            __syncthreads();
+            if (threadIdx.x < 128) {
+                register_allocate<240>();
+                if (threadIdx.x < 32 && elect_one()) {
+                    mbarrier_expect_tx(&barrier, 0);
+                    mbarrier_arrive_expect_tx(&barrier, 0);
+                }
+                mbarrier_wait(&barrier, 0);
+                y[threadIdx.x] = threadIdx.x;
+                fence_proxy_async();
+                named_barrier_arrive(1, 256);
+            } else {
+                register_deallocate<24>();
+                named_barrier_sync(1, 256);
+                y[threadIdx.x] = y[threadIdx.x - 128];
+            }
+            grid_dependency_launch();
+        }"""
+    kernel = Kernel(every, "every")
+    assert kernel.resources("sm_90a").stack_bytes == 0 and ring().resources("sm_90a").stack_bytes == 0
+    y = torch.full((256,), -1, dtype=torch.int32)
+    report = sanitize(kernel, 1, 256, (y,), write_back=True)
+    assert report.clean, report
+    assert y.tolist() == [*range(128)] * 2

@@ -184,3 +184,9 @@ def test_plain_bytes_come_and_go(device):
 def test_a_tensor_map_that_cannot_be_is_refused(tensor, box, swizzle, words):
     with pytest.raises(ArgumentError, match=words):
         tensor_map(tensor, box, swizzle)
+
+
+@pytest.mark.parametrize("put", ["tma_store", "tma_reduce_add"])
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_compiles_for_hopper(rank, put):
+    assert copy(rank, put).resources("sm_90a").stack_bytes == 0
