@@ -7,18 +7,34 @@ from typing import Any
 
 import torch
 
+from labkernels.errors import LabKernelsError
 from labkernels.lab.error_map import error_map
 from labkernels.lab.failure import CheckFailed, Failure
 from labkernels.lab.poison import unwritten
 from labkernels.operation import Op, dtype_name
 
 TIMES_PYTORCH = 2.0  # how many times as far from float64 as PyTorch's own a result of low precision may be
+TRACED_ELEMENTS = 1 << 16  # of a wrong result, at most, for one more run that tells who wrote the first wrong one
 
 
 def differing_bits(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A mask of where two tensors of one shape and dtype differ in any bit. NaNs with equal bits are equal, 0 and -0 are not."""
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
     return one.view(integer) != other.view(integer)
+
+
+def _writer(again: Callable[[], torch.Tensor], got: torch.Tensor, index: tuple[int, ...]) -> str:
+    """The thread that writes this element, in one more run that the emulator watches; nothing where that cannot be told."""
+    from labkernels.cuda.emulator import tracing
+
+    if got.device.type != "cpu" or got.numel() > TRACED_ELEMENTS:
+        return ""
+    try:
+        with tracing(time_limit_s=10.0) as trace:
+            result = again()
+    except (LabKernelsError, CheckFailed):
+        return ""
+    return trace.writer(result, index)
 
 
 def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch.Tensor], repeat: bool, owner: Callable | None) -> None:
@@ -42,7 +58,7 @@ def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch
             want=float(want[index]),
             case=str(case),
             detail=detail,
-            owner=owner(index, **inputs) if owner else "",
+            owner=owner(index, **inputs) if owner else "" if reason == "not_written" else _writer(again, got, index),
             error_map=error_map(guilty, missing, infinite, index, op.axes),
             hint=op.hints(failure) or failure.last_tile(),
         )

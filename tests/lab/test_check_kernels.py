@@ -57,6 +57,15 @@ def test_a_column_never_written_is_told_from_a_wrong_one():
     assert raised.value.reason == "not_written" and raised.value.where == "row 0, col 32"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator alone knows who wrote an element")
+def test_the_thread_that_wrote_the_first_wrong_element_is_named():
+    wrong_row = SCALE_ROWS.replace("GUARD", ">=").replace("LAST", "cols").replace("(float)sum", "((float)sum + (row == 35))")
+    with pytest.raises(CheckFailed) as raised:
+        check("softmax", softmax_by(wrong_row), dtypes=["float32"], rows=40, quiet=True)
+    assert raised.value.reason == "mismatch" and raised.value.where.startswith("row 35,")
+    assert raised.value.owner == "thread 3 of block 1 (softmax)" and "thread 3 of block 1" in str(raised.value)
+
+
 def test_a_wrong_dtype_for_the_kernel_is_an_exception_that_names_the_argument():
     fn = softmax_by(SCALE_ROWS.replace("GUARD", ">=").replace("LAST", "cols"))
     with pytest.raises(CheckFailed) as raised:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import base64
 import contextlib
 import ctypes
 import json
@@ -38,6 +39,7 @@ class Request:
     regions: list[tuple[int, int, int]] = field(default_factory=list)  # offset, bytes, bytes an item
     watch: int = 0  # one of launch.NOBODY, SANITIZER, PROFILER
     l2_bytes: int = 0
+    writers: bool = False  # also tell who wrote each element of the tensors
     threads: int = 1
     time_limit_s: float | None = None
 
@@ -163,6 +165,10 @@ def _launch(request: Request, file) -> dict:
         failure = launch.failure(request.grid, request.block) if outcome != 1 else None
         answer = {"outcome": outcome, "failure": failure, "output": launch.output(), "load_address": loaded_at, "findings": []}
         answer["findings"] = [as_json(finding) for finding in launch.findings()]
+        if request.writers:
+            sizes = [(item, length // item) for _, length, item in request.regions]
+            found = [launch.writers(region, *size) for region, size in enumerate(sizes)]
+            answer["writers"] = [base64.b64encode(writers).decode() for writers in found]
         if request.watch == PROFILER:
             answer["profile"] = {name: [as_json(row) for row in rows] for name, rows in launch.profile().items()}
     del view

@@ -184,6 +184,12 @@ class Launch:
     def findings(self) -> list[Finding]:
         return self._rows("lk_findings", Finding)
 
+    def writers(self, region: int, item_bytes: int, count: int) -> bytes:
+        """For each of `count` items of a region two 32-bit numbers: the block and the thread that wrote it last, ~0 for none."""
+        found = (ctypes.c_uint32 * (2 * count))()
+        self._runtime.lk_writers(self._handle, region, item_bytes, count, found)
+        return bytes(found)
+
     def profile(self) -> dict[str, list]:
         """What the profiler counted."""
         totals = Totals()
@@ -218,6 +224,7 @@ def _runtime():
         for rows, count in _ROWS.items():
             getattr(runtime, count).argtypes, getattr(runtime, count).restype = (handle,), ctypes.c_uint64
             getattr(runtime, rows).argtypes, getattr(runtime, rows).restype = (handle,), handle
+        runtime.lk_writers.argtypes = (handle, ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint32))
         runtime.lk_profile_totals.argtypes = (handle, ctypes.POINTER(Totals))
         runtime.lk_free.argtypes = (handle,)
     return runtime

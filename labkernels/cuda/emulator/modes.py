@@ -10,9 +10,11 @@ from labkernels.cuda.emulator.launch import FINISHED, threads
 from labkernels.cuda.emulator.launch import run as run_here
 from labkernels.cuda.emulator.remote import launch_in_child
 from labkernels.cuda.emulator.sanitizer import sanitize
+from labkernels.cuda.emulator.writers import Trace
 from labkernels.errors import LaunchError, SanitizerError
 
 _mode: ContextVar[tuple[str, float | None]] = ContextVar("labkernels_emulator_mode", default=("direct", None))
+_trace: ContextVar[Trace] = ContextVar("labkernels_emulator_trace")
 
 
 @contextlib.contextmanager
@@ -27,6 +29,18 @@ def isolated(time_limit_s: float | None = None) -> Iterator[None]:
     """Inside, every kernel launched on CPU tensors runs in a child process: a crash there raises LaunchError here."""
     with _set_mode("isolated", time_limit_s):
         yield
+
+
+@contextlib.contextmanager
+def tracing(time_limit_s: float | None = 30.0) -> Iterator[Trace]:
+    """Inside, every kernel launched on CPU tensors is watched, and the Trace knows afterwards who wrote each element."""
+    trace = Trace()
+    token = _trace.set(trace)
+    try:
+        with _set_mode("traced", time_limit_s):
+            yield trace
+    finally:
+        _trace.reset(token)
 
 
 @contextlib.contextmanager
@@ -45,6 +59,8 @@ def run(kernel, grid, block, args, values, shared_mem: int) -> None:
         report = sanitize(kernel, grid, block, args, shared_mem, time_limit_s=time_limit_s, write_back=True)
         if not report.clean:
             raise SanitizerError(report)
+    elif mode == "traced":
+        _trace.get().launch(kernel, grid, block, args, values, shared_mem, time_limit_s)
     elif mode == "isolated":
         library = kernel.emulated.path
         with launch_in_child(

@@ -155,6 +155,14 @@ const char* lk_output(Launch* launch) { return launch->output.c_str(); }
 std::uint64_t lk_finding_count(Launch* launch) { return launch->sanitizer ? launch->sanitizer->findings.size() : 0; }
 const lk::Finding* lk_findings(Launch* launch) { return launch->sanitizer->findings.data(); }
 
+// For each of `count` items of a region the linear block and thread that wrote it last; ~0 where none did.
+void lk_writers(Launch* launch, int region, std::uint64_t item_bytes, std::uint64_t count, std::uint32_t* block_and_thread) {
+    for (std::uint64_t i = 0; i < count; ++i) {
+        std::uint32_t* out = block_and_thread + 2 * i;
+        if (!launch->sanitizer->writer(region, i * item_bytes, out, out + 1)) out[0] = out[1] = ~0u;
+    }
+}
+
 std::uint64_t lk_profile_line_count(Launch* launch) { return launch->profiler ? launch->profiler->counts.size() : 0; }
 const lk::LineCount* lk_profile_lines(Launch* launch) { return launch->profiler->counts.data(); }
 std::uint64_t lk_profile_sample_count(Launch* launch) { return launch->profiler ? launch->profiler->samples.size() : 0; }

@@ -115,6 +115,17 @@ Sanitizer::Cell* Sanitizer::cells_of(int region) {
     return shadow.cells;
 }
 
+bool Sanitizer::writer(int region, std::uint64_t offset, std::uint32_t* block, std::uint32_t* thread) const {
+    const Cell* cells = shadows_[region].cells;
+    if (!cells) return false;
+    const std::uint64_t address = regions_[region].low + offset;
+    const Cell& cell = cells[address / 4 - regions_[region].low / 4];
+    const Access& last = cell.writes[address % 4].stamp ? cell.writes[address % 4] : cell.atomics;
+    *block = last.stamp - 1;
+    *thread = last.thread;
+    return last.stamp != 0;
+}
+
 bool Sanitizer::ordered(const Access& earlier, const Actor& actor) const {
     const View& view = *actor.view;
     if (earlier.stamp == stamp_) return view.clock_of(earlier.thread) >= earlier.clock;

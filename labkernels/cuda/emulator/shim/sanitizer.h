@@ -82,6 +82,7 @@ public:
     void stalled(Worker& worker);
     void timeout(Worker& worker, Thread& thread, void* pc);
     void end_launch();
+    bool writer(int region, std::uint64_t offset, std::uint32_t* block, std::uint32_t* thread) const;   // who wrote there last
     void crash(Worker& worker, Thread& thread, const std::string& text, void* address, void* pc);
 
     // sanitizer_async.cpp. A channel is what threads arrive at and wait for: a named barrier (1 to 15) or an mbarrier (its address).
