@@ -20,14 +20,18 @@ template <class T> struct Wide { using type = float; };      // in which product
 template <> struct Wide<signed char> { using type = int; };
 template <> struct Wide<unsigned char> { using type = int; };
 
+LK_UNWATCHED inline float widen_fp8(unsigned value, __nv_fp8_interpretation_t kind) {
+    return __half2float(__half(__nv_cvt_fp8_to_halfraw(static_cast<std::uint8_t>(value), kind)));
+}
+
 // Element `part` of a register.
 template <class T> LK_UNWATCHED inline typename Wide<T>::type widen(unsigned word, int part) {
     const unsigned value = word >> (8 * sizeof(T) * part % 32) & (~0u >> (32 - 8 * sizeof(T)));
     if constexpr (std::is_same<T, tf32>::value) return bits<float>(value & 0xffffe000u);        // the rest is not looked at
     else if constexpr (std::is_same<T, __nv_bfloat16>::value) return bits<float>(value << 16);
     else if constexpr (std::is_same<T, __half>::value) return __half2float(bits<__half>(static_cast<std::uint16_t>(value)));
-    else if constexpr (std::is_same<T, __nv_fp8_e4m3>::value) return __half2float(__half(__nv_cvt_fp8_to_halfraw(static_cast<std::uint8_t>(value), __NV_E4M3)));
-    else if constexpr (std::is_same<T, __nv_fp8_e5m2>::value) return __half2float(__half(__nv_cvt_fp8_to_halfraw(static_cast<std::uint8_t>(value), __NV_E5M2)));
+    else if constexpr (std::is_same<T, __nv_fp8_e4m3>::value) return widen_fp8(value, __NV_E4M3);
+    else if constexpr (std::is_same<T, __nv_fp8_e5m2>::value) return widen_fp8(value, __NV_E5M2);
     else return static_cast<T>(value);
 }
 

@@ -114,11 +114,11 @@ def test_missing_wait_gives_wrong_data():
     assert y.isnan().all()
 
 
-@pytest.mark.parametrize("mistake, rounds, kinds", [(1, 1, {"uninitialized"}), (1, 3, {"uninitialized"}), (2, 1, {"race"}), (3, 3, {"race"})])
-def test_mistakes_are_found(mistake, rounds, kinds):
+@pytest.mark.parametrize("mistake, rounds, kind", [(1, 1, "uninitialized"), (1, 3, "uninitialized"), (2, 1, "race"), (3, 3, "race")])
+def test_mistakes_are_found(mistake, rounds, kind):
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
     report = sanitize(pipeline(mistake), 1, 128, (x, torch.empty_like(x), rounds))
-    assert {finding.kind for finding in report.findings} >= kinds, report
+    assert kind in {finding.kind for finding in report.findings}, report
 
 
 def test_source_and_destination_are_checked():

@@ -112,7 +112,8 @@ def test_stored_elements_are_where_ptx_says(device):
     STORE(1, 32, (registers.to(device), out))
     got = elements(out).reshape(6, 4, 8, 8)
     for i, (transposed, count) in enumerate([(t, n) for t in (False, True) for n in COUNTS]):
-        assert numpy.array_equal(registers_of(got[i, :count], transposed), elements(registers).reshape(32, 4, 2)[:, :count]), (transposed, count)
+        want = elements(registers).reshape(32, 4, 2)[:, :count]
+        assert numpy.array_equal(registers_of(got[i, :count], transposed), want), (transposed, count)
         assert (got[i, count:] == 0xFFFF).all()
 
 

@@ -100,7 +100,8 @@ def operands(whole: bool, seed: int) -> list[tuple[torch.Tensor, torch.Tensor, t
                 made.append(torch.randint(-3, 4, shape, generator=generator).float().to(DTYPES[kind]))
             else:
                 made.append(tf32(torch.randn(shape, generator=generator)).to(DTYPES[kind]))
-        c = torch.randint(-100, 100, (16, 8), generator=generator) if whole or kind_sum == "s32" else torch.randn(16, 8, generator=generator)
+        exact = whole or kind_sum == "s32"
+        c = torch.randint(-100, 100, (16, 8), generator=generator) if exact else torch.randn(16, 8, generator=generator)
         matrices.append((*made, c.to(SUMS[kind_sum])))
     return matrices
 

@@ -45,7 +45,8 @@ CASES = [
 
 def product(shape, dtype, sum_dtype, layout_a="row_major", layout_b="col_major") -> Kernel:
     m, n, k = shape
-    defines = {"SHAPE": f"{m}, {n}, {k}", "ROWS": m, "COLUMNS": n, "INPUT": TYPES[dtype], "SUM": TYPES[sum_dtype], "LAYOUT_A": layout_a, "LAYOUT_B": layout_b}
+    defines = {"SHAPE": f"{m}, {n}, {k}", "ROWS": m, "COLUMNS": n, "INPUT": TYPES[dtype], "SUM": TYPES[sum_dtype]}
+    defines |= {"LAYOUT_A": layout_a, "LAYOUT_B": layout_b}
     defines |= {"LEADING_A": k if layout_a == "row_major" else m, "LEADING_B": n if layout_b == "row_major" else k}
     if dtype == torch.float32:
         defines["TF32"] = 1

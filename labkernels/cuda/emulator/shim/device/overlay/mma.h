@@ -71,10 +71,11 @@ template <class T> __attribute__((no_sanitize("thread"))) auto value_of(typename
 namespace nvcuda {
 namespace wmma {
 
-// M x N x K: A is M x K, B is K x N, accumulators are M x N. T: __half, __nv_bfloat16, precision::tf32, signed char, unsigned char, double.
+// M x N x K: A is M x K, B is K x N, accumulators are M x N. T: __half, __nv_bfloat16, precision::tf32, signed and unsigned char, double.
 template <class Use, int M, int N, int K, class T, class Layout = void> class fragment {
     static_assert(lk::wmma::has_shape<T>(M, N, K), "wmma has no fragments of this shape and type (sub-byte types run on a GPU only)");
-    static_assert(std::is_same<Use, accumulator>::value == std::is_same<Layout, void>::value, "matrix_a and matrix_b have a layout, accumulators none");
+    static_assert(std::is_same<Use, accumulator>::value == std::is_same<Layout, void>::value,
+                  "matrix_a and matrix_b have a layout, accumulators none");
 public:
     static constexpr int rows = std::is_same<Use, matrix_b>::value ? K : M, columns = std::is_same<Use, matrix_a>::value ? K : N;
     static constexpr int num_elements = rows * columns / 32, num_storage_elements = num_elements;
@@ -178,9 +179,11 @@ inline __attribute__((always_inline)) void mma_sync(fragment<accumulator, M, N, 
                                                     const fragment<accumulator, M, N, K, C>& c, bool saturate = false) {
     static_assert(std::is_same<A, B>::value, "A and B must have the same type");
     static_assert(std::is_same<C, D>::value || std::is_same<A, __half>::value, "C and D must have the same type");
-    constexpr bool sums_int = std::is_same<D, int>::value, sums_float = std::is_same<D, float>::value, sums_half = std::is_same<D, __half>::value;
-    static_assert(lk::wmma::is_byte<A> ? sums_int : std::is_same<A, double>::value ? std::is_same<D, double>::value
-                                                  : sums_float || (sums_half && std::is_same<A, __half>::value), "wmma has no product of these types");
+    constexpr bool of_halves = std::is_same<A, __half>::value && std::is_same<D, __half>::value;
+    constexpr bool of_doubles = std::is_same<A, double>::value && std::is_same<D, double>::value;
+    constexpr bool of_bytes = lk::wmma::is_byte<A> && std::is_same<D, int>::value;
+    constexpr bool of_floats = !lk::wmma::is_byte<A> && !std::is_same<A, double>::value && std::is_same<D, float>::value;
+    static_assert(of_halves || of_doubles || of_bytes || of_floats, "wmma has no product of these types");
     lk::wmma::ProductLane<M, N, K, A, B, C, D> own{{a.x, b.x, c.x}, d.x, saturate};
     lk::collective(0xffffffffu, &own, lk::wmma::run_product<M, N, K, A, B, C, D>, "mma_sync");
 }
