@@ -21,6 +21,7 @@ from labkernels.lab.compare import compare, differing_bits
 from labkernels.lab.failure import CheckFailed
 from labkernels.lab.guilty_line import guilty_line
 from labkernels.lab.poison import poisoned_memory
+from labkernels.lab.progress import progress
 from labkernels.operation import Op, Peer, Shape, Variant, as_dtype, dtype_name, ops
 
 _SIMULATED_THREAD = re.compile(r"^tid=\[([\d, ]+)\] ctaid=\[([\d, ]+)\]: ")  # so begins what is raised in Numba's simulator
@@ -97,7 +98,7 @@ def check(
     passed, left_out = 0, {}
     with _one_thread():
         sanitizer = _sanitize(op, candidate, _cases(op, op.small_shapes, "cpu", dtypes, seeds[:1], only), device)
-        for case in cases:
+        for case in progress(cases, f"check {op.name}"):
             inputs = case.inputs(op)
             refusal = candidate.accepts(**inputs)
             if refusal is None and device == "cpu" and time.perf_counter() - start > CPU_TIME_S:
