@@ -75,6 +75,7 @@ class SanitizerReport:
 
 
 _IN_WORDS = {  # findings about what runs beside the threads, where there is no array to name
+    "barrier: again": "arrives at a named barrier a second time before the others have come: it has not waited to be told that they did",
     "wgmma: unfenced": "issues a wgmma whose registers were used since the last wgmma_fence(), or no wgmma_fence() came before",
     "wgmma: read": "reads registers that a wgmma may still be writing: wgmma_wait() is missing, or lets too many groups go on",
     "wgmma: write": "writes registers that a wgmma may still be using: wgmma_wait() is missing, or lets too many groups go on",

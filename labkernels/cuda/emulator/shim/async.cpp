@@ -241,6 +241,9 @@ void named_barrier(unsigned id, unsigned threads, bool wait) {
         refuse(pc, "named barrier " + std::to_string(id) + ": this thread expects " + std::to_string(threads) + " threads, those before it " +
                        std::to_string(barrier.expected));
     barrier.expected = threads;
+    if (!barrier.arrived) std::memset(barrier.who, 0, sizeof barrier.who);
+    if (worker.sanitizer && barrier.who[thread.warp] >> thread.lane & 1) worker.sanitizer->arrives_again(worker, thread, pc);
+    barrier.who[thread.warp] |= 1u << thread.lane;
     if (worker.sanitizer) worker.sanitizer->channel_arrive(worker, thread, id);
     const bool complete = ++barrier.arrived == threads;
     if (complete) {

@@ -46,6 +46,7 @@ struct Warp {
 
 struct NamedBarrier {               // bar.sync, bar.arrive with a number of threads
     unsigned expected = 0, arrived = 0;
+    std::uint32_t who[32];          // bit set of the threads that have arrived, valid while some have
 };
 
 struct Launch;

@@ -88,6 +88,7 @@ public:
     // sanitizer_async.cpp. A channel is what threads arrive at and wait for: a named barrier (1 to 15) or an mbarrier (its address).
     void channel_arrive(Worker& worker, Thread& thread, std::uintptr_t channel);
     void channel_complete(Worker& worker, std::uintptr_t channel);
+    void arrives_again(Worker& worker, Thread& thread, void* pc);       // at a named barrier that still counts its last arrival
     void channel_acquire(Worker& worker, Thread& thread, std::uintptr_t channel);
     void mbarrier_access(Worker& worker, Thread& thread, std::uint64_t* barrier, bool init, void* pc);
     void phase_complete(Worker& worker, std::uint64_t* barrier);

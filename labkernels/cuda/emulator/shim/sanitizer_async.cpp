@@ -102,6 +102,8 @@ void Sanitizer::channel_arrive(Worker& worker, Thread& thread, std::uintptr_t ke
     worker.busy = false;
 }
 
+void Sanitizer::arrives_again(Worker& worker, Thread& thread, void* pc) { report_in_words(worker, thread, kRace, "barrier: again", pc); }
+
 void Sanitizer::channel_complete(Worker& worker, std::uintptr_t key) {
     worker.busy = true;
     Async::Channel& channel = async().channels[key];

@@ -227,7 +227,7 @@ void begin_block(Worker& worker, std::uint64_t block) {
     worker.alive = count;
     worker.at_barrier = 0;
     worker.vote_count = 0;
-    for (NamedBarrier& barrier : worker.named) barrier = NamedBarrier{};
+    for (NamedBarrier& barrier : worker.named) barrier.expected = barrier.arrived = 0;
     worker.warpgroup_arrived.assign((worker.warps.size() + 3) / 4, 0);
     worker.current_warp = 0;
     worker.block_aborted = false;
