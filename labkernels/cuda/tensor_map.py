@@ -105,7 +105,7 @@ def _encoded(tensor, sizes, stride_bytes, box, swizzle) -> bytes:
             tensor.dim(),
             tensor.data_ptr(),
             [wide(size) for size in sizes],
-            [wide(stride) for stride in stride_bytes],
+            [wide(stride) for stride in stride_bytes] or [wide(16)],  # one axis has no stride; the driver wants a pointer all the same
             [driver.cuuint32_t(size) for size in box],
             [driver.cuuint32_t(1)] * tensor.dim(),
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,

@@ -9,7 +9,7 @@ import torch
 
 from labkernels.cuda import Kernel, sanitize
 from labkernels.cuda.tensor_map import tensor_map
-from labkernels.errors import ArgumentError
+from labkernels.errors import ArgumentError, LaunchError
 
 NAMES = ["x0", "x1", "x2", "x3", "x4"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.uint8]
@@ -17,6 +17,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.uint8
 # Loads one box and shows the bytes of shared memory; then stores (or adds) the same bytes elsewhere.
 COPY = r"""
     #include "tma.cuh"
+    template <class... At> __device__ void ignore(const TensorMap&, const void*, At...) {}
     extern "C" __global__ void copy(const __grid_constant__ TensorMap from, const __grid_constant__ TensorMap to, unsigned char* seen,
                                     int bytes, int x0, int x1, int x2, int x3, int x4) {
         __shared__ __align__(1024) unsigned char tile[16384];
@@ -95,12 +96,21 @@ def test_boxes_of_one_to_five_axes_come_and_go(shape, box, corner, swizzle, dtyp
     seen = torch.zeros(len(data), dtype=torch.uint8, device=device)
     maps = tensor_map(x, box, swizzle), tensor_map(y, box, swizzle)
     at = (*corner[::-1], 0, 0, 0, 0)[:5]
-    copy(len(shape))(1, 64, (*maps, seen, len(data), *at))
+    loads_only = min(corner) < 0  # a store there is an illegal instruction
+    copy(len(shape), put="ignore" if loads_only else "tma_store")(1, 64, (*maps, seen, len(data), *at))
     padded = numpy.concatenate([data, numpy.zeros(-len(data) % 1024, numpy.uint8)])
     assert numpy.array_equal(seen.cpu().numpy(), swizzled(padded, swizzle)[: len(data)])
-    inside = tuple(slice(max(c, 0), max(c, 0) + b + min(c, 0)) for c, b in zip(corner, box))
-    before[inside] = x[inside]
+    if not loads_only:
+        inside = tuple(slice(c, c + b) for c, b in zip(corner, box))
+        before[inside] = x[inside]
     assert torch.equal(y, before)
+
+
+def test_a_store_that_begins_before_the_tensor_is_refused_as_a_gpu_does():
+    x, y = values((9, 24), torch.float32), torch.zeros(9, 24)
+    maps = tensor_map(x, (8, 20)), tensor_map(y, (8, 20))
+    with pytest.raises(LaunchError, match="negative"):
+        copy(2)(1, 64, (*maps, torch.zeros(640, dtype=torch.uint8), 640, 0, -1, 0, 0, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int32])

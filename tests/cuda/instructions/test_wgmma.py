@@ -100,8 +100,11 @@ def check(device, c_type="__nv_bfloat16", n=16, swizzle_a=0, swizzle_b=0, ta=0, 
     if c_type == "float":                                   # tf32: the last 13 bits are not looked at
         a, b = ((x.view(torch.int32) & ~0x1FFF).view(torch.float32) for x in (a, b))
     want = a.double() @ b.double().T
-    tolerance = 2e-2 if "fp8" in c_type and device == "cuda" else 2e-4      # a GPU adds fp8 products with fewer bits
-    torch.testing.assert_close(d.cpu().double(), want, rtol=1e-5, atol=tolerance)
+    got = d.cpu().double()
+    if "fp8" in c_type and device == "cuda":                # a GPU adds fp8 products with fewer bits than float32 has
+        assert (got - want).norm() < 1e-2 * want.norm()
+    else:
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("registers", [0, 1])

@@ -368,6 +368,8 @@ void tensor_store(const void* raw, const int* coordinates, unsigned rank, const 
     const auto kind = static_cast<ElementKind>(map.kind);
     if (add && kind != kFloat32 && kind != kFloat16 && kind != kBfloat16 && kind != kInt32)
         refuse(pc, "tma_reduce_add: the tensor must be float32, float16, bfloat16 or int32");
+    for (unsigned i = 0; i < rank; ++i)
+        if (coordinates[i] < 0) refuse(pc, std::string(what) + ": a coordinate is negative, which a store may not have (a load may)");
     check_shared(shared, 0, 128, pc, what);
     const auto pieces = [&](auto visit) {
         each_piece(map, coordinates, static_cast<char*>(const_cast<void*>(shared)), [&](char* target, char* source, unsigned bytes) {
