@@ -34,7 +34,7 @@ def _writer(again: Callable[[], torch.Tensor], got: torch.Tensor, index: tuple[i
             result = again()
     except (LabKernelsError, CheckFailed):
         return ""
-    return trace.writer(result, index)
+    return trace.writer(result.reshape(got.shape), index)
 
 
 def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch.Tensor], repeat: bool, owner: Callable | None) -> None:

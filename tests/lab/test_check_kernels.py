@@ -66,6 +66,20 @@ def test_the_thread_that_wrote_the_first_wrong_element_is_named():
     assert raised.value.owner == "thread 3 of block 1 (softmax)" and "thread 3 of block 1" in str(raised.value)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator alone knows who wrote an element")
+def test_the_writer_of_a_single_number_is_named_too():
+    kernel = Kernel('extern "C" __global__ void twice(const float* x, float* y, int n) { if (threadIdx.x == 5) *y = 2 * x[n - 1]; }', "twice")
+
+    def twice(x):
+        y = torch.empty(1)
+        kernel(1, 32, (x.contiguous(), y, x.numel()))
+        return y
+
+    with pytest.raises(CheckFailed) as raised:
+        check("sum", twice, quiet=True)
+    assert raised.value.owner == "thread 5 of block 0 (twice)"
+
+
 def test_a_wrong_dtype_for_the_kernel_is_an_exception_that_names_the_argument():
     fn = softmax_by(SCALE_ROWS.replace("GUARD", ">=").replace("LAST", "cols"))
     with pytest.raises(CheckFailed) as raised:

@@ -5,8 +5,8 @@
 // the last N groups, so that it may be reused, tma_wait<N>() until they have been written too.
 //
 // A tensor map (labkernels.cuda.tensor_map) is a parameter, `const __grid_constant__ TensorMap a`. Coordinates count elements and
-// begin with the innermost axis; what lies outside the tensor is loaded as 0 and not stored. A load may begin at negative coordinates;
-// a store that does is an illegal instruction (seen on an H200). Shared memory must lie on a multiple of
+// begin with the innermost axis; what lies outside the tensor is loaded as 0 and not stored. Keep to coordinates from 0:
+// on an H200 a store that begins at a negative one is an illegal instruction, and so are some loads. Shared memory must lie on a multiple of
 // 128 bytes; with a swizzle of W bytes the pattern repeats every 8 W bytes, so let a tile begin there.
 #pragma once
 #include "mbarrier.cuh"
