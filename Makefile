@@ -49,11 +49,12 @@ book: $(READY) ## make the notebooks from solutions/*.py, worked and student edi
 bench: $(READY) ## time every variant beside its peers; without a GPU, show the recorded figures
 	$(PY) -m labkernels bench $(FLAGS)
 
-# Only files with GPU tests are imported: the others may need what a GPU machine lacks, Jupyter for one.
+# Only files that may hold GPU tests (marked so, or for any `device`) are imported: the others may need what a GPU machine lacks,
+# Jupyter for one.
 gpu-test: $(READY) ## on a GPU: the tests that need it, and the benchmark, recorded under OUT
 	@$(PY) -c "import torch; torch.cuda.is_available() or exit('make gpu-test: torch sees no NVIDIA GPU here')"
 	@mkdir -p $(OUT); failed=0; \
-	$(PY) -m pytest -m gpu $$(grep -rl --include='test_*.py' 'mark\.gpu' tests) $(FLAGS) 2>&1 | tee $(OUT)/pytest.txt || failed=1; \
+	$(PY) -m pytest -m gpu $$(grep -rlE --include='test_*.py' 'mark\.gpu|\<device\>' tests) $(FLAGS) 2>&1 | tee $(OUT)/pytest.txt || failed=1; \
 	$(PY) -m labkernels bench --record $(OUT) 2>&1 | tee $(OUT)/bench.txt || failed=1; \
 	echo "Recorded in $(OUT). $$( [ $$failed = 0 ] && echo Passed || echo FAILED ): $$(tail -n 1 $(OUT)/pytest.txt)"; \
 	exit $$failed
