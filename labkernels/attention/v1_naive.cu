@@ -3,7 +3,7 @@
 //             element of the output.
 //   Predicts  The scores are written twice and read at least twice, 16 bytes a pair of query and key. At S=4096 with 32 heads the
 //             matrix takes 2.1 GB, and 4 times as much at each doubling of S.
-//   Measured  data/measured/h200/attention.csv
+//   Measured  data/measured/h200/attention.csv: float32, S=4096, d=128, 32 heads: 298 ms.
 //   Wastes    Memory, all of it. And each thread reads a whole row of q and of k for one score: 8 bytes for 2 FLOPs.
 #include <math_constants.h>
 

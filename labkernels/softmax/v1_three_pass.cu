@@ -2,7 +2,7 @@
 //   Idea      exp(x - max) / sum(exp(x - max)) never overflows, because no exponent is above 0. But the maximum must be known
 //             before anything can be summed, and the sum before anything can be divided.
 //   Predicts  3 reads and 1 write an element: at least twice the bytes that must move, unless the row still is in a cache.
-//   Measured  data/measured/h200/softmax.csv
+//   Measured  data/measured/h200/softmax.csv: float32, 16384 x 4096: 0.320 ms.
 //   Wastes    Two of the three reads; and a second exp, of a value that was at hand one pass before.
 #include <math_constants.h>
 

@@ -3,7 +3,7 @@
 //             factor by which a sum was measured against too small a maximum is known: exp(old maximum - new maximum).
 //   Predicts  2 reads and 1 write an element, not 3 and 1 (v1): 0.75 of the time where no cache holds the rows. More arithmetic,
 //             3 exps an element and not 2.
-//   Measured  data/measured/h200/softmax.csv
+//   Measured  data/measured/h200/softmax.csv: float32, 16384 x 4096: v1 0.320 ms -> v2 0.263 ms.
 //   Wastes    The second read: a short row would fit in the warp's registers. 4 bytes a load where 16 are possible. One warp for a
 //             row however long it is.
 #include <math_constants.h>

@@ -2,7 +2,7 @@
 //   Idea      A row of up to 1024 elements fits in a warp's registers (32 a lane), one of up to 32768 in those of a block of 1024
 //             threads. What is in registers needs no online rescaling: maximum, exp, sum, all on the spot.
 //   Predicts  1 read and 1 write an element, nothing can move less: the time of a copy. One exp an element.
-//   Measured  data/measured/h200/softmax.csv
+//   Measured  data/measured/h200/softmax.csv: float32, 16384 x 4096: v2 0.263 ms -> v3 0.135 ms.
 //   Wastes    Longer rows are read twice (softmax_streamed), and one block a row leaves most of the GPU idle if rows are few.
 #include <math_constants.h>
 

@@ -3,7 +3,7 @@
   Idea      The grid need not be as large as the data. A thread that starts at its own number and goes on in steps of the whole grid
             keeps its sum in a register, and neighbouring threads read neighbouring elements at every step.
   Predicts  One atomic addition a thread, not one an element: at 64 Mi elements and 262144 threads 256 times fewer than in v1_naive.cu.
-  Measured  data/measured/h200/sum.csv
+  Measured  data/measured/h200/sum.csv: 16777216 elements: v1 29.5 ms -> 0.476 ms.
   Wastes    Still a quarter of a million atomic additions to one address, in an order that changes from run to run; 4 bytes a load.
 """
 

@@ -2,7 +2,7 @@
 //   Idea      An atomic addition cannot be interrupted, so a million threads may add to one float and none is lost.
 //   Predicts  Additions to one address happen one after another, near one a clock: 64 Mi elements take tens of milliseconds,
 //             though their bytes would take 0.06 ms.
-//   Measured  data/measured/h200/sum.csv
+//   Measured  data/measured/h200/sum.csv: 16777216 elements: 29.5 ms.
 //   Wastes    Everything but the atomic unit. And the order of additions is whatever it happens to be: floating-point addition is
 //             not associative, so two runs differ in the last bits.
 
