@@ -12,7 +12,7 @@ from labkernels.cuda.kernel import Kernel
 from labkernels.errors import ArgumentError
 
 SIMULATED_STEPS = 1 << 17  # of a Numba kernel without a GPU: about a second
-_C_TYPES = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16"}
+_C_TYPES = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def kernel(path: Path, name: str, *template_arguments) -> Kernel:
 def c_type(dtype: torch.dtype) -> str:
     """The C++ type of the kernels' elements of this dtype; ArgumentError for a dtype that they do not take."""
     if dtype not in _C_TYPES:
-        raise ArgumentError(f"these kernels take {' and '.join(map(str, _C_TYPES))}, got {dtype}")
+        raise ArgumentError(f"these kernels take {', '.join(map(str, _C_TYPES))}, got {dtype}")
     return _C_TYPES[dtype]
 
 

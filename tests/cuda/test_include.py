@@ -65,7 +65,7 @@ def test_block_reductions_are_clean_under_the_sanitizer():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("c_type, dtype", [("float", torch.float32), ("__nv_bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize("c_type, dtype", [("float", torch.float32), ("__nv_bfloat16", torch.bfloat16), ("__half", torch.float16)])
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_vectors_are_read_as_floats_and_written_rounded(c_type, dtype, width, device):
     x = torch.randn(32 * width, generator=torch.Generator().manual_seed(width)).to(device, dtype)
