@@ -8,7 +8,6 @@ inputs untouched, the same bits when run again. In bfloat16 the result may be at
 from __future__ import annotations
 
 import inspect
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +23,6 @@ from labkernels.lab.poison import poisoned_memory
 from labkernels.lab.progress import progress
 from labkernels.operation import Op, Peer, Shape, Variant, as_dtype, dtype_name, ops
 
-_SIMULATED_THREAD = re.compile(r"^tid=\[([\d, ]+)\] ctaid=\[([\d, ]+)\]: ")  # so begins what is raised in Numba's simulator
 CPU_TIME_S = 120.0  # after this long in the emulator (or Numba's simulator), the cases that are left are left out, and the report says so
 
 
@@ -198,17 +196,7 @@ def _sanitize(op: Op, candidate: _Candidate, cases: list[Case], device: str) -> 
 
 
 def _exception(case: Case, error: Exception) -> CheckFailed:
-    line = guilty_line(error)
-    message = _SIMULATED_THREAD.sub(lambda match: f"thread {_place(match.group(1))} of block {_place(match.group(2))}: ", str(error))
-    return CheckFailed("exception", where=line or "", got=f"{type(error).__name__}: {message}", case=str(case))
-
-
-def _place(numbers: str) -> str:
-    """The number of a thread or block as the sanitizer writes it: 33, or (33, 2) where another axis counts too."""
-    axes = [int(number) for number in numbers.split(",")]
-    while len(axes) > 1 and axes[-1] == 0:
-        axes.pop()
-    return str(axes[0]) if len(axes) == 1 else str(tuple(axes))
+    return CheckFailed("exception", where=guilty_line(error) or "", got=f"{type(error).__name__}: {error}", case=str(case))
 
 
 def _judge(op: Op, candidate: _Candidate, case: Case, inputs: dict, repeat: bool) -> None:
