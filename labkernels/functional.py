@@ -1,7 +1,8 @@
 """The operations as functions: each picks the fastest variant that accepts its inputs, on the device where they live."""
 
 from labkernels.attention import attention
+from labkernels.matmul import matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum
 
-__all__ = ["attention", "softmax", "sum"]
+__all__ = ["attention", "matmul", "softmax", "sum"]

@@ -145,21 +145,25 @@ class _Candidate:
         return cls(getattr(fn, "__name__", type(fn).__name__), fn, lambda **inputs: None, getattr(fn, "owner", None))
 
     def __call__(self, op: Op, inputs: dict):
-        """Call with tensors by position and options by keyword; an option at its default is not passed to who does not take it."""
-        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
-        options = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
+        """Call with what must be given by position, the rest by keyword; an option at its default is not passed to who does not take it."""
         defaults = inspect.signature(op.reference).parameters
+        tensors = [value for name, value in inputs.items() if defaults[name].default is inspect.Parameter.empty]
+        options = {name: value for name, value in inputs.items() if defaults[name].default is not inspect.Parameter.empty}
         try:
             taken = inspect.signature(self.fn).parameters
         except (TypeError, ValueError):
             taken = defaults
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-            options = {name: value for name, value in options.items() if name in taken or value != defaults[name].default}
+            options = {name: value for name, value in options.items() if name in taken or not _same(value, defaults[name].default)}
         with poisoned_memory():
             result = self.fn(*tensors, **options)
         if tensors[0].device.type == "cuda":
             torch.cuda.synchronize()
         return result
+
+
+def _same(value, default) -> bool:
+    return value is default or not isinstance(value, torch.Tensor) and value == default
 
 
 def _cases(op: Op, shapes, device: str, dtypes, seeds, only: dict) -> list[Case]:
