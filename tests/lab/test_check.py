@@ -37,13 +37,30 @@ def test_quiet_prints_nothing(capsys):
 
 @pytest.mark.parametrize("op", list(ops))
 def test_zeros_fail(op):
-    like = {"sum": lambda x: x.new_zeros(()), "softmax": torch.zeros_like, "attention": lambda q, k, v, causal, scale: torch.zeros_like(q)}
-    assert failure_of(op, like[op]).reason == "mismatch"
+    zeros = lambda *tensors, **options: torch.zeros_like(ops[op].native(*tensors, **options))
+    assert failure_of(op, zeros).reason == "mismatch"
 
 
 @pytest.mark.parametrize("op", list(ops))
 def test_pytorchs_own_passes(op):
     assert check(op, ops[op].native, quiet=True).passed > 20
+
+
+def test_a_tensor_that_may_be_left_out_comes_by_keyword():
+    seen = []
+
+    def remember(a, b, **options):
+        seen.append(options)
+        return ops["matmul"].native(a, b, **options)
+
+    def product(a, b):
+        return torch.mm(a, b)
+
+    check("matmul", remember, epilogue="bias+silu+residual", seeds=(0,), dtypes=["float32"], quiet=True)
+    bias, residual = seen[0]["bias"], seen[0]["residual"]
+    assert (bias.dim(), seen[0]["activation"], residual.dim()) == (1, "silu", 2)
+    assert check("matmul", product, epilogue="none", seeds=(0,), quiet=True).passed > 20
+    assert failure_of("matmul", product, epilogue="bias").reason == "exception"
 
 
 def test_wrong_shape():
