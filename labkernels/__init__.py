@@ -17,6 +17,7 @@ _HOME = {
     "profile": "labkernels.cuda",
     "check": "labkernels.lab.check",
     "check_against": "labkernels.lab.check_against",
+    "check_counters": "labkernels.lab.check_counters",
     "CheckFailed": "labkernels.lab.failure",
     "bench": "labkernels.lab.bench",
     "check_prediction": "labkernels.classroom.predictions",

@@ -12,6 +12,7 @@ _PUBLIC = {
     "Resources": "labkernels.cuda.resources",
     "sanitize": "labkernels.cuda.emulator",
     "profile": "labkernels.cuda.emulator",
+    "profiling": "labkernels.cuda.emulator",
     "sanitizing": "labkernels.cuda.emulator",
     "isolated": "labkernels.cuda.emulator",
 }

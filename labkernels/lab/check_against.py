@@ -34,12 +34,20 @@ def check_against(
     The tolerance is that of a few operations on numbers near 1; for long sums and exponentials there are the operations of `lk.ops`.
     Prints one line; raises CheckFailed, or ArgumentError if a case does not fit `reference`.
     """
+    op = operation_of(reference, fn, cases, mistakes)
+    return check(op, fn, seeds=(0,), quiet=quiet)
+
+
+def operation_of(
+    reference: Callable[..., torch.Tensor], fn: Callable, cases: Sequence[Mapping[str, Any]], mistakes: Mapping[str, Callable] | None = None
+) -> Op:
+    """`reference` as an operation that is judged on `cases`; ArgumentError if one does not fit it."""
     shapes = tuple(dict(case) for case in cases)
     for shape in shapes:
         _expect_to_fit(reference, shape)
     small = tuple(shape for shape in shapes if _largest(shape) <= SMALL_ELEMENTS)
     axes = reference(**_random(torch.Generator().manual_seed(0), "cpu", torch.float64, **shapes[0])).dim() if shapes else 0
-    op = Op(
+    return Op(
         name=getattr(fn, "__name__", type(fn).__name__),
         summary="",
         load_variants=dict,
@@ -54,7 +62,6 @@ def check_against(
         tolerance=_tolerance,
         hints=lambda failure: _hint(failure, mistakes or {}),
     )
-    return check(op, fn, seeds=(0,), quiet=quiet)
 
 
 def _random(generator: torch.Generator, device, dtype: torch.dtype, **case) -> dict[str, Any]:

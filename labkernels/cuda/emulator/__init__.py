@@ -20,6 +20,7 @@ _PUBLIC = {
     "sanitizing": "modes",
     "tracing": "modes",
     "profile": "profiler",
+    "profiling": "modes",
 }
 __all__ = list(_PUBLIC)
 

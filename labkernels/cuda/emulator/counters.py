@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas
 
 from labkernels.cuda.source import Source
+from labkernels.errors import ArgumentError
 
 # In the order of the runtime's kinds of events (shim/profiler.h).
 GLOBAL = ("global_load", "global_store", "global_atomic")
@@ -24,7 +25,7 @@ _OF_KIND = {
     **dict.fromkeys(SHARED, ("requests", "bytes", "wavefronts", "conflicts")),
     **dict.fromkeys(LOCAL, ("requests", "bytes")),
 }
-_TOTALS = {f"{kind}_{counter}": (kind, counter) for kind, counters in _OF_KIND.items() for counter in counters}
+TOTALS = {f"{kind}_{counter}": (kind, counter) for kind, counters in _OF_KIND.items() for counter in counters}
 
 
 class ProfiledLaunch(NamedTuple):
@@ -81,8 +82,8 @@ class Profile:
     launched: ProfiledLaunch | None = field(repr=False, default=None)
 
     def __getattr__(self, name: str):
-        if name in _TOTALS:
-            kind, counter = _TOTALS[name]
+        if name in TOTALS:
+            kind, counter = TOTALS[name]
             rows = self.rows
             return int(rows.loc[rows["kind"] == kind, counter].sum())
         kind = name.removesuffix("_sectors_per_request")
@@ -91,7 +92,12 @@ class Profile:
         raise AttributeError(f"a profile has no {name!r}; its counters are like global_load_sectors, see help(Profile)")
 
     def __dir__(self):
-        return sorted([*super().__dir__(), *_TOTALS, *(f"{kind}_sectors_per_request" for kind in GLOBAL)])
+        return sorted([*super().__dir__(), *TOTALS, *(f"{kind}_sectors_per_request" for kind in GLOBAL)])
+
+    @property
+    def bank_conflicts(self) -> int:
+        """Passes through shared memory beyond the fewest possible, of loads, stores and atomics together."""
+        return sum(getattr(self, f"{kind}_conflicts") for kind in SHARED)
 
     @property
     def barriers(self) -> int:
@@ -140,6 +146,38 @@ class Profile:
             lines.append(row)
         return pandas.DataFrame(lines)
 
+    @classmethod
+    def together(cls, profiles: Sequence[Profile]) -> Profile:
+        """Several launches as one: their counts added up. Raises ValueError if there is none."""
+        if not profiles:
+            raise ValueError("Profile.together: no launch to add up")
+        if len(profiles) == 1:
+            return profiles[0]
+        summed = {name: sum(getattr(p, name) for p in profiles) for name in ("bytes_loaded_once", "bytes_stored_once", "l2_hits", "l2_misses")}
+        return cls(
+            kernel=", ".join(dict.fromkeys(p.kernel for p in profiles)),
+            source=profiles[0].source,
+            rows=pandas.concat([p.rows for p in profiles], ignore_index=True),
+            samples=[sample for p in profiles for sample in p.samples],
+            l2_bytes=profiles[0].l2_bytes,
+            **summed,
+        )
+
+    def line_of(self, what: int | str) -> int:
+        """The number of a line of the source, from that number or from a piece of the line's text, such as `"out["`.
+
+        Raises ArgumentError where no line that touches memory has it.
+        """
+        if isinstance(what, int):
+            return what
+        lines = self.by_line
+        lines = lines[(lines["file"] == self.source.filename) & (lines[[f"{kind}_requests" for kind in ACCESSES]].sum(axis=1) > 0)]
+        found = [row.line for row in lines.itertuples() if what in row.text]
+        if not found:
+            there = "; ".join(f"{row.line}: {row.text}" for row in lines.itertuples())
+            raise ArgumentError(f"{self.kernel}: no line with {what!r} touches memory; these lines do: {there}")
+        return int(found[0])
+
     def with_ncu(self) -> Profile:
         """The same profile with Nsight Compute's counters beside the emulator's, of the same launch on this machine's GPU.
 
@@ -156,11 +194,12 @@ class Profile:
         rows = [(name, getattr(self, name), value) for name, value in (self.ncu or {}).items()]
         return pandas.DataFrame(rows, columns=["counter", "emulator", "ncu"])
 
-    def plot_line(self, line: int):
-        """A picture of one request of each access in `line`: what its lanes touch, in sectors, or in the banks of shared memory."""
+    def plot_line(self, line: int | str):
+        """A picture of one request of each access in `line` (its number, or a piece of its text): what its lanes touch, in sectors, or
+        in the banks of shared memory."""
         from labkernels.lab.profile_plots import plot_line
 
-        return plot_line(self, line)
+        return plot_line(self, self.line_of(line))
 
     def plot_barriers(self):
         """A picture of how far the warps of the first blocks were, in requests made, when they came to each barrier."""

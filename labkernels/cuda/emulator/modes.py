@@ -1,4 +1,4 @@
-"""How launches on CPU tensors run: in this process, isolated in a child process, or watched by the sanitizer."""
+"""How launches on CPU tensors run: in this process, isolated in a child process, or watched by sanitizer or profiler."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from labkernels.cuda.emulator.counters import Profile
 from labkernels.cuda.emulator.launch import FINISHED, threads
 from labkernels.cuda.emulator.launch import run as run_here
+from labkernels.cuda.emulator.profiler import profile
 from labkernels.cuda.emulator.remote import launch_in_child
 from labkernels.cuda.emulator.sanitizer import sanitize
 from labkernels.cuda.emulator.writers import Trace
@@ -15,6 +17,7 @@ from labkernels.errors import LaunchError, SanitizerError
 
 _mode: ContextVar[tuple[str, float | None]] = ContextVar("labkernels_emulator_mode", default=("direct", None))
 _trace: ContextVar[Trace] = ContextVar("labkernels_emulator_trace")
+_profiles: ContextVar[list[Profile]] = ContextVar("labkernels_emulator_profiles")
 
 
 @contextlib.contextmanager
@@ -44,6 +47,18 @@ def tracing(time_limit_s: float | None = 30.0) -> Iterator[Trace]:
 
 
 @contextlib.contextmanager
+def profiling(time_limit_s: float | None = 60.0) -> Iterator[list[Profile]]:
+    """Inside, every kernel launched on CPU tensors is counted too; the list has a Profile of each launch, in their order."""
+    profiles: list[Profile] = []
+    token = _profiles.set(profiles)
+    try:
+        with _set_mode("profiled", time_limit_s):
+            yield profiles
+    finally:
+        _profiles.reset(token)
+
+
+@contextlib.contextmanager
 def _set_mode(mode: str, time_limit_s: float | None) -> Iterator[None]:
     token = _mode.set((mode, time_limit_s))
     try:
@@ -61,6 +76,8 @@ def run(kernel, grid, block, args, values, shared_mem: int) -> None:
             raise SanitizerError(report)
     elif mode == "traced":
         _trace.get().launch(kernel, grid, block, args, values, shared_mem, time_limit_s)
+    elif mode == "profiled":
+        _profiles.get().append(profile(kernel, grid, block, args, shared_mem, time_limit_s=time_limit_s, write_back=True))
     elif mode == "isolated":
         library = kernel.emulated.path
         with launch_in_child(

@@ -14,12 +14,13 @@ from labkernels.errors import CompileError, LaunchError, ToolchainError
 
 
 def profile(
-    kernel, grid, block, args, shared_mem: int = 0, *, l2_bytes: int = 0, ncu: bool = False, time_limit_s: float | None = 60.0
-) -> Profile:
+    kernel, grid, block, args, shared_mem: int = 0, *, l2_bytes: int = 0, ncu: bool = False, time_limit_s: float | None = 60.0,
+    write_back: bool = False,
+) -> Profile:  # fmt: skip
     """Run `kernel` once in the emulator and count what its warps ask of memory.
 
-    Takes what a launch takes, and leaves the tensors as they were; those on a GPU are copied. Counts are exact and the same in every
-    run. `l2_bytes` adds a model of an L2 cache of that size, least recently used out first; blocks run one after another in it.
+    Takes what a launch takes, and leaves the tensors as they were (or, with `write_back`, as the kernel leaves them); those on a GPU
+    are copied. Counts are exact and the same in every run. `l2_bytes` adds a model of an L2 cache of that size, least recently used out first; blocks run one after another in it.
     `ncu` runs the launch under Nsight Compute too, on this machine's GPU: see `Profile.with_ncu`.
 
     Raises CompileError, ArgumentError, LaunchError where the kernel does not end well, and ToolchainError where `ncu` cannot run.
@@ -33,6 +34,8 @@ def profile(
     ) as launch:
         if launch.outcome != FINISHED:
             raise LaunchError(launch.answer["failure"])
+        if write_back:
+            launch.write_back()
         arrays = [name for name, _, _ in launch.arrays()]
     found = launch.answer["profile"]
     places = launch.places([row["pc"] for row in [*found["lines"], *found["samples"]]])

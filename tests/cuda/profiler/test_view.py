@@ -125,3 +125,10 @@ def test_the_timeline_of_barriers_shows_who_waits_for_whom():
     assert "the furthest are 21 requests apart" in picture.alt                # warp 0 adds in 7 steps more than warp 7, three requests each
     with pytest.raises(ArgumentError, match="no warp came to a barrier"):
         scatter().plot_barriers()
+
+
+def test_a_line_may_be_named_by_a_piece_of_its_text():
+    profile = scatter()
+    assert profile.line_of("y[8 * i]") == 5 and profile.plot_line("y[8 * i]").alt == profile.plot_line(5).alt
+    with pytest.raises(ArgumentError, match=r"no line with 'z\['.*4: if \(i < n"):
+        profile.plot_line("z[")
