@@ -36,8 +36,8 @@ class Config:
 
 
 @functools.lru_cache(None)
-def _kernel(config: Config, dtype, a_columns: bool, b_rows: bool, activation: int) -> Kernel:
-    flags = [config.rows, config.columns, config.consumers, config.stages, config.slabs, config.cluster, *(str(f).lower() for f in (a_columns, b_rows)), activation]
+def _kernel(config: Config, dtype, a_columns: bool, b_rows: bool, finish: bool, activation: int) -> Kernel:
+    flags = [config.rows, config.columns, config.consumers, config.stages, config.slabs, config.cluster, *(str(f).lower() for f in (a_columns, b_rows, finish)), activation]
     defines = {"CLUSTERS": config.cluster} if config.cluster > 1 else {}
     return Kernel(FILE, f"matmul_hopper<{TYPES[dtype]}, {', '.join(map(str, flags))}>", defines=defines)
 
@@ -49,12 +49,14 @@ def configured(config: Config, a, b, bias=None, activation=None, residual=None) 
     out = torch.empty((m, n), dtype=a.dtype, device=a.device)
     map_a = tensor_map(a.t(), (64, 64), 128) if a_columns else tensor_map(a, (config.rows, 64), 128)
     map_b = tensor_map(b, (64, 64), 128) if b_rows else tensor_map(b.t(), (config.columns // config.cluster, 64), 128)
-    map_c = tensor_map(out, (64, 64), 128)
-    kernel = _kernel(config, a.dtype, a_columns, b_rows, ACTIVATIONS[activation])
+    slab = 32 if config.columns % 64 else 64
+    map_c = tensor_map(out, (64, slab), 2 * slab)
+    finish = bias is not None or residual is not None or activation is not None
+    kernel = _kernel(config, a.dtype, a_columns, b_rows, finish, ACTIVATIONS[activation])
     processors = torch.cuda.get_device_properties(a.device).multi_processor_count if a.is_cuda else 2
     tiles = ceil_div(m, config.rows * config.cluster) * ceil_div(n, config.columns)
     blocks = min(processors // config.cluster, tiles) * config.cluster
     stride = residual.stride(0) if residual is not None else 0
-    args = (map_a, map_b, map_c, out, m, n, k, bias, residual, stride, config.band)
+    args = (map_a, map_b, map_c, m, n, k, bias, residual, stride, config.band)
     kernel(blocks, 128 * (config.consumers + 1), args, config.shared_mem)
     return out

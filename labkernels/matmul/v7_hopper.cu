@@ -66,12 +66,11 @@ __device__ __forceinline__ unsigned pack_pair<__half>(float low, float high) { r
 #else
 #define LK_CLUSTER
 #endif
-template <class T, int ROWS, int COLUMNS, int CONSUMERS, int STAGES, int SLABS, int CLUSTER, bool A_COLUMNS, bool B_ROWS, int ACTIVATION>
+template <class T, int ROWS, int COLUMNS, int CONSUMERS, int STAGES, int SLABS, int CLUSTER, bool A_COLUMNS, bool B_ROWS, bool FINISH, int ACTIVATION>
 __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
-    matmul_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, T* out,
-                  int m, int n, int k, const T* bias, const T* residual, long long residual_stride, int band) {
+    matmul_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, int m, int n, int k, const T* bias, const T* residual, long long residual_stride, int band) {
     using Memory = Layout<T, ROWS, COLUMNS, STAGES, SLABS>;
-    constexpr int DEPTH = Memory::DEPTH, PARTS = ROWS / CONSUMERS / 64, PANEL = ROW_BYTES / sizeof(T);
+    constexpr int DEPTH = Memory::DEPTH, PARTS = ROWS / CONSUMERS / 64, PANEL = ROW_BYTES / sizeof(T), SLAB_COLUMNS = COLUMNS % 64 ? 32 : 64;
     extern __shared__ __align__(1024) char dynamic[];
     const Memory memory(dynamic);
     Mbarrier *full = memory.full(), *empty = memory.empty();
@@ -167,33 +166,33 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         for (int part = 0; part < PARTS; ++part) wgmma_wait<0>(d[part]);
         release(before);
 
-        // C leaves as slabs of 64 x 64, through shared memory and the copy engine, while the next tile is multiplied.
+        // C leaves as slabs of 64 rows, through shared memory and the copy engine, while the next tile is multiplied.
         const int warp_row = thread / 32 * 16;
 #pragma unroll
         for (int part = 0; part < PARTS; ++part)
 #pragma unroll
-            for (int slab = 0; slab < COLUMNS / 64; ++slab) {
+            for (int slab = 0; slab < COLUMNS / SLAB_COLUMNS; ++slab) {
                 constexpr int EACH = SLABS / CONSUMERS;
-                char* staged = memory.slab(warpgroup * EACH + (part * (COLUMNS / 64) + slab) % EACH);
-                const int slab_row = row + part * 64, slab_column = column + slab * 64;
+                char* staged = memory.slab(warpgroup * EACH + (part * (COLUMNS / SLAB_COLUMNS) + slab) % EACH);
+                const int slab_row = row + part * 64, slab_column = column + slab * SLAB_COLUMNS;
                 if (thread == 0) tma_wait_read<EACH - 1>();
                 named_barrier_sync(1 + warpgroup, GROUP);
 #pragma unroll
-                for (int pair = 0; pair < 4; ++pair) {  // of blocks of 8 columns
+                for (int pair = 0; pair < SLAB_COLUMNS / 16; ++pair) {  // of blocks of 8 columns
                     unsigned packed[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        const float* sums = d[part] + 32 * slab + 8 * pair + 2 * i;
+                        const int at = (slab * SLAB_COLUMNS + 16 * pair) / 2 + 2 * i;
+                        float sums[2] = {d[part][at], d[part][at + 1]};
                         const int r = slab_row + warp_row + lane / 4 + (i & 1) * 8, col = slab_column + 16 * pair + (i >> 1) * 8 + lane % 4 * 2;
-                        float low = sums[0], high = sums[1];
-                        if (r < m && col < n) low = finish<ACTIVATION>(low, bias, residual, residual_stride, r, col);
-                        if (r < m && col + 1 < n) high = finish<ACTIVATION>(high, bias, residual, residual_stride, r, col + 1);
-                        packed[i] = pack_pair<T>(low, high);
+                        if (FINISH && r < m && col < n) finish<ACTIVATION>(sums, bias, residual, residual_stride, r, col);
+                        packed[i] = pack_pair<T>(sums[0], sums[1]);
                     }
                     const int staged_row = warp_row + lane % 16, piece = 2 * pair + lane / 16;
-                    stmatrix(staged + staged_row * ROW_BYTES + ((piece ^ staged_row % 8) << 4), packed);
+                    const int swizzled = SLAB_COLUMNS == 64 ? piece ^ staged_row % 8 : piece ^ staged_row / 2 % 4;
+                    stmatrix(staged + staged_row * (2 * SLAB_COLUMNS) + (swizzled << 4), packed);
                 }
-                fence_proxy_async();
+                fence_proxy_async_shared();
                 named_barrier_sync(1 + warpgroup, GROUP);
                 if (thread == 0) {
                     tma_store(c, staged, slab_column, slab_row);

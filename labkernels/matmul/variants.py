@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from labkernels.cuda.kernel import MAX_GRID
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal
 from labkernels.matmul.launch import activation_number, launch
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
+BLOCK = (32, 8)  # threads of v1 and v2
+TILE, REGISTER_TILE = 32, 128  # elements of the result that a block of v3 and of v4 owns, each way
 
 
 def v1_naive(a, b, bias=None, activation=None, residual=None):
@@ -22,9 +25,28 @@ def v1_naive(a, b, bias=None, activation=None, residual=None):
 
 
 def v1_naive_cuda(a, b, bias=None, activation=None, residual=None):
-    naive = kernel(FOLDER / "v1_naive.cu", "matmul_naive", a.dtype, activation_number(activation))
-    grid = ceil_div(a.shape[0], 32), ceil_div(b.shape[1], 8)
-    return launch(naive, grid, (32, 8), a, b, b.stride(), bias, residual)
+    grid = ceil_div(a.shape[0], BLOCK[0]), ceil_div(b.shape[1], BLOCK[1])
+    return _launch("v1_naive.cu", "matmul_naive", grid, BLOCK, a, b, bias, activation, residual)
+
+
+def v2_coalesced(a, b, bias=None, activation=None, residual=None):
+    grid = ceil_div(b.shape[1], BLOCK[0]), ceil_div(a.shape[0], BLOCK[1])
+    return _launch("v2_coalesced.cu", "matmul_coalesced", grid, BLOCK, a, b, bias, activation, residual)
+
+
+def v3_tiled(a, b, bias=None, activation=None, residual=None):
+    grid = ceil_div(b.shape[1], TILE), ceil_div(a.shape[0], TILE)
+    return _launch("v3_tiled.cu", "matmul_tiled", grid, (TILE, TILE), a, b, bias, activation, residual)
+
+
+def v4_registers(a, b, bias=None, activation=None, residual=None):
+    grid = ceil_div(b.shape[1], REGISTER_TILE), ceil_div(a.shape[0], REGISTER_TILE)
+    return _launch("v4_registers.cu", "matmul_registers", grid, 256, a, b, bias, activation, residual)
+
+
+def _launch(file: str, name: str, grid, block, a, b, bias, activation, residual):
+    matmul = kernel(FOLDER / file, name, a.dtype, activation_number(activation))
+    return launch(matmul, grid, block, a, b, b.stride(), bias, residual)
 
 
 def _numba(a, b, bias=None, activation=None, residual=None) -> str | None:
@@ -33,10 +55,50 @@ def _numba(a, b, bias=None, activation=None, residual=None) -> str | None:
     return numba_refusal(a, steps=a.numel() * b.shape[1])
 
 
+def _at_most(rows: int | None = None, columns: int | None = None):
+    """Refuses a result that takes more blocks along the grid's y than there can be."""
+
+    def accepts(a, b, bias=None, activation=None, residual=None) -> str | None:
+        if rows is not None and a.shape[0] > rows:
+            return f"takes at most {rows} rows"
+        if columns is not None and b.shape[1] > columns:
+            return f"takes at most {columns} columns"
+        return None
+
+    return accepts
+
+
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("v1_naive", v1_naive, "Numba CUDA: one thread an element, a row of a times a column of b", FOLDER / "v1_naive.py", _numba),
-        Variant("v1_naive_cuda", v1_naive_cuda, "CUDA C++: one thread an element, neighbours down a column", FOLDER / "v1_naive.cu"),
+        Variant("v1_naive", v1_naive, "Numba CUDA: one thread an element, neighbours down a column", FOLDER / "v1_naive.py", _numba),
+        Variant(
+            "v1_naive_cuda",
+            v1_naive_cuda,
+            "CUDA C++: one thread an element, neighbours down a column",
+            FOLDER / "v1_naive.cu",
+            _at_most(columns=BLOCK[1] * MAX_GRID[1]),
+        ),
+        Variant(
+            "v2_coalesced",
+            v2_coalesced,
+            "neighbours along a row: each load and store in one piece",
+            FOLDER / "v2_coalesced.cu",
+            _at_most(rows=BLOCK[1] * MAX_GRID[1]),
+        ),
+        Variant(
+            "v3_tiled",
+            v3_tiled,
+            "tiles in shared memory: 32 times fewer bytes from global memory",
+            FOLDER / "v3_tiled.cu",
+            _at_most(rows=TILE * MAX_GRID[1]),
+        ),
+        Variant(
+            "v4_registers",
+            v4_registers,
+            "8 x 8 elements a thread: 5 times fewer loads from shared memory",
+            FOLDER / "v4_registers.cu",
+            _at_most(rows=REGISTER_TILE * MAX_GRID[1]),
+        ),
     )
 }
