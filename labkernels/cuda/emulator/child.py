@@ -6,20 +6,14 @@ tensors, each between red zones; the answer is what happened, and the memory fil
 
 from __future__ import annotations
 
-import array
-import atexit
 import base64
-import contextlib
 import ctypes
 import json
 import mmap
 import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from dataclasses import asdict, dataclass, field
+
+from labkernels.child_process import ChildProcess, serve_requests
 
 RED_ZONE = 64 * 1024
 GRACE_S = 20.0
@@ -44,100 +38,30 @@ class Request:
     time_limit_s: float | None = None
 
 
-class ChildDied(Exception):
-    """The child process ended without an answer."""
-
-
-_lock = threading.Lock()
-_child: tuple[subprocess.Popen, socket.socket] | None = None
+_child = ChildProcess("labkernels.cuda.emulator.child:serve")
 
 
 def call(request: Request, memory: int) -> dict:
     """Serve `request` in the child; `memory` is the descriptor of the memory file. Raises ChildDied, KeyboardInterrupt."""
-    with _lock:
-        try:
-            _, connection = _running_child()
-            _send(connection, asdict(request), [memory])
-            limit = None if request.time_limit_s is None else request.time_limit_s + GRACE_S
-            connection.settimeout(limit)
-            answer, _ = _receive(connection)
-        except (EOFError, OSError) as error:  # a timeout is an OSError too
-            stop()
-            raise ChildDied(str(error) or "the kernel's process ended") from error
-        except BaseException:
-            stop()
-            raise
+    limit = None if request.time_limit_s is None else request.time_limit_s + GRACE_S
+    with _child.lock:
+        answer = json.loads(_child.call(json.dumps(asdict(request)).encode(), [memory], limit))
         if answer["outcome"] != 1:
-            stop()  # its memory may be damaged
-        return answer
-
-
-def stop() -> None:
-    """End the child, if there is one."""
-    global _child
-    if _child is not None:
-        process, connection = _child
-        _child = None
-        connection.close()
-        process.kill()
-        process.wait()
-
-
-def _running_child() -> tuple[subprocess.Popen, socket.socket]:
-    global _child
-    if _child is None or _child[0].poll() is not None:
-        stop()
-        ours, theirs = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-        command = [sys.executable, "-c", "from labkernels.cuda.emulator import child; child.serve()", str(theirs.fileno())]
-        process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True, close_fds=True
-        )
-        theirs.close()
-        _child = (process, ours)
-    return _child
-
-
-atexit.register(stop)
-os.register_at_fork(after_in_child=lambda: globals().update(_child=None))
-
-
-def _send(connection: socket.socket, message: dict, descriptors: list[int] = ()) -> None:
-    data = json.dumps(message).encode()
-    header = len(data).to_bytes(8, "little")
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    connection.sendmsg([header], rights)
-    connection.sendall(data)
-
-
-def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
-    header, descriptors, _, _ = socket.recv_fds(connection, 8, 1)
-    if len(header) < 8:
-        raise EOFError
-    length, data = int.from_bytes(header, "little"), b""
-    while len(data) < length:
-        part = connection.recv(length - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return json.loads(data), list(descriptors)
+            _child.stop()  # its memory may be damaged
+    return answer
 
 
 # ---- in the child ---------------------------------------------------------------------------------------------------
 
 
 def serve() -> None:
-    """Answer requests from the socket that the command line names, until the parent hangs up."""
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the parent
-    while True:
-        try:
-            message, descriptors = _receive(connection)
-        except (EOFError, OSError):
-            return
-        with open(descriptors[0], "r+b", buffering=0) as file:
-            _send(connection, _launch(Request(**message), file))
+    """Launch what is asked for, until the parent hangs up."""
+    serve_requests(_serve_one)
+
+
+def _serve_one(message: bytes, descriptors: list[int]) -> bytes:
+    with open(descriptors[0], "r+b", buffering=0) as file:
+        return json.dumps(_launch(Request(**json.loads(message)), file)).encode()
 
 
 def _launch(request: Request, file) -> dict:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from labkernels.child_process import ChildDied
 from labkernels.cuda.emulator import child
 from labkernels.cuda.emulator.launch import NOBODY, source_lines
 from labkernels.cuda.emulator.memory import MemoryFile
@@ -65,7 +66,7 @@ def launch_in_child(
             request.regions.append(memory.region(position))
         try:
             answer = child.call(request, memory.descriptor)
-        except child.ChildDied as error:
+        except ChildDied as error:
             raise LaunchError(f"{kernel.name}: brought its process down ({error})") from None
         sys.stdout.write(answer["output"])
         yield RemoteLaunch(kernel, library, grid, block, args, memory, shared_mem, answer)
