@@ -92,8 +92,12 @@ class Op:
     check_shapes: tuple[Shape, ...]  # for every device, small enough for the emulator
     tolerance: Callable[..., Tolerance]  # tolerance(dtype, **shape) for float32 accuracy scaled by dtype and reduction length
     large_shapes: tuple[Shape, ...] = ()  # in addition, where there is a GPU
+    optional: frozenset[str] = frozenset()  # options that a function may lack: it is not judged on the shapes that name one of these
     deterministic: bool = True  # must the same inputs give the same bits each time?
     hints: Callable[[Any], str | None] = lambda failure: None  # hints(Failure): a sentence about the likely mistake
+
+    # Where no kernel is needed
+    trivial: Callable[..., Any] = lambda **inputs: None  # trivial(**inputs): the result if there is nothing to compute, else None
 
     # How it is measured
     complete_shape: Callable[..., Shape] = lambda dtype, **shape: shape  # fills in the sizes that a sweep leaves out
@@ -136,7 +140,8 @@ class Op:
                 f"{self.name}: {needs_gradient[0]} requires a gradient, and only the forward pass exists; "
                 "call it under torch.no_grad() or pass a detached tensor"
             )
-        return self.pick(**inputs).fn(**inputs)
+        trivial = self.trivial(**inputs)
+        return self.pick(**inputs).fn(**inputs) if trivial is None else trivial
 
     def _repr_html_(self) -> str:
         return f"<b>{html.escape(self.name)}</b>: {html.escape(self.summary)}{self.variants._repr_html_()}"

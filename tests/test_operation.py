@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from labkernels.errors import ArgumentError
+from labkernels.lab.compare import doubled
 from labkernels.operation import Op, Peer, Tolerance, Variant, as_dtype, dtype_name, ops, product_of
 
 
@@ -99,7 +100,7 @@ def test_every_operation_describes_itself(name):
         for shape in op.small_shapes + op.check_shapes:
             inputs = op.make_inputs(generator, "cpu", dtype, **shape)
             assert op.problem(**inputs) is None
-            want = op.reference(**{k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+            want = op.reference(**doubled(inputs))
             assert want.isfinite().all(), f"the reference is not finite on {shape}"
             assert want.abs().max() > 0, f"zeros would be right on {shape}"
             assert want.dim() == len(op.axes)

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 
 import torch
 
-from labkernels.attention.reference import reference, visible
+from labkernels.attention.reference import reference, scores, visible, weighted
 
 _TILES = (16, 32, 64, 128)
 
 
 def hints(failure) -> str | None:
     """A sentence about the likely mistake behind a wrong result, or None."""
-    inputs = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in failure.inputs.items()}
+    from labkernels.lab.compare import doubled
+
+    inputs = doubled(failure.inputs)
     if failure.reason == "not_finite":
         return _hint_not_finite(inputs)
     if inputs["q"].shape[1] * inputs["q"].shape[2] * inputs["k"].shape[2] > 1 << 22:
@@ -23,26 +25,20 @@ def hints(failure) -> str | None:
 
 
 def _hint_not_finite(inputs: dict) -> str | None:
-    if inputs["causal"]:
+    if inputs["causal"] or inputs.keys() & {"window", "mask"}:
         return (
             "Every score of a hidden key must be written, as -inf. And where all scores of a row or tile are -inf, so is their maximum, "
             "and exp(-inf - -inf) is nan: skip it, or subtract 0 there."
         )
-    scores = _scores(**inputs)
-    if scores.max() > 80:
-        return f"Scores reach {scores.max():.0f}, and exp(89) is more than a float32 can hold: subtract each row's maximum first."
+    largest = scores(**{name: value for name, value in inputs.items() if name != "v"}).max()
+    if largest > 80:
+        return f"Scores reach {largest:.0f}, and exp(89) is more than a float32 can hold: subtract each row's maximum first."
     return None
 
 
-def _scores(q, k, v, causal=False, scale=None) -> torch.Tensor:
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2) * scale
-    return scores.masked_fill(~visible(q.shape[2], k.shape[2], q.device), -torch.inf) if causal else scores
-
-
-def _mistakes(q, k, v, causal, scale) -> Iterator[tuple[str, torch.Tensor]]:
+def _mistakes(q, k, v, causal, scale, **options) -> Iterator[tuple[str, torch.Tensor]]:
     """Pairs of `what the result is` and the wrong result itself, (batch, heads, seq_len, head_dim)."""
-    seq_len, kv_len, head_dim = q.shape[2], k.shape[2], q.shape[3]
+    head_dim = q.shape[3]
     right_scale = 1 / math.sqrt(head_dim) if scale is None else scale
     for what, wrong_scale in (
         ("attention without the scale", 1.0),
@@ -52,35 +48,72 @@ def _mistakes(q, k, v, causal, scale) -> Iterator[tuple[str, torch.Tensor]]:
         ("attention with the scale applied twice", right_scale**2),
     ):
         if wrong_scale != right_scale:
-            yield what, reference(q, k, v, causal, wrong_scale)
-    if causal:
-        yield "attention without the causal mask", reference(q, k, v, False, scale)
-    else:
-        yield "attention with a causal mask that nobody asked for", _masked(q, k, v, right_scale, visible(seq_len, kv_len, q.device))
-    if causal and seq_len > 1:
-        everything = torch.ones(seq_len, kv_len, dtype=torch.bool, device=q.device)
-        yield "attention whose mask hides the diagonal too: a query does see its own key", _masked(
-            q, k, v, right_scale, everything.tril(kv_len - seq_len - 1)
-        )
-        yield "attention whose mask shows one key too many: a query must not see the next key", _masked(
-            q, k, v, right_scale, everything.tril(kv_len - seq_len + 1)
-        )
-        yield (
-            f"attention with the causal mask aligned top left: query i sees keys 0 to i + {kv_len - seq_len} here (kv_len - seq_len)",
-            _masked(q, k, v, right_scale, everything.tril()),
-        )
-        yield "attention with the causal mask the wrong way round", _masked(q, k, v, right_scale, everything.triu(kv_len - seq_len))
+            yield what, reference(q, k, v, causal, wrong_scale, **options)
+    if not options:
+        yield from _causal_mistakes(q, k, v, causal, right_scale)
+    if options.get("window"):
+        yield from _window_mistakes(q, k, v, causal, scale, **options)
+    if options.get("mask") is not None:
+        yield from _mask_mistakes(q, k, v, causal, scale, **options)
     if 1 < k.shape[1] < q.shape[1]:
         head = torch.arange(q.shape[1], device=q.device) % k.shape[1]
         yield "attention where query head h reads key head h % kv_heads instead of h // (heads // kv_heads)", reference(
-            q, k[:, head], v[:, head], causal, scale
+            q, k[:, head], v[:, head], causal, scale, **options
         )
-    yield from _softmax_mistakes(_scores(q, k, v, causal, scale), v.repeat_interleave(q.shape[1] // v.shape[1], dim=1))
+    yield from _softmax_mistakes(scores(q, k, causal, scale, **options), v.repeat_interleave(q.shape[1] // v.shape[1], dim=1))
 
 
-def _masked(q, k, v, scale, mask) -> torch.Tensor:
-    scores = _scores(q, k, v, False, scale).masked_fill(~mask, -torch.inf)
-    return torch.softmax(scores, dim=-1) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+def _causal_mistakes(q, k, v, causal, scale) -> Iterator[tuple[str, torch.Tensor]]:
+    seq_len, kv_len = q.shape[2], k.shape[2]
+
+    def with_mask(mask):
+        return reference(q, k, v, scale=scale, mask=mask)
+
+    if not causal:
+        yield "attention with a causal mask that nobody asked for", with_mask(visible(seq_len, kv_len, q.device))
+        return
+    yield "attention without the causal mask", reference(q, k, v, False, scale)
+    if seq_len == 1:
+        return
+    everything = torch.ones(seq_len, kv_len, dtype=torch.bool, device=q.device)
+    yield "attention whose mask hides the diagonal too: a query does see its own key", with_mask(everything.tril(kv_len - seq_len - 1))
+    yield "attention whose mask shows one key too many: a query must not see the next key", with_mask(everything.tril(kv_len - seq_len + 1))
+    yield (
+        f"attention with the causal mask aligned top left: query i sees keys 0 to i + {kv_len - seq_len} here (kv_len - seq_len)",
+        with_mask(everything.tril()),
+    )
+    yield "attention with the causal mask the wrong way round", with_mask(everything.triu(kv_len - seq_len))
+
+
+def _window_mistakes(q, k, v, causal, scale, window, mask=None) -> Iterator[tuple[str, torch.Tensor]]:
+    left, right = window
+    yield "attention without the window", reference(q, k, v, causal, scale, mask=mask)
+    if causal:
+        yield "attention with the window but without the causal mask", reference(q, k, v, False, scale, window=window, mask=mask)
+    for what, wrong in (
+        ("is one key too short on its left: (left, right) shows the query's own key and `left` keys before it", (left and left - 1, right)),
+        ("is one key too long on its left: (left, right) shows the query's own key and `left` keys before it", (left and left + 1, right)),
+        ("is one key too short on its right", (left, right and right - 1)),
+        ("is one key too long on its right", (left, right and right + 1)),
+        ("has its sides exchanged", (right, left)),
+    ):
+        if wrong != window:
+            yield f"attention whose window {what}", reference(q, k, v, causal, scale, window=wrong, mask=mask)
+
+
+def _mask_mistakes(q, k, v, causal, scale, mask, window=None) -> Iterator[tuple[str, torch.Tensor]]:
+    yield "attention without the argument `mask`", reference(q, k, v, causal, scale, window=window)
+    if mask.dtype == torch.bool:
+        yield "attention with the mask the wrong way round: True means that the query may see the key", reference(
+            q, k, v, causal, scale, window=window, mask=~mask
+        )
+        return
+    right_scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    yield "attention whose mask is scaled too: it is added to the scores after the scale", reference(
+        q, k, v, causal, scale, window=window, mask=mask * right_scale
+    )
+    found = scores(q, k, causal, scale, window=window)
+    yield "attention whose mask is added in units of log 2 without the factor log2(e)", weighted(found + mask * math.log(2), v)
 
 
 def _softmax_mistakes(scores, v) -> Iterator[tuple[str, torch.Tensor]]:

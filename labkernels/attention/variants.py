@@ -1,8 +1,8 @@
 """How each version of `attention` is launched, and on what it can run.
 
-Each takes q (batch, heads, seq_len, head_dim), k and v (batch, kv_heads, kv_len, head_dim), all float32 or all bfloat16, and returns a new
-contiguous tensor of q's shape and dtype. `causal` is aligned bottom right; a query that may see no key gets zeros. `scale` is
-1 / sqrt(head_dim) unless given.
+Each takes q (batch, heads, seq_len, head_dim), k and v (batch, kv_heads, kv_len, head_dim), all of one dtype, and returns a new contiguous
+tensor of q's shape and dtype. `causal` is aligned bottom right; a query that may see no key gets zeros. `scale` is 1 / sqrt(head_dim)
+unless given. Up to v3 they know no window and no mask, and give no log-sum-exp; from v4 on all of `attention`'s options.
 """
 
 from __future__ import annotations
@@ -104,13 +104,25 @@ def _tile_bytes(head_dim: int, block_q: int, block_k: int) -> int:
     return 4 * ((head_dim + block_k) * (block_q + 4) + 2 * depth * max(block_k + 4, head_dim))
 
 
-def _contiguous(q, k, v, causal=False, scale=None) -> str | None:
+def _plain(accepts):
+    """`accepts` of a variant that takes none of the options."""
+
+    def accepts_plain(q, k, v, causal=False, scale=None, *, window=None, mask=None, return_lse=False) -> str | None:
+        given = {"takes no window": window is not None, "takes no mask": mask is not None, "gives no log-sum-exp": return_lse}
+        return next((refusal for refusal, refused in given.items() if refused), None) or accepts(q, k, v)
+
+    return accepts_plain
+
+
+@_plain
+def _contiguous(q, k, v) -> str | None:
     strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if not tensor.is_contiguous()]
     return f"takes contiguous tensors, {strided[0]} is not" if strided else None
 
 
 def _rows(max_head_dim: int):
-    def accepts(q, k, v, causal=False, scale=None) -> str | None:
+    @_plain
+    def accepts(q, k, v) -> str | None:
         if q.shape[3] > max_head_dim:
             return f"takes a head_dim of at most {max_head_dim}"
         if max(tensor.stride(2) for tensor in (q, k, v)) >= 1 << 24:
@@ -121,7 +133,8 @@ def _rows(max_head_dim: int):
     return accepts
 
 
-def _numba(q, k, v, causal=False, scale=None) -> str | None:
+@_plain
+def _numba(q, k, v) -> str | None:
     return numba_refusal(q, steps=2 * q.numel() * k.shape[2])
 
 
@@ -134,3 +147,5 @@ VARIANTS = {
         Variant("v3_tiled", v3_tiled, "flash attention in shared memory: K and V once for 128 queries", FOLDER / "v3_tiled.cu", _rows(128)),
     )
 }
+
+VARLEN: dict[str, Variant] = {}  # those that also take packed sequences, as `attention_varlen` does

@@ -89,13 +89,17 @@ def check(
     candidate = _Candidate.of(op, fn)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start = time.perf_counter()
-    shapes = op.check_shapes + (op.large_shapes if device == "cuda" else ())
+    lacking = candidate.lacking(op)
+    small_shapes, shapes = (
+        [shape for shape in chosen if not shape.keys() & lacking]
+        for chosen in (op.small_shapes, op.check_shapes + (op.large_shapes if device == "cuda" else ()))
+    )
     cases = _cases(op, shapes, device, dtypes, seeds, only)
     if not cases:
         raise ValueError(f"check: no case of {op.name} is left with dtypes={dtypes}, {only}")
     passed, left_out = 0, {}
     with _one_thread():
-        sanitizer = _sanitize(op, candidate, _cases(op, op.small_shapes, "cpu", dtypes, seeds[:1], only), device)
+        sanitizer = _sanitize(op, candidate, _cases(op, small_shapes, "cpu", dtypes, seeds[:1], only), device)
         for case in progress(cases, f"check {op.name}"):
             inputs = case.inputs(op)
             refusal = candidate.accepts(**inputs)
@@ -149,17 +153,25 @@ class _Candidate:
         defaults = inspect.signature(op.reference).parameters
         tensors = [value for name, value in inputs.items() if defaults[name].default is inspect.Parameter.empty]
         options = {name: value for name, value in inputs.items() if defaults[name].default is not inspect.Parameter.empty}
-        try:
-            taken = inspect.signature(self.fn).parameters
-        except (TypeError, ValueError):
-            taken = defaults
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-            options = {name: value for name, value in options.items() if name in taken or not _same(value, defaults[name].default)}
+        taken = self._keywords(defaults)
+        options = {name: value for name, value in options.items() if name in taken or not _same(value, defaults[name].default)}
         with poisoned_memory():
             result = self.fn(*tensors, **options)
         if tensors[0].device.type == "cuda":
             torch.cuda.synchronize()
         return result
+
+    def lacking(self, op: Op) -> set[str]:
+        """Which of the operation's optional options it does not take."""
+        return set(op.optional - self._keywords(inspect.signature(op.reference).parameters))
+
+    def _keywords(self, all_keywords) -> set[str]:
+        """What it takes by keyword; all, where it takes any or cannot be asked."""
+        try:
+            taken = inspect.signature(self.fn).parameters
+        except (TypeError, ValueError):
+            return set(all_keywords)
+        return set(all_keywords if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()) else taken)
 
 
 def _same(value, default) -> bool:

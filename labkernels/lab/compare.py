@@ -39,7 +39,7 @@ def _writer(again: Callable[[], torch.Tensor], got: torch.Tensor, index: tuple[i
 
 def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch.Tensor], repeat: bool, owner: Callable | None) -> None:
     """Raise CheckFailed unless `got` is the operation's result for `inputs`, and, if `repeat`, `again()` gives it once more."""
-    want = op.reference(**_doubled(inputs))  # float64
+    want = op.reference(**doubled(inputs))  # float64
     got = _expect_tensor(got, want, case)
 
     missing = unwritten(got)
@@ -126,8 +126,10 @@ def _expect_repeatable(op: Op, case, first: torch.Tensor, again: Callable[[], to
     )
 
 
-def _doubled(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with floating-point tensors in float64."""
+    floats = {name for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+    return {name: value.double() if name in floats else value for name, value in inputs.items()}
 
 
 def _count(mask: torch.Tensor) -> str:
