@@ -28,6 +28,17 @@ def available() -> bool:
     return cupy.cuda.is_available()
 
 
+def crash() -> str:
+    """What a kernel did for which the GPU refuses this process any more work; nothing if it did nothing of the kind."""
+    if not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
 def arch(index: int) -> str:
     """The architecture of GPU `index`, like `sm_90`."""
     major, minor = torch.cuda.get_device_capability(index)

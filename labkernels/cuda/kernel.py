@@ -97,6 +97,9 @@ class Kernel:
             self._cubins[arch] = compile_kernel(self.source, self.name, arch)
         return self._cubins[arch]
 
+    def __reduce__(self):
+        return type(self), (self.source, self.name)  # what was compiled is on disk, what was loaded belongs to this process
+
     def __repr__(self) -> str:
         return f"<Kernel {self.name} of {self.source.filename}>"
 

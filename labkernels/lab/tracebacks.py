@@ -31,9 +31,9 @@ def running_cell(shell) -> int:
 
 
 def cell_lines(error: BaseException, shell) -> list[str]:
-    """For each frame of `error` that lies in a cell of the notebook, the cell, the line's number and its text."""
+    """For each frame of `error`, here or in the process where it was raised, that lies in a cell: the cell, the line's number and its text."""
     lines = []
-    for frame in traceback.extract_tb(error.__traceback__):
+    for frame in [*traceback.extract_tb(error.__traceback__), *getattr(error, "remote_frames", ())]:
         cell = shell.compile.format_code_name(frame.filename)
         text = linecache.getline(frame.filename, frame.lineno).strip()
         if cell is not None and "get_ipython().run_cell_magic(" not in text:
