@@ -7,15 +7,40 @@ contiguous (m, n) of a's dtype.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from labkernels.cuda.kernel import MAX_GRID
-from labkernels.cuda.variants import ceil_div, kernel, numba_refusal
+from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, vector_width
 from labkernels.matmul.launch import activation_number, launch
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 BLOCK = (32, 8)  # threads of v1 and v2
 TILE, REGISTER_TILE = 32, 128  # elements of the result that a block of v3 and of v4 owns, each way
+
+
+class Tile(NamedTuple):
+    """What a block and a thread of v5 own: the template arguments of v5_pipelined.cu that come after the activation."""
+
+    tile_m: int
+    tile_n: int
+    rows: int  # of a thread
+    cols: int
+    depth: int  # of a slice
+
+    @property
+    def threads(self) -> int:
+        return self.tile_m // self.rows * (self.tile_n // self.cols)
+
+    @property
+    def shared_bytes(self) -> int:
+        """sizeof(Shared<...>) in v5_pipelined.cu."""
+        return 4 * 2 * self.depth * (self.tile_m + 4 + self.tile_n + 4)
+
+
+TILES = (Tile(128, 128, 8, 8, 8), Tile(64, 64, 8, 4, 16), Tile(32, 64, 4, 4, 16))  # from large to small
 
 
 def v1_naive(a, b, bias=None, activation=None, residual=None):
@@ -42,6 +67,36 @@ def v3_tiled(a, b, bias=None, activation=None, residual=None):
 def v4_registers(a, b, bias=None, activation=None, residual=None):
     grid = ceil_div(b.shape[1], REGISTER_TILE), ceil_div(a.shape[0], REGISTER_TILE)
     return _launch("v4_registers.cu", "matmul_registers", grid, 256, a, b, bias, activation, residual)
+
+
+def v5_pipelined(a, b, bias=None, activation=None, residual=None):
+    return tiled(best_tile(a, b), a, b, bias, activation, residual)
+
+
+def tiled(tile: Tile | tuple, a, b, bias=None, activation=None, residual=None):
+    """v5 with a tile of TILES, or another: tile_m a multiple of 4 * rows, tile_n of 8 * cols, rows and cols of 4, depth of 4."""
+    tile = Tile(*tile)
+    by_rows = b.stride(1) == 1 or b.shape[1] == 1
+    width = _width(a, b if by_rows else b.t(), bias, residual) if b.shape[1] % 4 == 0 else 1
+    arguments = (a.dtype, activation_number(activation), *tile, str(by_rows).lower(), width)
+    matmul = kernel(FOLDER / "v5_pipelined.cu", "matmul_pipelined", *arguments)
+    blocks = ceil_div(a.shape[0], tile.tile_m) * ceil_div(b.shape[1], tile.tile_n)
+    strides = (b.stride(0) if by_rows else b.stride(1),)
+    return launch(matmul, blocks, tile.threads, a, b, strides, bias, residual, tile.shared_bytes)
+
+
+def best_tile(a, b) -> Tile:
+    """The largest tile of v5 that leaves enough blocks to keep the GPU busy."""
+    processors = torch.cuda.get_device_properties(a.device).multi_processor_count if a.is_cuda else 132  # the emulator plays an H200
+    for tile in TILES:
+        if ceil_div(a.shape[0], tile.tile_m) * ceil_div(b.shape[1], tile.tile_n) >= processors:
+            return tile
+    return TILES[-1]
+
+
+def _width(*tensors) -> int:
+    """4 if all rows of those that are there can be read 4 elements at a time, else 1."""
+    return vector_width(4, *(tensor for tensor in tensors if tensor is not None))
 
 
 def _launch(file: str, name: str, grid, block, a, b, bias, activation, residual):
@@ -99,6 +154,12 @@ VARIANTS = {
             "8 x 8 elements a thread: 5 times fewer loads from shared memory",
             FOLDER / "v4_registers.cu",
             _at_most(rows=REGISTER_TILE * MAX_GRID[1]),
+        ),
+        Variant(
+            "v5_pipelined",
+            v5_pipelined,
+            "16 bytes a load, and the next slice on its way while this one is multiplied",
+            FOLDER / "v5_pipelined.cu",
         ),
     )
 }
