@@ -15,23 +15,24 @@ _BARRIERS_DRAWN = 24
 
 
 @style.look()
-def plot_line(profile, line: int) -> style.Picture:
+def plot_line(profile, line: int, kind: str | None = None) -> style.Picture:
     """One request of each access in `line` of the kernel's source, that of the most lanes: lanes down, memory across.
 
     For global memory the 32-byte sectors that move are drawn, beside each other where they are neighbours; for shared memory the 32
-    banks, each lane's word blue if its bank gives it in the first pass, red if in a later one. Raises ArgumentError for a line
-    that touches neither.
+    banks, each lane's word blue if its bank gives it in the first pass, red if in a later one. `kind` leaves out all accesses
+    but those of one kind. Raises ArgumentError for a line that has none.
     """
     requests = {}
     for sample in profile.samples:
-        if (sample.file, sample.line) != (profile.source.filename, line) or sample.kind.startswith("local"):
+        if (sample.file, sample.line) != (profile.source.filename, line) or sample.kind.startswith("local") or kind not in (None, sample.kind):
             continue
         known = requests.get((sample.pc, sample.kind))
         if known is None or len(sample.addresses) > len(known.addresses):
             requests[sample.pc, sample.kind] = sample
     if not requests:
         touched = sorted({s.line for s in profile.samples if s.file == profile.source.filename and not s.kind.startswith("local")})
-        raise ArgumentError(f"{profile.kernel}: line {line} touches no global or shared memory; these lines do: {touched}")
+        what = f"has no {kind.replace('_', ' ')}" if kind else "touches no global or shared memory"
+        raise ArgumentError(f"{profile.kernel}: line {line} {what}; these lines do: {touched}")
     figure, panels = style.figure(len(requests), 1, height=3.1 * len(requests), squeeze=False)
     told = []
     for axes, sample in zip(panels[:, 0], requests.values()):

@@ -230,8 +230,9 @@ def _coloured(line: str, touched: bool) -> str:
     from pygments.token import Comment, Keyword, Name, Number, String
 
     names = {Comment: "comment", Keyword: "keyword", Number: "number", String: "string", Name.Builtin: "builtin"}
-    pieces = []
-    for kind, text in CudaLexer(stripnl=False, ensurenl=False).get_tokens(line):
+    code = line.lstrip()
+    pieces = ["\u00a0" * (len(line.expandtabs(4)) - len(code.expandtabs(4)))]  # plain spaces alone between two tags are lost in nbconvert's pages
+    for kind, text in CudaLexer(stripnl=False, ensurenl=False).get_tokens(code):
         name = next((name for token, name in names.items() if kind in token), None)
         escaped = html.escape(text)
         pieces.append(f"<span style='color:var(--jp-mirror-editor-{name}-color,inherit)'>{escaped}</span>" if name and text.strip() else escaped)

@@ -194,12 +194,12 @@ class Profile:
         rows = [(name, getattr(self, name), value) for name, value in (self.ncu or {}).items()]
         return pandas.DataFrame(rows, columns=["counter", "emulator", "ncu"])
 
-    def plot_line(self, line: int | str):
+    def plot_line(self, line: int | str, kind: str | None = None):
         """A picture of one request of each access in `line` (its number, or a piece of its text): what its lanes touch, in sectors, or
-        in the banks of shared memory."""
+        in the banks of shared memory. `kind`, such as "shared_load", leaves the others out."""
         from labkernels.lab.profile_plots import plot_line
 
-        return plot_line(self, self.line_of(line))
+        return plot_line(self, self.line_of(line), kind)
 
     def plot_barriers(self):
         """A picture of how far the warps of the first blocks were, in requests made, when they came to each barrier."""

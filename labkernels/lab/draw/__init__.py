@@ -14,6 +14,8 @@ _HOME = {  # picture: the file it lives in
     "matrix_in_memory": "sectors",
     "transpose_requests": "sectors",
     "vector_loads": "sectors",
+    "transpose_tile": "banks",
+    "tile_banks": "banks",
     "axpy_traffic": "limits",
     "ceilings": "limits",
     "roofline": "limits",

@@ -60,7 +60,7 @@ def test_the_html_has_a_row_for_every_line_with_its_counters_and_needs_nothing_e
     assert not page.open
     rows = {row[-2]: row for row in page.rows if len(row) > 2 and row[-2].isdigit()}
     assert list(rows) == ["2", "3", "4", "5", "6"]
-    assert rows["5"][-1] == CELL.splitlines()[3]
+    assert rows["5"][-1].replace("\u00a0", " ") == CELL.splitlines()[3]
     assert "128" in rows["5"] and "16" in rows["5"] and "50%" in rows["5"]    # 16 sectors for 16 lanes of 8 warps
     assert not re.search(r"<script|<link|<img|https?:|\bon\w+=", text)
     assert "scatter" in text.split("<table")[0] and "of lanes active" in text.split("<table")[0]
@@ -132,3 +132,16 @@ def test_a_line_may_be_named_by_a_piece_of_its_text():
     assert profile.line_of("y[8 * i]") == 5 and profile.plot_line("y[8 * i]").alt == profile.plot_line(5).alt
     with pytest.raises(ArgumentError, match=r"no line with 'z\['.*4: if \(i < n"):
         profile.plot_line("z[")
+
+
+def test_a_picture_of_a_line_may_show_one_kind_of_access():
+    profile = profile_of("lk_transpose_swizzled")
+    line = profile.line_of("= tile[")
+    assert len(profile.plot_line(line).figure.axes) == 2
+    assert [axes.get_title(loc="left") for axes in profile.plot_line(line, "shared_load").figure.axes] == ["load from tile: 1 pass, 0 bank conflicts"]
+    with pytest.raises(ArgumentError, match="has no global load"):
+        profile.plot_line(line, "global_load")
+
+
+def test_code_keeps_its_indentation_in_every_page():
+    assert "\u00a0\u00a0\u00a0\u00a0int i = blockIdx.x" in "\n".join(cell for row in Rows(scatter()._repr_html_()).rows for cell in row)
