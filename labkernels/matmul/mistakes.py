@@ -44,13 +44,14 @@ def _wrong_products(a, b) -> Iterator[tuple[str, torch.Tensor]]:
         yield "a transposed times b", a.t() @ b
     yield "twice the product", 2 * (a @ b)
     for tile in _TILES:
-        whole, pieces = k // tile * tile, -(-k // tile)
-        if pieces > 1:
-            yield f"the product of the first {tile} of {k} columns of a only", a[:, :tile] @ b[:tile]
-            last = (pieces - 1) * tile
-            yield f"the product of columns {last} to {k - 1} of a only: the sum must not begin anew with each tile of {tile}", a[:, last:] @ b[last:]
+        whole = k // tile * tile
         if 0 < whole < k:
             yield f"the product without the last {k - whole} of {k} columns of a: a partial tile must be multiplied too", a[:, :whole] @ b[:whole]
+    for tile in _TILES:
+        last = (k - 1) // tile * tile
+        if last > 0:
+            yield f"the product of the first {tile} of {k} columns of a only", a[:, :tile] @ b[:tile]
+            yield f"the product of columns {last} to {k - 1} of a only: the sum must not begin anew with each tile of {tile}", a[:, last:] @ b[last:]
     if k > 1:
         yield "the product without its last term: k - 1 of k columns of a", a[:, : k - 1] @ b[: k - 1]
 
