@@ -23,6 +23,8 @@ def check_against(
     cases: Sequence[Mapping[str, Any]],
     *,
     mistakes: Mapping[str, Callable[..., torch.Tensor]] | None = None,
+    isolated: bool | None = None,
+    time_limit_s: float = 20.0,
     quiet: bool = False,
 ) -> CheckReport:
     """Judge `fn` as `check` does, for float32 and one seed: it must compute what `reference`, plain PyTorch, computes in float64.
@@ -32,10 +34,11 @@ def check_against(
     `mistakes` maps a description, as it follows "Your result is", to a function that computes what the mistake gives.
 
     The tolerance is that of a few operations on numbers near 1; for long sums and exponentials there are the operations of `lk.ops`.
+    `isolated` and `time_limit_s` are as for `check`.
     Prints one line; raises CheckFailed, or ArgumentError if a case does not fit `reference`.
     """
     op = operation_of(reference, fn, cases, mistakes)
-    return check(op, fn, seeds=(0,), quiet=quiet)
+    return check(op, fn, seeds=(0,), isolated=isolated, time_limit_s=time_limit_s, quiet=quiet)
 
 
 def operation_of(
