@@ -1,7 +1,7 @@
 """The notebook's magics: `%load_ext labkernels`.
 
     %%cuda [--name NAME ...] [-D KEY=VALUE ...]     compile the cell's CUDA C++; its kernels become variables
-    %%check OP                                      run the cell and check the function it defines last
+    %%check OP [name=value ...]                     run the cell and check the function it defines last
     %sanitize k(grid, block, (x, y, n))             one launch under the sanitizer
     %profile k(grid, block, (x, y, n))              one launch under the profiler: the source with its counters
     %bench OP NAME ... [size=1,2,3 ...]             a benchmark as a line
@@ -66,14 +66,18 @@ class LabMagics(Magics):
 
     @cell_magic
     def check(self, line: str, cell: str) -> None:
-        """Run the cell and check the function that it defines last as an implementation of the operation: `%%check softmax`."""
+        """Run the cell and check the function that it defines last as an implementation of the operation: `%%check softmax`.
+
+        What `labkernels.check` takes besides is taken too: `%%check attention head_dim=64 dtypes=["float32"] time_limit_s=60`.
+        """
         from labkernels.lab.check import check
 
-        op = line.strip()
-        if not op or not cell.strip():
-            raise UsageError("%%check: write %%check and an operation, and below it the function to check")
+        op, *words = shlex.split(line, posix=False) or [""]
+        if not op or "=" in op or not all("=" in word for word in words) or not cell.strip():
+            raise UsageError("%%check: write %%check, an operation and perhaps name=value, and below it the function to check")
         name = self._run(cell)
-        check(op, self.shell.user_ns[name])
+        options = {key: self._evaluate(ast.parse(text, mode="eval").body) for key, _, text in (word.partition("=") for word in words)}
+        check(op, self.shell.user_ns[name], **options)
 
     @line_magic
     def sanitize(self, line: str):

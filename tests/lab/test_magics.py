@@ -95,7 +95,7 @@ def test_a_cell_that_does_not_compile_leaves_no_earlier_kernel_behind(run):
         ("%%cuda --name f<1> --name f<2>\nint a;", "two kernels would have one name"),
         ("%%cuda -D 2=F\nint a;", "write KEY=VALUE"),
         ("%%check softmax\nx = 1", "the cell defines no function"),
-        ("%%check\ndef f(x): return x", "write %%check and an operation"),
+        ("%%check\ndef f(x): return x", "write %%check, an operation"),
         ("%sanitize x + y", "write a launch"),
         ("%profile twice", "%profile: write a launch"),
         ("%bench", "write an operation"),
@@ -114,9 +114,20 @@ def test_check_judges_the_last_function_of_the_cell(run):
     assert "mismatch at row" in shown and "labkernels/lab/check.py" not in shown
 
 
-def test_an_error_in_the_cells_own_function_is_shown_at_its_line(shell, run):
+def test_check_takes_what_its_function_takes(run):
+    mine = "def mine(x):\n    return torch.softmax(x, -1)"
+    every = run(f"%%check softmax\n{mine}")[1]
+    error, some = run(f"%%check softmax seeds=[0] dtypes=['float32'] isolated=False\n{mine}")
+    cases = [int(shown.split()[1]) for shown in (every, some)]
+    assert error is None and cases[0] == 4 * cases[1]
+    error, _ = run(f"%%check softmax float32\n{mine}")
+    assert type(error).__name__ == "UsageError" and "name=value" in str(error)
+
+
+@pytest.mark.parametrize("where", ["", " isolated=True"])
+def test_an_error_in_the_cells_own_function_is_shown_at_its_line(shell, run, where):
     number = shell.execution_count
-    error, shown = run("%%check softmax\ndef mine(x):\n    total = x.sum()\n    return x / totl")
+    error, shown = run(f"%%check softmax{where}\ndef mine(x):\n    total = x.sum()\n    return x / totl")
     assert error.reason == "exception"
     assert f"In[{number}], line 4: return x / totl" in shown
     assert "labkernels/" not in shown
