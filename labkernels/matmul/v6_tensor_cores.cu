@@ -17,45 +17,55 @@
 #include "mma.cuh"
 #include "vector.cuh"
 
-// A tile of ROWS x COLS elements in shared memory, in vectors of 8. WIDTH: how many elements of a row a copy may move at a time.
+// A tile of ROWS x COLS elements in shared memory, in vectors of 8 elements, and a thread's part in filling it from a matrix. Copies move
+// WIDTH elements of a row: all of them lie in the matrix, or none.
 template <class T, int ROWS, int COLS, int THREADS, int WIDTH>
 struct Tile {
-    static constexpr int VECTORS = COLS / 8;          // in a row
-    static constexpr int STEP = THREADS / VECTORS;    // rows that all threads fill at a time
+    static constexpr int VECTORS = COLS / 8;        // in a row
+    static constexpr int STEP = THREADS / VECTORS;  // rows that all threads fill at a time
     static constexpr int COUNT = (ROWS + STEP - 1) / STEP;
+    static constexpr int BYTES = ROWS * COLS * 2;
     static_assert(THREADS % VECTORS == 0 && (ROWS < STEP || ROWS % STEP == 0), "each thread fills one column of vectors");
 
-    // Where vector `vector` of row `row` lies. Eight neighbouring rows, or vectors, lie in all 32 banks.
-    __device__ static int place(int row, int vector) {
-        return row * COLS + (vector ^ (VECTORS >= 8 ? row % 8 : row / 2 % 4)) * 8;
-    }
-    __device__ static int row() { return threadIdx.x / VECTORS; }
-    __device__ static int col() { return threadIdx.x % VECTORS * 8; }
+    const int row = threadIdx.x / VECTORS, col = threadIdx.x % VECTORS * 8;  // of the thread's first vector
+    const T* source;                 // where its next vector comes from
+    const long long step, new_tile;  // how far it is to the next vector of the same tile, and on from there to the first of the next
 
-    // Start to copy part `part` of `parts` of this thread's vectors. `source` is the thread's first element in a matrix that has so many
-    // rows and columns from the tile's corner on; zeros come in place of what lies outside.
-    __device__ __forceinline__ static void copy(T* tile, const T* source, long long stride, int rows, int cols, int part, int parts) {
-        const int bytes = min(max(cols - col(), 0), 8) * 2;
+    // The matrix's rows are `stride` elements apart; the next tile begins `next` elements after this one.
+    __device__ Tile(const T* corner, long long stride, long long next)
+        : source(corner + row * stride + col), step(STEP * stride), new_tile(next - COUNT * step) {}
+
+    // The byte where a vector lies. Eight neighbouring rows, or vectors, lie in all 32 banks.
+    __device__ static int place(int row, int vector) {
+        return row * COLS * 2 + (vector ^ (VECTORS >= 8 ? row % 8 : row / 2 % 4)) * 16;
+    }
+
+    // Start to copy part `part` of `parts` of the thread's vectors, the parts one after the other. So many rows and columns of the matrix
+    // are left, counted from the tile's corner; zeros come in place of what lies outside.
+    __device__ __forceinline__ void copy(unsigned char* tile, int rows, int cols, int part, int parts) {
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i, source += STEP * stride) {
-            const int to_row = row() + i * STEP;
-            if (i < COUNT * part / parts || i >= COUNT * (part + 1) / parts || (ROWS < STEP && to_row >= ROWS)) continue;
-            T* target = tile + (STEP % 8 == 0 ? place(row(), col() / 8) + i * STEP * COLS : place(to_row, col() / 8));
-            const int valid = to_row < rows ? bytes : 0;
+        for (int i = 0; i < COUNT; ++i) {
+            if (i < COUNT * part / parts || i >= COUNT * (part + 1) / parts) continue;
+            const T* const from = source;
+            source += step;
+            if (ROWS < STEP && row >= ROWS) continue;
+            const bool inside = rows - row > i * STEP && cols > col;
+            unsigned char* to = tile + (STEP % 8 == 0 ? place(row, col / 8) + i * STEP * COLS * 2 : place(row + i * STEP, col / 8));
             if constexpr (WIDTH == 8) {
-                cp_async_l2(target, source, valid);
+                cp_async_l2_if(inside, to, from);
             } else if constexpr (WIDTH > 1) {
 #pragma unroll
-                for (int u = 0; u < 8; u += WIDTH) cp_async<2 * WIDTH>(target + u, source + u, min(max(valid - 2 * u, 0), 2 * WIDTH));
+                for (int u = 0; u < 8; u += WIDTH) cp_async<2 * WIDTH>(to + 2 * u, from + u, inside && cols - col > u ? 2 * WIDTH : 0);
             } else {
                 Vector<unsigned short, 8> vector = {};
 #pragma unroll
                 for (int u = 0; u < 8; ++u) {
-                    if (2 * u < valid) vector.element[u] = reinterpret_cast<const unsigned short*>(source)[u];
+                    if (inside && cols - col > u) vector.element[u] = reinterpret_cast<const unsigned short*>(from)[u];
                 }
-                *reinterpret_cast<Vector<unsigned short, 8>*>(target) = vector;
+                *reinterpret_cast<Vector<unsigned short, 8>*>(to) = vector;
             }
         }
+        if (part == parts - 1) source += new_tile;
     }
 };
 
@@ -121,76 +131,68 @@ matmul_tensor_cores(const T* a, const T* b, T* c, int m, int n, int k, long long
     constexpr int THREADS = BLOCK_M / WARP_M * (BLOCK_N / WARP_N) * 32, STEPS = BLOCK_K / 16;
     using TileA = Tile<T, BLOCK_M, BLOCK_K, THREADS, WIDTH>;
     using TileB = Tile<T, B_ROWS ? BLOCK_K : BLOCK_N, B_ROWS ? BLOCK_N : BLOCK_K, THREADS, WIDTH>;
-    constexpr int SIZE_A = BLOCK_M * BLOCK_K, STAGE = SIZE_A + BLOCK_K * BLOCK_N;
-
-    extern __shared__ __align__(128) unsigned char shared_bytes[];
-    T* const stages = reinterpret_cast<T*>(shared_bytes);
+    constexpr int STAGE = TileA::BYTES + TileB::BYTES;
+    extern __shared__ __align__(128) unsigned char stages[];
 
     const int2 tile = tile_of_block<(BLOCK_M < 2048 ? 2048 / BLOCK_M : 1)>((m + BLOCK_M - 1) / BLOCK_M, (n + BLOCK_N - 1) / BLOCK_N);
     const int block_row = tile.x * BLOCK_M, block_col = tile.y * BLOCK_N;
-    a += (block_row + TileA::row()) * a_stride + TileA::col();
-    b += B_ROWS ? TileB::row() * b_stride + block_col + TileB::col() : (block_col + TileB::row()) * b_stride + TileB::col();
+    TileA next_a(a + block_row * a_stride, a_stride, BLOCK_K);
+    TileB next_b(b + block_col * (B_ROWS ? 1 : b_stride), b_stride, BLOCK_K * (B_ROWS ? b_stride : 1));
 
-    // Asks for one part of the tiles of A and B that come next, which begin `left` columns before the end of k.
+    // Asks for one part of the tiles that come next, and of which `left` columns of A, or fewer, are left.
     const auto copy = [&](int stage, int left, int part, int parts) {
-        T* const tile_a = stages + stage * STAGE;
-        TileA::copy(tile_a, a, a_stride, m - block_row, left, part, parts);
-        TileB::copy(tile_a + SIZE_A, b, b_stride, B_ROWS ? left : n - block_col, B_ROWS ? n - block_col : left, part, parts);
-    };
-    const auto advance = [&] {
-        a += BLOCK_K;
-        b += B_ROWS ? BLOCK_K * b_stride : BLOCK_K;
+        next_a.copy(stages + stage, m - block_row, left, part, parts);
+        next_b.copy(stages + stage + TileA::BYTES, B_ROWS ? left : n - block_col, B_ROWS ? n - block_col : left, part, parts);
     };
 
+    // Where the lane's row of the four matrices lies that it loads at a time: of A in the first of the warp's fragments at each step, of
+    // B in each fragment at the first step (B_ROWS) or in the first at each step. The others are a constant number of bytes away.
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int warp_row = warp % (BLOCK_M / WARP_M) * WARP_M, warp_col = warp / (BLOCK_M / WARP_M) * WARP_N;
-    unsigned fragments_a[2][WARP_M / 16][4], fragments_b[2][WARP_N / 16][4];  // of two steps; each of b's is that of 2 x 8 columns
-    const auto load_fragments = [&](const T* tile_a, int step) {
-        const T* const tile_b = tile_a + SIZE_A;
+    int place_a[STEPS], place_b[B_ROWS ? WARP_N / 16 : STEPS];
 #pragma unroll
-        for (int i = 0; i < WARP_M / 16; ++i) {
-            ldmatrix(fragments_a[step % 2][i], tile_a + TileA::place(warp_row + lane % 16, 2 * step + lane / 16) + 16 * i * BLOCK_K);
-        }
+    for (int step = 0; step < STEPS; ++step) place_a[step] = TileA::place(warp_row + lane % 16, 2 * step + lane / 16);
+#pragma unroll
+    for (int i = 0; i < (B_ROWS ? WARP_N / 16 : STEPS); ++i) {
+        place_b[i] = TileA::BYTES + (B_ROWS ? TileB::place(lane % 16, warp_col / 8 + 2 * i + lane / 16)
+                                            : TileB::place(warp_col + lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2));
+    }
+    unsigned fragments_a[2][WARP_M / 16][4], fragments_b[2][WARP_N / 16][4];  // of two steps; each of b's is that of 2 x 8 columns
+    const auto load_fragments = [&](int stage, int step) {
+        const unsigned char* from = stages + stage;
+#pragma unroll
+        for (int i = 0; i < WARP_M / 16; ++i) ldmatrix(fragments_a[step % 2][i], from + place_a[step] + i * 32 * BLOCK_K);
 #pragma unroll
         for (int j = 0; j < WARP_N / 16; ++j) {
-            if constexpr (B_ROWS) {
-                ldmatrix_trans(fragments_b[step % 2][j],
-                               tile_b + TileB::place(lane % 16, warp_col / 8 + 2 * j + lane / 16) + 16 * step * BLOCK_N);
-            } else {
-                ldmatrix(fragments_b[step % 2][j],
-                         tile_b + TileB::place(warp_col + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2) + 16 * j * BLOCK_K);
-            }
+            if constexpr (B_ROWS) ldmatrix_trans(fragments_b[step % 2][j], from + place_b[j] + step * 32 * BLOCK_N);
+            else ldmatrix(fragments_b[step % 2][j], from + place_b[step] + j * 32 * BLOCK_K);
         }
     };
 
-    const int tiles = (k + BLOCK_K - 1) / BLOCK_K;
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        copy(stage, k - stage * BLOCK_K, 0, 1);
-        advance();
+    for (int i = 0; i < STAGES - 1; ++i) {
+        copy(i * STAGE, k - i * BLOCK_K, 0, 1);
         cp_async_commit();
     }
     cp_async_wait<STAGES - 2>();
     __syncthreads();
-    load_fragments(stages, 0);
+    load_fragments(0, 0);
 
     float sums[WARP_M / 16][WARP_N / 8][4] = {};
-    int reading = 0, writing = STAGES - 1;  // stages
-    for (int t = 0; t < tiles; ++t) {
+    int reading = 0, writing = (STAGES - 1) * STAGE;  // the bytes where stages begin
+    for (int left = k; left > 0; left -= BLOCK_K) {
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
             if (step < STEPS - 1) {
-                load_fragments(stages + reading * STAGE, step + 1);
-                // What was in this stage was read before the last barrier.
-                copy(writing, k - (t + STAGES - 1) * BLOCK_K, step, STEPS - 1);
+                load_fragments(reading, step + 1);
+                copy(writing, left - (STAGES - 1) * BLOCK_K, step, STEPS - 1);  // all have read this stage before the last barrier
             } else {
-                advance();
                 cp_async_commit();
                 cp_async_wait<STAGES - 2>();  // the next tile has come: this thread's part of it, and after the barrier all of it
                 __syncthreads();
                 writing = reading;
-                reading = reading + 1 < STAGES ? reading + 1 : 0;
-                load_fragments(stages + reading * STAGE, 0);
+                reading = reading + STAGE < STAGES * STAGE ? reading + STAGE : 0;
+                load_fragments(reading, 0);
             }
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; ++i) {
@@ -207,7 +209,7 @@ matmul_tensor_cores(const T* a, const T* b, T* c, int m, int n, int k, long long
 
     cp_async_wait_all();
     __syncthreads();  // the stages are free
-    float* const staged = reinterpret_cast<float*>(shared_bytes) + warp * 16 * (WARP_N + 8);
+    float* const staged = reinterpret_cast<float*>(stages) + warp * 16 * (WARP_N + 8);
     write_warp_tile<ACTIVATION, WARP_M, WARP_N>(sums, staged, c, m, n, block_row + warp_row, block_col + warp_col, bias, residual,
                                                 residual_stride);
 }

@@ -1,0 +1,119 @@
+"""How v6 of `matmul`, on tensor cores, is launched: its configurations, and which of them fits a problem.
+
+a (m, k) by rows, b (k, n) by rows or by columns (the transpose of a linear layer's weight), both bfloat16 or both float16, any sizes and
+distances between rows. The result is activation(a @ b + bias) + residual, (m, n), contiguous, summed in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from labkernels.cuda.variants import ceil_div, kernel
+from labkernels.matmul.launch import activation_number, launch
+from labkernels.operation import Variant, dtype_name
+
+FILE = Path(__file__).parent / "v6_tensor_cores.cu"
+
+
+@dataclass(frozen=True)
+class Config:
+    """How v6 divides its work: what a block and a warp own of the result, and how much of k is on its way."""
+
+    block_m: int
+    block_n: int
+    block_k: int  # columns of a stage
+    warp_m: int
+    warp_n: int
+    stages: int  # one that is computed with, the others on their way
+    blocks: int  # a multiprocessor, for which the compiler leaves enough registers
+
+    @property
+    def threads(self) -> int:
+        return self.block_m // self.warp_m * (self.block_n // self.warp_n) * 32
+
+    @property
+    def shared_mem(self) -> int:
+        """Bytes a block: the stages, and after them, in their place, 16 rows of each warp's sums."""
+        stages = 2 * self.stages * self.block_k * (self.block_m + self.block_n)
+        return max(stages, self.threads // 32 * 16 * (self.warp_n + 8) * 4)
+
+
+CONFIGS = {
+    "256x128x32": Config(256, 128, 32, 64, 64, 4, 1),
+    "256x128x64": Config(256, 128, 64, 64, 64, 3, 1),
+    "256x128x64_4": Config(256, 128, 64, 64, 64, 4, 1),
+    "128x256x32": Config(128, 256, 32, 64, 64, 4, 1),
+    "128x256x64": Config(128, 256, 64, 64, 64, 3, 1),
+    "128x256x64_4": Config(128, 256, 64, 64, 64, 4, 1),
+    "128x128x32": Config(128, 128, 32, 64, 64, 4, 2),
+    "128x128x32_5": Config(128, 128, 32, 64, 64, 5, 2),
+    "128x128x64": Config(128, 128, 64, 64, 64, 3, 2),
+    "64x256x32": Config(64, 256, 32, 64, 64, 4, 2),
+    "128x64x64": Config(128, 64, 64, 64, 32, 3, 2),
+    "64x128x64": Config(64, 128, 64, 32, 64, 3, 2),
+    "64x64x64": Config(64, 64, 64, 32, 32, 4, 3),
+    "32x64x128": Config(32, 64, 128, 16, 32, 3, 2),
+    "16x64x128": Config(16, 64, 128, 16, 16, 4, 2),
+}
+
+
+def v6_tensor_cores(a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
+    (m, k), n = a.shape, b.shape[1]
+    return configured(best_config(m, n, k, a.device), a, b, bias, activation, residual)
+
+
+def configured(config: str, a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
+    """v6 as CONFIGS[config]."""
+    c, m, n = CONFIGS[config], a.shape[0], b.shape[1]
+    by_rows = b.stride(1) == 1 if n > 1 else b.stride(0) != 1
+    width = copy_width(a, b if by_rows else b.t())
+    sizes = (c.block_m, c.block_n, c.block_k, c.warp_m, c.warp_n, c.stages, c.blocks)
+    matmul = kernel(FILE, "matmul_tensor_cores", a.dtype, *sizes, str(by_rows).lower(), width, activation_number(activation))
+    blocks = ceil_div(m, c.block_m) * ceil_div(n, c.block_n)
+    return launch(matmul, blocks, c.threads, a, b, (b.stride(0 if by_rows else 1),), bias, residual, c.shared_mem)
+
+
+def copy_width(*matrices) -> int:
+    """How many elements of their rows can be copied at a time: 8, 4, 2 or 1. They are of 16 bits, with rows that are contiguous."""
+    width = 8
+    for matrix in matrices:
+        row = matrix.stride(0) if matrix.shape[0] > 1 else 0
+        while width > 1 and (row % width or matrix.shape[1] % width or matrix.data_ptr() % (2 * width)):
+            width //= 2
+    return width
+
+
+def best_config(m: int, n: int, k: int, device: torch.device | str = "cpu") -> str:
+    """The name of the configuration for these sizes: the largest blocks that leave no multiprocessor idle."""
+    if m <= 16:
+        return "16x64x128"
+    if m <= 32:
+        return "32x64x128"
+    processors, shared_memory = _multiprocessor(torch.device(device))
+    for name in ("128x256x64_4", "128x256x64", "128x128x64", "128x128x32", "64x128x64"):
+        config = CONFIGS[name]
+        blocks = ceil_div(m, config.block_m) * ceil_div(n, config.block_n)
+        fits = config.blocks * (config.shared_mem + 1024) <= shared_memory
+        if fits and m > config.block_m // 2 and blocks >= processors * config.blocks * 3 // 4:
+            return name
+    return "64x64x64"
+
+
+def _multiprocessor(device: torch.device) -> tuple[int, int]:
+    """How many the GPU has, and the bytes of shared memory of one."""
+    if device.type != "cuda":
+        return 132, 228 * 1024  # the emulator plays an H200
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu.multi_processor_count, gpu.shared_memory_per_multiprocessor
+
+
+def _accepts(a, b, bias=None, activation=None, residual=None) -> str | None:
+    if a.dtype not in (torch.bfloat16, torch.float16):
+        return f"takes bfloat16 and float16, not {dtype_name(a.dtype)}"
+    return None
+
+
+V6 = Variant("v6_tensor_cores", v6_tensor_cores, "mma.sync, ldmatrix and cp.async: tensor cores fed from shared memory", FILE, _accepts)
