@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.attention import warp_tiles
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, strides, vector_width
 from labkernels.operation import Variant
 
@@ -145,7 +146,8 @@ VARIANTS = {
         Variant("v1_naive_cuda", v1_naive_cuda, "CUDA C++: three kernels, the N x N matrix in memory", FOLDER / "v1_naive.cu", _contiguous),
         Variant("v2_online", v2_online, "one warp a query, online softmax: no matrix, O(N) memory", FOLDER / "v2_online.cu", _rows(256)),
         Variant("v3_tiled", v3_tiled, "flash attention in shared memory: K and V once for 128 queries", FOLDER / "v3_tiled.cu", _rows(128)),
+        warp_tiles.VARIANT,
     )
 }
 
-VARLEN: dict[str, Variant] = {}  # those that also take packed sequences, as `attention_varlen` does
+VARLEN = {variant.name: variant for variant in (warp_tiles.VARLEN,)}  # those that take packed sequences: `attention_varlen`
