@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from labkernels.errors import ArgumentError
 from labkernels.lab.failure import CheckFailed
 from labkernels.lab.judge import ENDED, Case, Judge
-from labkernels.lab.worker import ChildDied, NoAnswer, Worker, worker
+from labkernels.lab.worker import CannotBeSent, ChildDied, NoAnswer, Worker, worker
 
 SANITIZER_FACTOR = 3  # for a small case under the sanitizer: the emulator compiles there, and has a time limit of its own for each launch
 
@@ -20,12 +19,8 @@ def judge_apart(judge: Judge, time_limit_s: float) -> Iterator[JudgeApart]:
     with worker.session(judge.device) as session:
         try:
             session.call(_install, replace(judge, apart=True))
-        except ArgumentError as error:
-            raise ArgumentError(
-                f"check: {judge.candidate.name} cannot be sent to the process where it would run, for it refers to what lives only in this "
-                f"one ({error}). Make that inside the function; or pass isolated=False to run it here, where a kernel that hangs or crashes "
-                "takes this process with it"
-            ) from error
+        except CannotBeSent as error:
+            raise error.naming("check", judge.candidate.name) from error
         yield JudgeApart(session, time_limit_s)
 
 

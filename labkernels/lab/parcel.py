@@ -23,13 +23,25 @@ from labkernels.operation import Op, Registry, ops
 _FIRST = ("labkernels.cuda.numba_cuda",)  # modules to be imported before any that a function names: Numba must learn of its simulator
 
 
+class CannotBeSent(ArgumentError):
+    """Something that can only live in the process that made it; the text says what."""
+
+    def naming(self, caller: str, function: str) -> ArgumentError:
+        """What `caller` says to who gave it `function`, and the ways out."""
+        return ArgumentError(
+            f"{caller}: {function} cannot be sent to the process where it would run, for it refers to what lives only in this one ({self}). "
+            "Make that inside the function; or pass isolated=False to run it here, where a kernel that hangs or crashes takes this process "
+            "with it"
+        )
+
+
 def pack(value) -> bytes:
-    """`value` as bytes for `cloudpickle.loads`. ArgumentError if something in it can only live in this process."""
+    """`value` as bytes for `cloudpickle.loads`. CannotBeSent if something in it can only live in this process."""
     with io.BytesIO() as file:
         try:
             _Pickler(file).dump(value)
         except Exception as error:  # anything: each type refuses in its own way
-            raise ArgumentError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
+            raise CannotBeSent(f"{type(error).__name__}: {error}") from error
         return file.getvalue()
 
 

@@ -13,7 +13,7 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cloudpickle
@@ -21,10 +21,10 @@ import torch
 
 from labkernels.child_process import START_S, ChildDied, ChildProcess, NoAnswer, serve_requests
 from labkernels.cuda import gpu
-from labkernels.errors import ArgumentError, LabKernelsError, LaunchError
-from labkernels.lab.parcel import Surroundings, pack
+from labkernels.errors import LabKernelsError, LaunchError
+from labkernels.lab.parcel import CannotBeSent, Surroundings, pack
 
-__all__ = ["ChildDied", "NoAnswer", "Worker", "worker"]
+__all__ = ["CannotBeSent", "ChildDied", "NoAnswer", "Worker", "worker"]
 
 _INSTALLED = tuple(str(Path(sysconfig.get_path(name))) for name in ("stdlib", "purelib", "platlib"))
 
@@ -46,13 +46,18 @@ class Worker:
             if self._child.running and _sources_since(self._started):
                 self._child.stop()  # it has imported what the files said before
             self._begin(device)
-            yield self
+            try:
+                yield self
+            finally:
+                if device == "cuda" and self._child.running:
+                    with suppress(ChildDied):
+                        self.call(torch.cuda.empty_cache, time_limit_s=START_S)  # the GPU's memory is for this process again
 
     def call(self, function: Callable, *args, time_limit_s: float | None = None):
         """`function(*args)`, computed there. What it prints appears here.
 
         What it raises is raised here, the frames it came through in the attribute `remote_frames` of the error and of each of its causes.
-        ArgumentError if function, arguments or what they refer to cannot leave this process; ChildDied, and NoAnswer after `time_limit_s`.
+        CannotBeSent if function, arguments or what they refer to cannot leave this process; ChildDied, and NoAnswer after `time_limit_s`.
         """
         kind, answer, crashed = pickle.loads(self._child.call(pack((function, args)), time_limit_s=time_limit_s))
         if crashed:
@@ -60,7 +65,7 @@ class Worker:
         if kind == "value":
             return answer
         if kind == "not unpacked":
-            raise ArgumentError(answer)
+            raise CannotBeSent(answer)
         raise _joined(answer)
 
     def _begin(self, device: str) -> None:
