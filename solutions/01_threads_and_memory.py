@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 01 Threads and memory
 # A GPU runs thousands of threads at once. Two questions decide what comes of it: which thread takes which element, and what
-# has memory to deliver when 32 neighbours read at the same time?
+# has memory to deliver when 32 neighbours ask at the same time?
 #
-# You write your first kernels in two languages, Python with Numba CUDA and CUDA C++. Then you count what memory delivers.
+# You write your first kernels, in Python with Numba CUDA and in CUDA C++. Then you look at them through a *profiler*, which
+# counts what memory delivers, line by line. The last exercises are graded by what it counts.
 #
 # You need lab 00.
 
@@ -14,7 +15,7 @@ cols = 70
 
 # %%
 %load_ext labkernels
-import numpy as np
+import pandas
 import torch
 
 import labkernels as lk
@@ -42,8 +43,8 @@ lk.draw.grid_of_threads(blocks=3, threads=4, n=10)
 # The grid consists of whole blocks, so a few threads at the end may have no element. They must do nothing.
 #
 # Why blocks at all? A GPU is made of *multiprocessors*, an H200 of 132. The threads of one block run on the same one, where they
-# can share memory and wait for each other (lab 02). Blocks do not wait for each other, so a GPU may run them in any order, as
-# many at once as fit: the same kernel suits a small GPU and a large one.
+# can share memory and wait for each other. Blocks do not wait for each other, so a GPU may run them in any order, as many at once
+# as fit.
 #
 # **Predict.** A vector of `n` elements, blocks of 256 threads. How many blocks does the launch need? Which element does thread 5
 # of block 2 take? How many threads have none?
@@ -90,8 +91,8 @@ def add_numba(x, y, out):
 
 
 # %% [markdown]
-# In the launch below, `as_numba` hands a PyTorch tensor to Numba without a copy, and `stream` puts the kernel into the queue where
-# PyTorch's own kernels wait. Without a GPU Numba's simulator runs it, each GPU thread as a thread of Python.
+# Below, `as_numba` hands a PyTorch tensor to Numba without a copy, and `stream` puts the kernel into the queue where PyTorch's own
+# kernels wait. Without a GPU Numba's simulator runs it, each GPU thread as a thread of Python.
 
 # %%
 def my_add_numba(x, y):
@@ -129,51 +130,9 @@ lk.check_against(lambda x, y: x + y, my_add, pairs);
 
 # %% [markdown]
 # If you like, take the `if` away in both and check again. In the simulator the array itself complains, since it knows its length.
-# A pointer does not; the sanitizer speaks up for it. On a GPU often nobody does, in either language.
+# A pointer does not; the sanitizer speaks up for it.
 #
 # From here on you write CUDA C++, which reaches everything that the hardware can do.
-
-# %% [markdown]
-# ## More elements than threads
-# There need not be a thread for every element. In a *grid-stride loop* you start as many threads as suit the GPU, and each
-# takes several elements: that of its own number, then one a whole grid further, and so on.
-
-# %%
-lk.draw.grid_stride(n=22, blocks=2, threads=4)
-
-# %% [markdown]
-# In every step the whole grid reads one piece without gaps. A step is as long as the grid has threads; `gridDim.x` is the number
-# of its blocks.
-#
-# **Write** `out = a * x + y` with such a loop. The launch has 4 blocks of 64 threads, whatever the length. A loop in C++ names
-# its start, its condition and its step: `for (int i = 0; i < 10; i += 2) ...;` runs with `i` 0, 2, 4, 6 and 8.
-
-# %% solution="grid-stride"
-%%cuda --name axpy
-__global__ void axpy(float a, const float* x, const float* y, float* out, int n) {
-    // BEGIN SOLUTION
-    int stride = gridDim.x * blockDim.x;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) out[i] = a * x[i] + y[i];
-    // END SOLUTION
-}
-
-# %%
-def my_axpy(x, y, a):
-    out = torch.empty_like(x)
-    axpy(4, 64, (a, x, y, out, len(x)))
-    return out
-
-
-# %% tests="grid-stride" points=3
-cases = [{"x": (length,), "y": (length,), "a": -1.5} for length in (1, 3, 33, 256, 257, 1000, 5000)]
-lk.check_against(lambda x, y, a: a * x + y, my_axpy, cases);
-
-# %% [markdown]
-# Had your step been too short, two threads would have written the same element. Both write the same number, so the result looks
-# right, but the work is done twice. The sanitizer calls it a *race*: nothing says which of the two writes first.
-#
-# What is such a loop good for? A thread that takes many elements can carry something along in a register, a sum for example.
-# Lab 02 begins there.
 
 # %% [markdown]
 # ## What a warp reads
@@ -190,50 +149,140 @@ lk.draw.warp_reads(strides=[1, 2, 8])
 # The dots are lanes, the boxes are sectors. Blue are the 4 bytes that each lane asked for, orange is what moves along unasked.
 # With stride 1 nothing is wasted; such a request is called *coalesced*.
 #
-# **Predict** the sectors of a request for strides 1, 2, 4, 8 and 32. The picture shows three of them.
+# **Predict** the sectors of the five requests in this kernel. `lane` is 0 to 31.
+
+# %%
+%%cuda --name requests
+__global__ void requests(const float* x, float* out) {
+    int lane = threadIdx.x;
+    float sum = x[4 * lane];
+    sum += x[32 * lane];
+    sum += x[31 - lane];
+    sum += x[lane + 1];
+    sum += x[0];
+    out[lane] = sum;
+}
 
 # %% solution="predict-sectors"
-stride_1 = stride_2 = stride_4 = stride_8 = stride_32 = None
+stride_4 = stride_32 = backwards = one_late = one_for_all = None
 ### BEGIN SOLUTION
-stride_1, stride_2, stride_4, stride_8 = 4, 8, 16, 32
+stride_4 = 16
 stride_32 = 32        # one for each lane; there cannot be more
+backwards = 4         # the same 4 sectors in another order
+one_late = 5          # the last float lies in the next sector
+one_for_all = 1
 ### END SOLUTION
 
 # %% tests="predict-sectors" points=1
-lk.check_prediction("sectors by stride", stride_1, stride_2, stride_4, stride_8, stride_32)
+lk.check_prediction("sectors of requests", stride_4, stride_32, backwards, one_late, one_for_all)
 
 # %% [markdown]
-# Counting by eye is slow. **Write** a function that counts: given the addresses of a request, one a lane, in how many different
-# sectors do they lie? An address counts bytes: a float array that begins at 0 has its element `i` at `4 * i`. NumPy's
-# `np.unique` may help.
-
-# %% solution="sectors"
-def sectors(addresses):
-    """How many sectors a request touches; `addresses` is a NumPy array of 32 integers."""
-    ### BEGIN SOLUTION
-    return len(np.unique(addresses // 32))
-    ### END SOLUTION
-
-
-# %% [markdown]
-# The tests count five requests: neighbours, neighbours that begin 4 bytes late, the same order backwards, all lanes at one
-# address, and lanes in disorder.
-
-# %% tests="sectors" points=2
-lanes = np.arange(32)
-requests = [4 * lanes, 4 * lanes + 4, 4 * lanes[::-1], 0 * lanes + 64, 4 * (lanes * 37 % 101)]
-lk.check_prediction("sectors of requests", *[sectors(addresses) for addresses in requests])
-
-# %% [markdown]
-# Order costs nothing: backwards needs the same 4 sectors. An address that all lanes share needs one. A start that is off by one
-# element costs a fifth sector. What is expensive is distance:
+# Now ask the profiler. `%profile` runs a launch in the emulator, writes down every request of every warp, and shows your source
+# with the counts beside it. They are exact, and the same on every machine. The deeper a colour, the more is wasted.
 
 # %%
-lk.draw.sectors_by_stride(sectors)
+x, out = torch.rand(1024), torch.empty(32)
+%profile requests(1, 32, (x, out))
 
 # %% [markdown]
-# From stride 8 on every lane needs a sector of its own. Seven eighths of what moves was not asked for, and takes its time all the
-# same. It is of use only if another request wants it soon: a *cache*, a small fast memory, keeps what was read last.
+# *per request* is what you predicted. *active* is the share of lanes at work. Order costs nothing, one address for all costs
+# one sector, a start off by one float costs a fifth. What is expensive is distance.
+#
+# Change an index, run both cells again, and see.
+
+# %% [markdown]
+# ## More elements than threads
+# There need not be a thread for every element. Here 256 threads share out a vector of any length. Each takes a piece of its own,
+# as cores of a CPU would:
+
+# %%
+%%cuda --name scale_pieces
+__global__ void scale_pieces(float a, const float* x, float* out, int n) {
+    int threads = gridDim.x * blockDim.x;                   // gridDim.x is the number of blocks
+    int thread = blockIdx.x * blockDim.x + threadIdx.x;
+    int each = (n + threads - 1) / threads;                 // elements for a thread, rounded up
+    for (int k = 0; k < each; ++k) {
+        int i = thread * each + k;
+        if (i < n) out[i] = a * x[i];
+    }
+}
+
+# %% [markdown]
+# **Predict.** 2048 elements, 4 blocks of 64 threads. How many sectors does a request of `x[i]` touch? And how many times as many
+# bytes move as in a kernel that wastes none?
+
+# %% solution="predict-pieces"
+piece_sectors = times_the_bytes = None
+### BEGIN SOLUTION
+piece_sectors = 32         # 8 elements each, so neighbouring lanes are 32 bytes apart
+times_the_bytes = 8        # 32 sectors for 128 bytes, which fit in 4
+### END SOLUTION
+
+# %% tests="predict-pieces" points=1
+lk.check_prediction("sectors of pieces", piece_sectors, times_the_bytes)
+
+# %%
+x = torch.rand(2048)
+pieces = lk.profile(scale_pieces, 4, 64, (2.0, x, torch.empty(2048), 2048))
+pieces
+
+# %% [markdown]
+# `lk.profile` is the magic as a function. What it returns can draw a request of a line, lane by lane:
+
+# %%
+pieces.plot_line("x[i]", "global_load")
+
+# %% [markdown]
+# 32 lanes, 32 sectors, and of each one float. The next turn of the loop wants the next float, and each sector moves again, eight
+# times in all. (A *cache*, a small fast memory that keeps what was read last, may soften this, if nobody else needs its room.)
+#
+# So share out differently: in every turn the whole grid takes one stretch without gaps.
+
+# %%
+lk.draw.grid_stride(n=22, blocks=2, threads=4)
+
+# %% [markdown]
+# **Write** the index, and see 32 become 4. Nothing else changes.
+
+# %% solution="grid-stride"
+%%cuda --name scale
+__global__ void scale(float a, const float* x, float* out, int n) {
+    int threads = gridDim.x * blockDim.x;
+    int thread = blockIdx.x * blockDim.x + threadIdx.x;
+    int each = (n + threads - 1) / threads;
+    for (int k = 0; k < each; ++k) {
+        // BEGIN SOLUTION
+        int i = thread + k * threads;
+        // END SOLUTION
+        if (i < n) out[i] = a * x[i];
+    }
+}
+
+# %%
+def my_scale(x, a):
+    out = torch.empty_like(x)
+    scale(4, 64, (a, x, out, len(x)))
+    return out
+
+
+# %% [markdown]
+# `check_counters` judges the result and then what the profiler counts: here, at most 1.05 times the bytes of `x` and `out`.
+
+# %% tests="grid-stride" points=3
+cases = [{"x": (length,), "a": -1.5} for length in (1, 3, 33, 256, 257, 1000, 2048, 5000)]
+lk.check_against(lambda x, a: a * x, my_scale, cases)
+lk.check_counters(lambda x, a: a * x, my_scale, {"x": (2048,), "a": -1.5}, bytes_at_most=1.05);
+
+# %%
+%profile scale(4, 64, (2.0, x, torch.empty(2048), 2048))
+
+# %% [markdown]
+# This is called a *grid-stride loop*, and mostly written so:
+#
+#     for (int i = thread; i < n; i += threads) out[i] = a * x[i];
+#
+# What is it good for? A thread that takes many elements can carry something along in a register, a sum for example. Lab 02
+# begins there.
 
 # %% [markdown]
 # ## Rows and columns
@@ -245,17 +294,10 @@ lk.draw.matrix_in_memory()
 # %% [markdown]
 # So neighbours in a row are neighbours in memory, and neighbours in a column are a whole row apart.
 #
-# Grids and blocks may have two axes too; a launch then names two sizes, as in `(32, 8)` threads. In such a block `threadIdx.x` runs
-# from 0 to 31 and `threadIdx.y` from 0 to 7. Warps are filled along `x` first: here the 32 lanes of a warp have the same `y`, and
-# `x` from 0 to 31. Hence the habit: **`x` counts columns, `y` counts rows.**
-
-# %%
-row, col = 3, 5
-along_x = sectors(4 * (row * 1024 + lanes))      # 32 lanes in one row of a matrix with 1024 columns
-along_y = sectors(4 * (lanes * 1024 + col))      # 32 lanes in one column
-print(f"a piece of a row: {along_x} sectors; a piece of a column: {along_y} sectors")
-
-# %% [markdown]
+# Grids and blocks may have two axes too; a launch then names two sizes, as in `(32, 8)` threads. Warps are filled along `x` first:
+# here the 32 lanes of a warp have the same `threadIdx.y`, and `threadIdx.x` from 0 to 31. Hence the habit: **`x` counts columns,
+# `y` counts rows.**
+#
 # A kernel that copies a matrix can read and write along rows. A *transpose* cannot do both: what is a row in `x` is a column in
 # `out`. Here 8 lanes of a warp are drawn:
 
@@ -286,109 +328,248 @@ def my_transpose(x):
 
 
 # %% tests="transpose" points=3
-lk.check_against(
-    lambda x: x.t(),
-    my_transpose,
-    [{"x": shape} for shape in ((1, 1), (1, 33), (33, 1), (5, 70), (rows, cols), (130, 33))],
-    mistakes={"x with its numbers in their old order": lambda x: x.reshape(x.t().shape)},
-);
+shapes = [{"x": shape} for shape in ((1, 1), (1, 33), (33, 1), (5, 70), (rows, cols), (130, 33))]
+old_order = {"x with its numbers in their old order": lambda x: x.reshape(x.t().shape)}
+lk.check_against(lambda x: x.t(), my_transpose, shapes, mistakes=old_order);
 
 # %% [markdown]
-# **Predict.** In a matrix of 1024 x 1024, how many sectors does one warp touch with the request that reads, and how many with the
-# one that writes? Use `sectors`.
+# **Predict.** In a matrix of 128 x 128, how many sectors does a request touch that reads, and how many one that writes?
 
 # %% solution="predict-transpose"
 sectors_read = sectors_written = None
 ### BEGIN SOLUTION
-sectors_read = sectors(4 * (row * 1024 + lanes))         # x[row][col], col running
-sectors_written = sectors(4 * (lanes * 1024 + row))      # out[col][row], col running
+sectors_read = 4          # 32 neighbours in a row
+sectors_written = 32      # 32 neighbours in a column
 ### END SOLUTION
 
 # %% tests="predict-transpose" points=1
 lk.check_prediction("transpose requests", sectors_read, sectors_written)
 
+# %%
+square, turned = torch.rand(128, 128), torch.empty(128, 128)
+%profile transpose((4, 16), (32, 8), (square, turned, 128, 128))
+
 # %% [markdown]
 # Let `threadIdx.x` count rows instead, and the writes are coalesced while the reads are scattered. One of the two pays, as long as
-# each thread writes what it has read itself. The way out is to hand elements from thread to thread within a block: *shared
-# memory*, in lab 02.
+# each thread writes what it has read itself.
 
 # %% [markdown]
-# ## Four floats at a time
-# A coalesced request of floats moves 128 bytes, 4 for each lane. A lane may also ask for 16 bytes at once, a `float4`: four
-# floats that lie side by side, called `.x`, `.y`, `.z` and `.w`. That saves no byte. It saves requests, each of which costs an
-# instruction and a place in a queue. Drawn with 8 lanes:
+# ## Threads that hand over
+# The way out is a small memory on the chip that the threads of a block have in common, *shared memory*. A block reads a *tile* of
+# the matrix along its rows, and writes it along the rows of `out`.
 
 # %%
-lk.draw.vector_loads()
+lk.draw.transpose_tile()
 
 # %% [markdown]
-# **Write** `out = a * x + y` once more, four elements at a time. `x4`, `y4` and `out4` are given: the same arrays, seen as `float4`s.
-# `n / 4` of those are whole, since C++ drops the remainder when it divides integers. Read one with `float4 u = x4[i];`, use `u.x` and the
-# others, and write one with `out4[i] = {1.0f, 2.0f, 3.0f, 4.0f};`. Up to three elements are left over at the end and need a
-# loop of their own.
+# `__shared__ float tile[32][32];` declares it, `tile[row][col]` is an element. The thread that reads an element is not the one that
+# writes it, so nobody may write before all have read. `__syncthreads()` is a *barrier*: no thread of the block goes on until all
+# threads of the block have come to it, those at the edge that have nothing to do among them.
+#
+# **Write** it, for a block of 32 x 32 threads, in three steps: read an element of `x` into the tile, wait, and write an element of
+# `out` from the tile. In both, `c` runs along a row of the matrix. The tile begins at `(row, col)` of `x`; where does it begin in
+# `out`? Mind the edges, twice. `-D WIDTH=32` puts 32 wherever the code says `WIDTH`.
 
-# %% solution="vector"
-%%cuda --name axpy4
-__global__ void axpy4(float a, const float* x, const float* y, float* out, int n) {
-    const float4* x4 = reinterpret_cast<const float4*>(x);
-    const float4* y4 = reinterpret_cast<const float4*>(y);
-    float4* out4 = reinterpret_cast<float4*>(out);
-    int thread = blockIdx.x * blockDim.x + threadIdx.x;
-    int stride = gridDim.x * blockDim.x;
+# %% solution="tile"
+%%cuda --name tile -D WIDTH=32
+__global__ void tile(const float* x, float* out, int rows, int cols) {
+    __shared__ float tile[32][WIDTH];
+    int r = threadIdx.y, c = threadIdx.x;
+    int row = 32 * blockIdx.y, col = 32 * blockIdx.x;    // where the tile begins in x
     // BEGIN SOLUTION
-    for (int i = thread; i < n / 4; i += stride) {
-        float4 u = x4[i], v = y4[i];
-        out4[i] = {a * u.x + v.x, a * u.y + v.y, a * u.z + v.z, a * u.w + v.w};
-    }
-    for (int i = n / 4 * 4 + thread; i < n; i += stride) out[i] = a * x[i] + y[i];
+    if (row + r < rows && col + c < cols) tile[r][c] = x[(row + r) * cols + col + c];
+    __syncthreads();
+    if (col + r < cols && row + c < rows) out[(col + r) * rows + row + c] = tile[c][r];
     // END SOLUTION
 }
 
 # %%
-def my_axpy4(x, y, a):
-    out = torch.empty_like(x)
-    axpy4(4, 64, (a, x, y, out, len(x)))
-    return out
+def with_tile(kernel):
+    def my_transpose(x):
+        rows, cols = x.shape
+        out = torch.empty(cols, rows, device=x.device)
+        kernel((blocks_for(cols, 32), blocks_for(rows, 32)), (32, 32), (x, out, rows, cols))
+        return out
+
+    return my_transpose
 
 
-# %% tests="vector" points=3
-cases = [{"x": (length,), "y": (length,), "a": -1.5} for length in (1, 3, 4, 33, 1000, 1002, 5003)]
-lk.check_against(lambda x, y, a: a * x + y, my_axpy4, cases);
-
-# %% [markdown]
-# A `float4` must begin at a multiple of 16 bytes. A vector fresh from PyTorch does. A view of it that begins one element later
-# does not:
+# %% tests="tile" points=4
+shapes = [{"x": shape} for shape in ((1, 1), (1, 33), (33, 1), (rows, cols), (64, 96), (130, 33))]
+lk.check_against(lambda x: x.t(), with_tile(tile), shapes)
+lk.check_counters(lambda x: x.t(), with_tile(tile), {"x": (64, 96)}, bytes_at_most=1.05);
 
 # %%
-x, y, out = torch.rand(n + 1), torch.rand(n + 1), torch.empty(n + 1)
-lk.sanitize(axpy4, 4, 64, (2.0, x[1:], y[1:], out[1:], n))
+%profile tile((4, 4), (32, 32), (square, turned, 128, 128))
 
 # %% [markdown]
-# On a GPU this error is final: the process cannot use the GPU any more. The ladder's versions look at the address first, and
-# take one float at a time where they must.
+# Nothing of global memory is wasted any more. But something new is red.
 
 # %% [markdown]
-# ## Compare
-# The sum of a vector reads every element once and computes next to nothing: bytes are its limit. But all threads want to add to
-# the same total. An *atomic* addition cannot be interrupted by another thread's, so none is lost; those to one address happen
-# one after another.
+# ## Banks
+# Shared memory has 32 *banks*. Word `w`, 4 bytes, lies in bank `w % 32`, and each bank gives one word at a time. If the lanes of
+# a request want different words of the same bank, the request takes several *passes*; every pass after the first is called a
+# *bank conflict*. Lanes that want the same word get it in one pass: that is a *broadcast*, and no conflict.
 #
-# - `v1_naive`: one thread an element, and an atomic addition each.
-# - `v1_grid_stride`: at most 262,144 threads, in Numba. Each adds up its elements in a register, then one atomic addition.
-# - `v3_warp`: such a loop with `float4`s, and threads that put their sums together without atomics.
+# **Predict** the passes of these five requests.
 
 # %%
-versions = ["v1_naive", "v1_grid_stride", "v3_warp", "torch"]
-lk.bench("sum", versions, n=[4**power for power in range(8, 15)]).plot()
+%%cuda --name passes
+__global__ void passes(float* out) {
+    __shared__ float word[1024];
+    int lane = threadIdx.x;
+    for (int i = 0; i < 32; ++i) word[32 * i + lane] = lane;
+    __syncwarp();    // a barrier for one warp
+    float sum = word[lane];
+    sum += word[2 * lane];
+    sum += word[32 * lane];
+    sum += word[33 * lane];
+    sum += word[7];
+    out[lane] = sum;
+}
+
+# %% solution="predict-passes"
+stride_1 = stride_2 = stride_32 = stride_33 = same_word = None
+### BEGIN SOLUTION
+stride_1 = 1
+stride_2 = 2          # even banks only, two words in each
+stride_32 = 32        # bank 0 for all
+stride_33 = 1         # banks 0, 1, 2, ...
+same_word = 1         # a broadcast
+### END SOLUTION
+
+# %% tests="predict-passes" points=1
+lk.check_prediction("passes of requests", stride_1, stride_2, stride_32, stride_33, same_word)
+
+# %%
+%profile passes(1, 32, (out,))
 
 # %% [markdown]
-# Up to 256 Ki elements, which is 262,144, the two `v1` do the same additions and take the same time. From there on the grid-stride
-# loop is flat: more elements, but no more atomic additions, and those are what it waits for. Only at the right end does reading
-# begin to show. How the threads of `v3_warp` put their sums together is the next lab.
+# *conflicts* is one less than your passes. And the tile?
+
+# %%
+lk.profile(tile, (4, 4), (32, 32), (square, turned, 128, 128)).plot_line("= tile[", "shared_load")
 
 # %% [markdown]
+# The lanes walk down a column of the tile, 32 words apart: all in one bank. Two ways lead out, drawn here with 8 banks. The
+# number in a cell is its bank, and the outlined cells hold a column:
+
+# %%
+lk.draw.tile_banks()
+
+# %% [markdown]
+# *Padding* makes rows one word longer, and nobody uses that word. Compile your kernel with other widths:
+
+# %%
+for width in (32, 33, 34, 36):
+    wider = lk.Kernel(tile.source.text, "tile", defines={"WIDTH": width})
+    counted = lk.profile(wider, (4, 4), (32, 32), (square, turned, 128, 128))
+    print(f"{width} words a row: {counted.bank_conflicts:6} bank conflicts, {128 * width} bytes of shared memory")
+
+# %% [markdown]
+# A *swizzle* needs no room. It keeps each row's elements in another order, so that a column meets every bank. Labs on tensor
+# cores cannot do without.
+#
+# **Write** it: `place` says in which column of its row an element is kept. Every row must use each of its 32 places once. In C++,
+# `a ^ b` is *exclusive or*: of each binary digit, 1 where the two differ.
+
+# %% solution="swizzle"
+%%cuda --name swizzled
+__device__ int place(int row, int col) {
+    // BEGIN SOLUTION
+    return col ^ row;
+    // END SOLUTION
+}
+
+__global__ void swizzled(const float* x, float* out, int rows, int cols) {
+    __shared__ float tile[32][32];
+    int r = threadIdx.y, c = threadIdx.x;
+    int row = 32 * blockIdx.y, col = 32 * blockIdx.x;
+    if (row + r < rows && col + c < cols) tile[r][place(r, c)] = x[(row + r) * cols + col + c];
+    __syncthreads();
+    if (col + r < cols && row + c < rows) out[(col + r) * rows + row + c] = tile[c][place(c, r)];
+}
+
+# %% tests="swizzle" points=3
+lk.check_against(lambda x: x.t(), with_tile(swizzled), shapes)
+lk.check_counters(lambda x: x.t(), with_tile(swizzled), {"x": (64, 96)}, bytes_at_most=1.05, bank_conflicts=0);
+
+# %%
+lk.profile(swizzled, (4, 4), (32, 32), (square, turned, 128, 128)).plot_line("= tile[", "shared_load")
+
+# %% [markdown]
+# ## Is it true?
+# A profiler that counts in an emulator could be wrong. So four such transposes of 128 x 128 have run on an H200, under NVIDIA's
+# own profiler, Nsight Compute, which reads counters in the hardware. Beside them, yours:
+
+# %%
+from labkernels.lab.measured import measured_file
+
+padded = lk.Kernel(tile.source.text, "tile", defines={"WIDTH": 33})
+hardware = pandas.read_csv(measured_file("profiler")).set_index(["kernel", "counter"])["ncu"]
+table = {}
+for name, kernel in {"naive": transpose, "tile": tile, "padded": padded, "swizzled": swizzled}.items():
+    grid, block = ((4, 16), (32, 8)) if kernel is transpose else ((4, 4), (32, 32))
+    counted = lk.profile(kernel, grid, block, (square, turned, 128, 128))
+    table[name] = {
+        ("store sectors", "yours"): counted.global_store_sectors,
+        ("store sectors", "H200"): hardware[f"lk_transpose_{name}", "global_store_sectors"],
+        ("bank conflicts", "yours"): counted.bank_conflicts,
+        ("bank conflicts", "H200"): hardware[f"lk_transpose_{name}", "shared_load_conflicts"],
+    }
+pandas.DataFrame(table).T
+
+# %% [markdown]
+# ## Four floats at a time
+# A coalesced request of floats moves 128 bytes, 4 for each lane. A lane may also ask for 16 bytes at once, a `float4`: four
+# floats that lie side by side, called `.x`, `.y`, `.z` and `.w`.
+
+# %%
+lk.draw.vector_loads()
+
+# %%
+%%cuda --name scale4
+__global__ void scale4(float a, const float* x, float* out, int n) {
+    const float4* x4 = reinterpret_cast<const float4*>(x);    // the same array, seen as float4s
+    float4* out4 = reinterpret_cast<float4*>(out);
+    int threads = gridDim.x * blockDim.x;
+    int thread = blockIdx.x * blockDim.x + threadIdx.x;
+    for (int i = thread; i < n / 4; i += threads) {
+        float4 u = x4[i];
+        out4[i] = make_float4(a * u.x, a * u.y, a * u.z, a * u.w);
+    }
+    for (int i = n / 4 * 4 + thread; i < n; i += threads) out[i] = a * x[i];    // up to three are left over
+}
+
+# %% [markdown]
+# **Predict.** For 2048 floats, how many requests to load does `scale` make, and how many `scale4`? How many sectors has one of `scale4`?
+
+# %% solution="predict-vector"
+scale_requests = scale4_requests = scale4_sectors = None
+### BEGIN SOLUTION
+scale_requests = 2048 // 32
+scale4_requests = 2048 // 128
+scale4_sectors = 16
+### END SOLUTION
+
+# %% tests="predict-vector" points=1
+lk.check_prediction("requests with float4", scale_requests, scale4_requests, scale4_sectors)
+
+# %%
+%profile scale4(4, 64, (2.0, x, torch.empty(2048), 2048))
+
+# %% [markdown]
+# Not a byte less, but a quarter of the requests, each of which costs an instruction and a place in a queue. One thing to mind: a
+# `float4` must begin at a multiple of 16 bytes. A vector fresh from PyTorch does, a view that begins one element later does not:
+
+# %%
+lk.sanitize(scale4, 4, 64, (2.0, x[1:], torch.empty(2048), 2047))
+
+# %% [markdown]
+# On a GPU this error is final: the process cannot use the GPU any more.
+#
 # ## Still wasted
-# - **One side of a transpose.** 32 sectors for 128 bytes, when reading or when writing.
-# - **What a thread knows.** In your kernels each reads for itself, and what it has read is lost when it ends.
+# - **Room.** Padding costs 128 bytes a tile; the swizzle costs an instruction.
+# - **What a thread knows.** Threads hand over elements here. Could they also hand over sums?
 #
-# Both have the same remedy: threads that talk to each other. What would you add next?
+# What would you add next?

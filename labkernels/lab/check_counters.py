@@ -117,9 +117,9 @@ def _judge_bytes(counted: Profile, needed: int, at_most: float, case: str) -> st
         verb = kind.removeprefix("global_")
         each, asked = row[f"{kind}_sectors_per_request"], row[f"{kind}_bytes"] / row[f"{kind}_requests"]
         raise CheckFailed(
-            "mismatch", f"bytes of global memory, most of them in {_place(counted, row)}", f"{bytes_label(moved)}, {moved / needed:.3g} times the tensors' own",
+            "mismatch", f"bytes of global memory, {_place(counted, row)}", f"{bytes_label(moved)}, {moved / needed:.3g} times the tensors' own",
             f"at most {at_most:g} times", case=case,
-            detail=f"each {verb} there asks for {asked:.4g} bytes and moves {each:.3g} sectors, {_SECTOR_BYTES * each:.4g} bytes",
+            detail=_code(row) + f"each {verb} asks for {asked:.4g} bytes and moves {each:.3g} sectors, {_SECTOR_BYTES * each:.4g} bytes",
             hint=f"Neighbouring lanes should {verb} neighbouring elements: threadIdx.x belongs to the index that counts within a row."
             if scattered else "Each request is coalesced, so something moves more often than once.",
         )  # fmt: skip
@@ -135,8 +135,11 @@ def _judge(counted: Profile, name: str, at_most: float, case: str) -> str:
         counter = "conflicts" if name == "bank_conflicts" else name.removeprefix(kinds[0] + "_") if kinds else name
         columns = {kind: lambda row, kind=kind: row[f"{kind}_{counter}"] for kind in kinds} or {"": lambda row: row.get(counter, 0)}
         kind, row = _worst(counted, columns)
-        where = f"{words}, most of them in {_place(counted, row)}"
-        raise CheckFailed("mismatch", where, _number(got), f"at most {_number(at_most)}", case=case, hint=_apart(counted, kind, row) if counter == "conflicts" else None)
+        hint = _apart(counted, kind, row) if counter == "conflicts" else None
+        raise CheckFailed(
+            "mismatch", f"{words}, {_place(counted, row)}", _number(got), f"at most {_number(at_most)}", case=case,
+            detail=_code(row) + "here is most of it", hint=hint,
+        )  # fmt: skip
     return f"{_number(got)} {words} (at most {_number(at_most)})"
 
 
@@ -148,7 +151,13 @@ def _worst(counted: Profile, columns: Mapping[str, Callable[[dict], float]]) -> 
 
 def _place(counted: Profile, row: dict) -> str:
     file = "" if row["file"] == counted.source.filename else f" of {Path(row['file']).name}"
-    return f"line {row['line']}{file}" + (f" ({row['text']})" if row["text"] else "")
+    return f"line {row['line']}{file}"
+
+
+def _code(row: dict) -> str:
+    """The line's text without its comment, to be continued."""
+    text = row["text"].split("//")[0].strip()
+    return f"{text}\n" if text else ""
 
 
 def _apart(counted: Profile, kind: str, row: dict) -> str | None:

@@ -57,9 +57,10 @@ def test_a_right_and_frugal_kernel_passes_and_one_line_says_so(capsys):
 
 def test_scattered_stores_are_found_with_their_line():
     failure = failure_of(with_kernel("naive"), bytes_at_most=1.05)
-    assert failure.reason == "mismatch" and "line 4 (out[col * rows + row] = x" in failure.where
+    assert failure.reason == "mismatch" and failure.where.endswith("line 4")
     assert "4.5 times" in failure.got and failure.want == "at most 1.05 times"
-    assert "each store there asks for 128 bytes and moves 32 sectors" in failure.detail and "should store neighbouring" in failure.hint
+    assert failure.detail.startswith("out[col * rows + row] = x[row * cols + col];\neach store asks for 128 bytes and moves 32 sectors")
+    assert "should store neighbouring" in failure.hint
 
 
 def test_bytes_that_move_twice_are_found_though_each_request_is_coalesced():
@@ -69,7 +70,7 @@ def test_bytes_that_move_twice_are_found_though_each_request_is_coalesced():
 
 def test_bank_conflicts_are_found_with_their_line_and_the_distance_of_lanes():
     failure = failure_of(with_kernel("tile"), bytes_at_most=1.05, bank_conflicts=0)
-    assert failure.where.startswith("bank conflicts, most of them in line 11") and failure.want == "at most 0"
+    assert failure.where.endswith("bank conflicts, line 11") and failure.want == "at most 0"
     assert failure.got == f"{64 * 96 // 32 * 31:,}" and "32 words apart there, and so all lanes meet in the same bank" in failure.hint
 
 

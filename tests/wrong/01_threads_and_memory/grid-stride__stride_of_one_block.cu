@@ -1,3 +1,2 @@
 // reason: sanitizer race
-int stride = blockDim.x;
-for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) out[i] = a * x[i] + y[i];
+int i = thread + k * blockDim.x;

@@ -1,2 +1,2 @@
 # reason: mismatch
-stride_1, stride_2, stride_4, stride_8, stride_32 = 4, 8, 16, 32, 128
+stride_4, stride_32, backwards, one_late, one_for_all = 16, 128, 4, 5, 1

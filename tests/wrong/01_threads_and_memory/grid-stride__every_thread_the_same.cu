@@ -1,0 +1,2 @@
+// reason: sanitizer race
+int i = k;

@@ -1,0 +1,3 @@
+// reason: not_written
+int i = thread;
+if (k > 0) break;

@@ -1,0 +1,2 @@
+// reason: mismatch
+return 31 - col;      // another order, but the same in every row

@@ -1,0 +1,2 @@
+// reason: mismatch
+return col;      // right, with 31 conflicts a request

@@ -1,0 +1,2 @@
+// reason: sanitizer race
+return row;

@@ -1,0 +1,2 @@
+// reason: sanitizer out_of_bounds
+return col + row;      // not % 32

@@ -1,0 +1,3 @@
+// reason: sanitizer race
+if (row + r < rows && col + c < cols) tile[r][c] = x[(row + r) * cols + col + c];
+if (col + r < cols && row + c < rows) out[(col + r) * rows + row + c] = tile[c][r];

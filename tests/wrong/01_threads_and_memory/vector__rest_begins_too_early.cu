@@ -1,6 +1,0 @@
-// reason: sanitizer race
-for (int i = thread; i < n / 4; i += stride) {
-    float4 u = x4[i], v = y4[i];
-    out4[i] = {a * u.x + v.x, a * u.y + v.y, a * u.z + v.z, a * u.w + v.w};
-}
-for (int i = n / 4 + thread; i < n; i += stride) out[i] = a * x[i] + y[i];
