@@ -45,7 +45,9 @@ def tensor_map(tensor: torch.Tensor, box: Sequence[int], swizzle: int = 0) -> Te
     `swizzle` is 0, 32, 64 or 128: the bytes within which 16-byte pieces change places; a box's last axis has that many.
     For a tensor on a GPU the driver encodes it (Hopper or newer); for one on the CPU it is the emulator's. Raises ArgumentError.
     """
-    sizes, strides = tensor.shape[::-1], tensor.stride()[::-1]
+    sizes = tensor.shape[::-1]
+    strides = [stride if size > 1 else 16 for stride, size in zip(tensor.stride()[::-1], sizes)]  # where there is one, none is taken
+    strides[0] = tensor.stride(-1) if tensor.dim() else 1
     box = tuple(box)[::-1]
     item = tensor.element_size()
     _check(tensor, sizes, strides, box, item, swizzle)

@@ -40,6 +40,18 @@ def numba_refusal(tensor: torch.Tensor, steps: int) -> str | None:
     return None
 
 
+def hopper_refusal(tensor: torch.Tensor) -> str | None:
+    """Why a kernel for Hopper (sm_90a) cannot take a tensor that lies there, or None. The emulator plays a Hopper."""
+    if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) != (9, 0):
+        return f"runs on Hopper, not on {torch.cuda.get_device_name(tensor.device)}"
+    return None
+
+
+def processors(tensor: torch.Tensor) -> int:
+    """How many blocks of a persistent kernel to launch: the multiprocessors of the GPU where the tensor lies; 2 in the emulator."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 2
+
+
 def ceil_div(a: int, b: int) -> int:
     """How many groups of `b` it takes for `a`."""
     return -(-a // b)
