@@ -14,6 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import cloudpickle
 
@@ -46,9 +47,11 @@ def pack(value) -> bytes:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Takes functions under `functools.cache` too, their caches left behind; the registry's operations go by name."""
+    """Takes functions under `functools.cache` too, their caches left behind; the registry's operations and odd modules go by name."""
 
     def reducer_override(self, value):
+        if isinstance(value, ModuleType) and type(value) is not ModuleType and sys.modules.get(value.__name__) is value:
+            return importlib.import_module, (value.__name__,)  # torch.ops and others that make their attributes when asked
         if isinstance(value, Op) and value.name in ops and ops[value.name] is value:
             return operator.getitem, (ops, value.name)
         if isinstance(value, Registry):

@@ -56,7 +56,7 @@ def test_a_tensor_that_may_be_left_out_comes_by_keyword():
     def product(a, b):
         return torch.mm(a, b)
 
-    check("matmul", remember, epilogue="bias+silu+residual", seeds=(0,), dtypes=["float32"], quiet=True)
+    check("matmul", remember, epilogue="bias+silu+residual", seeds=(0,), dtypes=["float32"], quiet=True, isolated=False)
     bias, residual = seen[0]["bias"], seen[0]["residual"]
     assert (bias.dim(), seen[0]["activation"], residual.dim()) == (1, "silu", 2)
     assert check("matmul", product, epilogue="none", seeds=(0,), quiet=True).passed > 20

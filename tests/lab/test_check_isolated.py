@@ -218,6 +218,10 @@ def test_what_it_refers_to_goes_with_it():
     assert isolated(functools.partial(lambda scale, x: scale * x.sum(), 1)).passed > 10
 
 
+def test_modules_that_are_none_go_by_name():
+    assert isolated(lambda x: ops["sum"].native(x) if torch.ops and lk.ops else None).passed > 10
+
+
 def test_what_it_changes_it_changes_in_a_copy():
     calls = []
 
