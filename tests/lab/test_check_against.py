@@ -36,7 +36,7 @@ def test_the_inputs_are_random_and_an_option_reaches_the_function():
         seen.append((x.clone(), y.clone(), a))
         return a * x + y
 
-    check_against(saxpy, keeps, CASES[-1:], quiet=True)
+    check_against(saxpy, keeps, CASES[-1:], quiet=True, isolated=False)
     x, y, a = seen[0]
     assert a == 2.5 and x.std() > 0.5 and y.std() > 0.5 and not torch.equal(x, y)
 
@@ -54,6 +54,39 @@ def test_a_mistake_that_was_foreseen_is_named():
 def test_the_axes_of_a_matrix_are_rows_and_columns():
     failure = failure_of(lambda x: x.t(), lambda x: torch.cat([x.t()[:-1], x.t()[:1]]), [{"x": (3, 5)}])
     assert failure.reason == "mismatch" and failure.where == "row 4, col 0"
+
+
+def test_axes_before_rows_and_columns_go_by_number():
+    def last_matrix_doubled(x):
+        result = x + 1
+        result[1, 2] *= 2
+        return result
+
+    failure = failure_of(lambda x: x + 1, last_matrix_doubled, [{"x": (2, 3, 4, 5)}])
+    assert failure.where == "axis 0: 1, axis 1: 2, row 0, col 0"
+    assert str(failure.error_map).startswith("axis 0: 1, axis 1: 2, one mark for each element")
+
+
+@pytest.mark.parametrize("fn, hint", [
+    (lambda x, y, a: torch.zeros_like(x), "zero everywhere"),
+    (lambda x, y, a: y.clone(), "y itself"),
+    (lambda x, y, a: -a * x - y, "the right one with the other sign"),
+    (lambda x, y, a: 2 * (a * x + y), "exactly twice the right one"),
+    (lambda x, y, a: (a * x + y).flip(0), "the right one backwards"),
+])  # fmt: skip
+def test_what_anybody_gets_wrong_is_recognised(fn, hint):
+    assert failure_of(saxpy, fn, [{"x": (33,), "y": (33,), "a": 2.5}]).hint.startswith(f"Your result is {hint}")
+
+
+def test_a_transposed_square_is_recognised_and_another_mistake_is_not_taken_for_one():
+    square = [{"x": (7, 7)}]
+    assert "rows and columns have changed places" in failure_of(lambda x: 2 * x, lambda x: 2 * x.t(), square).hint
+    assert failure_of(lambda x: 2 * x, lambda x: x * 1.5, square).hint is None
+
+
+def test_a_mistake_that_takes_other_arguments_is_refused_at_once():
+    with pytest.raises(ArgumentError, match="mistake 'x alone' must take what the reference takes"):
+        check_against(saxpy, saxpy, CASES, mistakes={"x alone": lambda x: x})
 
 
 def test_a_kernel_meets_the_sanitizer_on_small_cases_first():
