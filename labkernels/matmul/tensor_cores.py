@@ -6,6 +6,7 @@ distances between rows. The result is activation(a @ b + bias) + residual, (m, n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Config:
     warp_n: int
     stages: int  # one that is computed with, the others on their way
     blocks: int  # a multiprocessor, for which the compiler leaves enough registers
+    cost: float  # the time that an element of the result takes, where all multiprocessors are busy, beside the best configuration's
 
     @property
     def threads(self) -> int:
@@ -40,23 +42,26 @@ class Config:
         stages = 2 * self.stages * self.block_k * (self.block_m + self.block_n)
         return max(stages, self.threads // 32 * 16 * (self.warp_n + 8) * 4)
 
+    def tiles(self, m: int, n: int) -> int:
+        return ceil_div(m, self.block_m) * ceil_div(n, self.block_n)
+
 
 CONFIGS = {
-    "256x128x32": Config(256, 128, 32, 64, 64, 4, 1),
-    "256x128x64": Config(256, 128, 64, 64, 64, 3, 1),
-    "256x128x64_4": Config(256, 128, 64, 64, 64, 4, 1),
-    "128x256x32": Config(128, 256, 32, 64, 64, 4, 1),
-    "128x256x64": Config(128, 256, 64, 64, 64, 3, 1),
-    "128x256x64_4": Config(128, 256, 64, 64, 64, 4, 1),
-    "128x128x32": Config(128, 128, 32, 64, 64, 4, 2),
-    "128x128x32_5": Config(128, 128, 32, 64, 64, 5, 2),
-    "128x128x64": Config(128, 128, 64, 64, 64, 3, 2),
-    "64x256x32": Config(64, 256, 32, 64, 64, 4, 2),
-    "128x64x64": Config(128, 64, 64, 64, 32, 3, 2),
-    "64x128x64": Config(64, 128, 64, 32, 64, 3, 2),
-    "64x64x64": Config(64, 64, 64, 32, 32, 4, 3),
-    "32x64x128": Config(32, 64, 128, 16, 32, 3, 2),
-    "16x64x128": Config(16, 64, 128, 16, 16, 4, 2),
+    "128x256x64_4": Config(128, 256, 64, 64, 64, 4, 1, 1.0),
+    "128x256x64": Config(128, 256, 64, 64, 64, 3, 1, 1.0),
+    "128x256x32": Config(128, 256, 32, 64, 64, 4, 1, 1.02),
+    "256x128x64_4": Config(256, 128, 64, 64, 64, 4, 1, 1.0),
+    "256x128x64": Config(256, 128, 64, 64, 64, 3, 1, 1.0),
+    "256x128x32": Config(256, 128, 32, 64, 64, 4, 1, 1.02),
+    "128x128x64": Config(128, 128, 64, 64, 64, 3, 2, 1.02),
+    "128x128x32": Config(128, 128, 32, 64, 64, 4, 2, 1.05),
+    "128x128x32_5": Config(128, 128, 32, 64, 64, 5, 2, 1.05),
+    "64x256x32": Config(64, 256, 32, 64, 64, 4, 2, 1.1),
+    "64x128x64": Config(64, 128, 64, 32, 64, 3, 2, 1.25),
+    "128x64x64": Config(128, 64, 64, 64, 32, 3, 2, 1.25),
+    "64x64x64": Config(64, 64, 64, 32, 32, 4, 3, 1.6),
+    "32x64x128": Config(32, 64, 128, 16, 32, 3, 2, 2.5),
+    "16x64x128": Config(16, 64, 128, 16, 16, 4, 2, 4.0),
 }
 
 
@@ -67,13 +72,12 @@ def v6_tensor_cores(a, b, bias=None, activation=None, residual=None) -> torch.Te
 
 def configured(config: str, a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
     """v6 as CONFIGS[config]."""
-    c, m, n = CONFIGS[config], a.shape[0], b.shape[1]
+    c, (m, n) = CONFIGS[config], (a.shape[0], b.shape[1])
     by_rows = b.stride(1) == 1 if n > 1 else b.stride(0) != 1
     width = copy_width(a, b if by_rows else b.t())
     sizes = (c.block_m, c.block_n, c.block_k, c.warp_m, c.warp_n, c.stages, c.blocks)
     matmul = kernel(FILE, "matmul_tensor_cores", a.dtype, *sizes, str(by_rows).lower(), width, activation_number(activation))
-    blocks = ceil_div(m, c.block_m) * ceil_div(n, c.block_n)
-    return launch(matmul, blocks, c.threads, a, b, (b.stride(0 if by_rows else 1),), bias, residual, c.shared_mem)
+    return launch(matmul, c.tiles(m, n), c.threads, a, b, (b.stride(0 if by_rows else 1),), bias, residual, c.shared_mem)
 
 
 def copy_width(*matrices) -> int:
@@ -87,19 +91,16 @@ def copy_width(*matrices) -> int:
 
 
 def best_config(m: int, n: int, k: int, device: torch.device | str = "cpu") -> str:
-    """The name of the configuration for these sizes: the largest blocks that leave no multiprocessor idle."""
-    if m <= 16:
-        return "16x64x128"
-    if m <= 32:
-        return "32x64x128"
+    """The name of the configuration that should take least time: each multiprocessor computes its share of the tiles, whole ones."""
     processors, shared_memory = _multiprocessor(torch.device(device))
-    for name in ("128x256x64_4", "128x256x64", "128x128x64", "128x128x32", "64x128x64"):
-        config = CONFIGS[name]
-        blocks = ceil_div(m, config.block_m) * ceil_div(n, config.block_n)
-        fits = config.blocks * (config.shared_mem + 1024) <= shared_memory
-        if fits and m > config.block_m // 2 and blocks >= processors * config.blocks * 3 // 4:
-            return name
-    return "64x64x64"
+
+    def time(name: str) -> float:
+        c = CONFIGS[name]
+        blocks = min(c.blocks, shared_memory // (c.shared_mem + 1024))
+        share = ceil_div(c.tiles(m, n), processors) * c.block_m * c.block_n * c.cost
+        return share * c.blocks / blocks if blocks else math.inf
+
+    return min(CONFIGS, key=time)
 
 
 def _multiprocessor(device: torch.device) -> tuple[int, int]:
@@ -113,6 +114,8 @@ def _multiprocessor(device: torch.device) -> tuple[int, int]:
 def _accepts(a, b, bias=None, activation=None, residual=None) -> str | None:
     if a.dtype not in (torch.bfloat16, torch.float16):
         return f"takes bfloat16 and float16, not {dtype_name(a.dtype)}"
+    if a.is_cuda and torch.cuda.get_device_capability(a.device) < (8, 0):
+        return "needs a GPU of compute capability 8.0 or higher"
     return None
 
 

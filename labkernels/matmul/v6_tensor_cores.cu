@@ -70,12 +70,13 @@ struct Tile {
 };
 
 // Which tile of the result a block computes. Blocks that run at the same time should share rows of A and columns of B in L2: so they go
-// down GROUP tiles, then one to the right, and so on.
-template <int GROUP>
-__device__ int2 tile_of_block(int tiles_m, int tiles_n) {
-    const int group = blockIdx.x / (GROUP * tiles_n), inside = blockIdx.x % (GROUP * tiles_n);
-    const int height = min(GROUP, tiles_m - group * GROUP);
-    return make_int2(group * GROUP + inside % height, inside / height);
+// down `height` tiles, then one to the right, and so on.
+__device__ inline int2 tile_of_block(int height, int tiles_m, int tiles_n) {
+    height = min(height, tiles_m);
+    const int band = blockIdx.x / (height * tiles_n), inside = blockIdx.x % (height * tiles_n);
+    const int first = band * height;
+    height = min(height, tiles_m - first);  // the last band is lower
+    return make_int2(first + inside % height, inside / height);
 }
 
 // The warp's sums, WARP_M x WARP_N in mma.sync's fragments, finished and written to c from (first_row, first_col) on. They pass through
@@ -134,7 +135,7 @@ matmul_tensor_cores(const T* a, const T* b, T* c, int m, int n, int k, long long
     constexpr int STAGE = TileA::BYTES + TileB::BYTES;
     extern __shared__ __align__(128) unsigned char stages[];
 
-    const int2 tile = tile_of_block<(BLOCK_M < 2048 ? 2048 / BLOCK_M : 1)>((m + BLOCK_M - 1) / BLOCK_M, (n + BLOCK_N - 1) / BLOCK_N);
+    const int2 tile = tile_of_block(2048 / BLOCK_M, (m + BLOCK_M - 1) / BLOCK_M, (n + BLOCK_N - 1) / BLOCK_N);
     const int block_row = tile.x * BLOCK_M, block_col = tile.y * BLOCK_N;
     TileA next_a(a + block_row * a_stride, a_stride, BLOCK_K);
     TileB next_b(b + block_col * (B_ROWS ? 1 : b_stride), b_stride, BLOCK_K * (B_ROWS ? b_stride : 1));
