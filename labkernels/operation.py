@@ -105,6 +105,7 @@ class Op:
     record_sweeps: tuple[Mapping[str, Sequence], ...] = ()  # what `labkernels bench --record` runs
     flops: Callable[..., float] = lambda **shape: 0.0
     bytes_moved: Callable[..., float] = lambda dtype, **shape: 0.0  # each input read once, each output written once
+    memory_ceiling: str = "copy"  # what limits these bytes: "copy", or "read" where next to nothing is written
     peers: Mapping[str, Peer] = field(default_factory=dict)
 
     @cached_property

@@ -41,7 +41,7 @@ def recorded_ceilings(gpu: str = GPU) -> Ceilings:
     """The ceilings recorded for a GPU; NotRecorded if there are none."""
     values = pandas.read_csv(measured_file("ceilings", gpu)).set_index("name")["value"]
     tflops = {name.removeprefix("matmul_"): float(value) for name, value in values.items() if name.startswith("matmul_")}
-    return Ceilings(copy_gb_per_s=float(values["copy"]), tflops=tflops)
+    return Ceilings(float(values["copy"]), tflops, read_gb_per_s=float(values["read"]) if "read" in values else None)
 
 
 def label(frame: pandas.DataFrame) -> str:

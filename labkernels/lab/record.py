@@ -65,7 +65,9 @@ def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable
 
 
 def _ceilings_frame(ceilings: Ceilings) -> pandas.DataFrame:
-    values = [("copy", ceilings.copy_gb_per_s, "GB/s")] + [(f"matmul_{name}", value, "TFLOP/s") for name, value in ceilings.tflops.items()]
+    values = [("copy", ceilings.copy_gb_per_s, "GB/s")]
+    values += [("read", ceilings.read_gb_per_s, "GB/s")] if ceilings.read_gb_per_s else []
+    values += [(f"matmul_{name}", value, "TFLOP/s") for name, value in ceilings.tflops.items()]
     return pandas.DataFrame([{"name": name, "value": value, "unit": unit} | environment() for name, value, unit in values])
 
 

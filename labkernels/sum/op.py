@@ -84,5 +84,6 @@ OP = Op(
     record_sweeps=({"n": [2**power for power in (16, 18, 20, 22, 24, 26, 28)]},),
     flops=lambda *, n, **_: n,
     bytes_moved=lambda dtype, *, n, **_: n * dtype.itemsize + 4,
+    memory_ceiling="read",
     peers={"torch": Peer("torch", reference)},
 )

@@ -1,13 +1,17 @@
 """Benchmarks: recorded figures are shown as recorded, nothing emulated is ever shown as a time, and what is missing says so."""
 
 import math
+from dataclasses import replace
 
 import pandas
 import pytest
 import torch
 
+from labkernels.cuda import profile, sanitize
+from labkernels.cuda.variants import kernel
 from labkernels.lab import measured, record
 from labkernels.lab.bench import bench, sweep_points
+from labkernels.lab.ceilings import READ_BLOCK, READ_FILE, measure_ceilings, read_all
 from labkernels.lab.environment import commit
 from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry
 from labkernels.operation import Variant, ops
@@ -132,6 +136,45 @@ def test_the_limit_is_the_longer_of_bytes_and_flops():
     assert not CEILINGS.memory_bound(op, torch.float32, shape)
 
 
+def test_an_operation_that_only_reads_is_limited_by_reading_where_that_was_measured():
+    op, shape = ops["sum"], {"n": 1 << 20}
+    reading = replace(CEILINGS, read_gb_per_s=4400.0)
+    assert CEILINGS.limit_ms(op, torch.float32, shape) == pytest.approx((4 * 2**20 + 4) / 4000e9 * 1e3)
+    assert reading.limit_ms(op, torch.float32, shape) == pytest.approx((4 * 2**20 + 4) / 4400e9 * 1e3)
+    assert reading.memory_bound(op, torch.float32, shape)
+    softmax = ops["softmax"], torch.float32, {"rows": 1000, "cols": 1000}
+    assert reading.limit_ms(*softmax) == CEILINGS.limit_ms(*softmax)
+
+
+def test_the_read_ceiling_is_recorded_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "environment", lambda: ENVIRONMENT)
+    ceilings = replace(CEILINGS, read_gb_per_s=4400.0)
+    (tmp_path / "h200").mkdir()
+    record._ceilings_frame(ceilings).to_csv(tmp_path / "h200" / "ceilings.csv", index=False)
+    monkeypatch.setattr(measured, "FOLDERS", (tmp_path,))
+    assert measured.recorded_ceilings() == ceilings
+
+
+@pytest.mark.gpu
+def test_reading_is_a_little_faster_than_copying():
+    ceilings = measure_ceilings()
+    assert 0.95 < ceilings.read_gb_per_s / ceilings.copy_gb_per_s < 1.25
+
+
+@pytest.mark.parametrize("count", [4, 8, 1000, 8192, 8196])
+def test_the_read_ceilings_kernel_reads_all_and_writes_nothing(count):
+    x = torch.randn(count)
+    before = x.clone()
+    args = (x, x, count // 4)
+    blocks = -(-count // 4 // READ_BLOCK)
+    read = kernel(READ_FILE, "read_all")
+    assert sanitize(read, blocks, 256, args).clean
+    counted = profile(read, blocks, 256, args)
+    assert counted.global_load_bytes == 4 * count and counted.global_store_requests == 0
+    read_all(x)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("name", list(ops))
 def test_recorded_frames_follow_the_schema(name, monkeypatch):
     monkeypatch.setattr(record, "environment", lambda: ENVIRONMENT)
@@ -157,7 +200,7 @@ def test_the_summary_of_a_recording_is_short(monkeypatch):
     monkeypatch.setattr(record, "environment", lambda: ENVIRONMENT)
     frame = record.measure_sweeps(ops["attention"], CEILINGS, 100.0, timer=pretend_to_measure)
     text = str(record._summary(ops["attention"], frame))
-    assert len(text) < 3000 and "head_dim 128, causal" in text and "8192" in text and "bfloat16" in text
+    assert len(text.splitlines()) < 40 and "head_dim 128, causal" in text and "8192" in text and "bfloat16" in text
 
 
 def test_attention_is_recorded_at_the_sizes_of_the_book():
