@@ -35,6 +35,7 @@ class Worker:
     def __init__(self):
         self._child = ChildProcess("labkernels.lab.worker:serve", relay=True)
         self._started = 0.0
+        self._device = "cpu"
 
     @contextmanager
     def session(self, device: str) -> Iterator[Worker]:
@@ -45,7 +46,8 @@ class Worker:
         with self._child.lock:
             if self._child.running and _sources_since(self._started):
                 self._child.stop()  # it has imported what the files said before
-            self._begin(device)
+            self._device = device
+            self._begin()
             try:
                 yield self
             finally:
@@ -59,6 +61,11 @@ class Worker:
         What it raises is raised here, the frames it came through in the attribute `remote_frames` of the error and of each of its causes.
         CannotBeSent if function, arguments or what they refer to cannot leave this process; ChildDied, and NoAnswer after `time_limit_s`.
         """
+        if not self._child.running:  # ended during this session
+            self._begin()
+        return self._request(function, args, time_limit_s)
+
+    def _request(self, function: Callable, args: tuple, time_limit_s: float | None):
         kind, answer, crashed = pickle.loads(self._child.call(pack((function, args)), time_limit_s=time_limit_s))
         if crashed:
             self._child.stop()
@@ -68,15 +75,15 @@ class Worker:
             raise CannotBeSent(answer)
         raise _joined(answer)
 
-    def _begin(self, device: str) -> None:
+    def _begin(self) -> None:
         if not self._child.running:
             self._started = time.time()
-        index = None if device == "cpu" else torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+        index = None if self._device == "cpu" else torch.cuda.current_device() if torch.cuda.is_initialized() else 0
         try:
-            self.call(_begin, Surroundings(), index, time_limit_s=START_S)
+            self._request(_begin, (Surroundings(), index), START_S)
         except (RuntimeError, ChildDied) as error:
-            reason = str(error).splitlines()[0] if device == "cuda" and not isinstance(error, ChildDied) else error
-            raise LaunchError(f"a second process cannot run functions on {device}: {reason}; isolated=False runs them in this one") from error
+            reason = str(error) if isinstance(error, ChildDied) else str(error).splitlines()[0]
+            raise LaunchError(f"a second process cannot use {self._device}: {reason}; isolated=False runs the function in this one") from error
 
 
 worker = Worker()

@@ -171,7 +171,7 @@ def test_the_read_ceilings_kernel_reads_all_and_writes_nothing(count):
     assert sanitize(read, blocks, 256, args).clean
     counted = profile(read, blocks, 256, args)
     assert counted.global_load_bytes == 4 * count and counted.global_store_requests == 0
-    assert [read.resources(arch).spill_loads for arch in ("sm_80", "sm_90a")] == [0, 0]
+    assert [read.resources(arch).spill_load_bytes for arch in ("sm_80", "sm_90a")] == [0, 0]
     read_all(x)
     assert torch.equal(x, before)
 

@@ -47,6 +47,18 @@ def test_one_that_hangs_is_left_out_and_the_others_are_measured():
     assert [row["note"] for row in rows] == ["", "ended: no answer within 2 s", "", "left out: it had to be ended before"]
 
 
+def test_the_process_after_one_that_was_ended_is_like_this_one_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def crashes(x):
+        os.abort()
+
+    def says_where(x):
+        assert os.getcwd() == str(tmp_path)
+
+    assert [row["ms"] > 0 for row in measured(crashes, says_where)] == [False, True, False, True]
+
+
 def test_one_that_crashes_is_left_out_and_the_others_are_measured():
     def crashes(x):
         os.abort()
