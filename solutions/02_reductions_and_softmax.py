@@ -3,10 +3,10 @@
 # Thousands of threads, and one number wanted: the sum of a vector, or its largest element. Turning many numbers into one is
 # called a *reduction*, and it is the first thing that threads cannot do alone. They have to meet.
 #
-# You add up a vector in three ways, each with a faster place to meet. Then comes softmax, which needs two reductions for every
-# row, and a pair of numbers that makes do with one. On that pair lab 05 builds flash attention.
+# You add up a vector in three ways, each with a faster place to meet, and the profiler watches. Then comes softmax, which needs two
+# reductions for every row, and a pair of numbers that makes do with one. On that pair lab 05 builds flash attention.
 #
-# You need threads, warps and the grid-stride loop (lab 01).
+# You need lab 01: warps, sectors, shared memory and its banks.
 
 # %% tags=["parameters"] again={"seed": 7, "n": 777}
 seed = 0
@@ -122,23 +122,87 @@ for row in table.frame.dropna(subset=["ms"]).itertuples():
 lk.draw.reduction_tree()
 
 # %% [markdown]
-# Eight numbers take 3 steps, 256 take 8, a million take 20.
+# Eight numbers take 3 steps, 256 take 8, a million take 20. The threads meet in shared memory, and wait at a barrier after each step.
 #
-# The threads need a place where they can read each other's numbers. *Shared memory* is a small memory on the chip that the
-# threads of one block have in common. It is declared inside the kernel:
+# Here is such a tree, with the nearest partner first: distance 1, then 2, then 4, up to 128. A block of 256 threads turns 256
+# elements into one *partial sum*; thread *t* puts its element into `value[t]`, or 0 where the vector has ended.
+
+# %%
+%%cuda --name nearest_first -D THREADS=256
+__global__ void nearest_first(const float* x, float* partial, int n) {
+    __shared__ float value[THREADS];
+    int t = threadIdx.x, i = blockIdx.x * THREADS + t;
+    value[t] = i < n ? x[i] : 0.0f;
+    __syncthreads();
+    for (int distance = 1; distance < THREADS; distance *= 2) {
+        if (t % (2 * distance) == 0) value[t] += value[t + distance];
+        __syncthreads();
+    }
+    if (t == 0) partial[blockIdx.x] = value[0];
+}
+
+# %% [markdown]
+# It is right. But a warp goes through its instructions for all 32 lanes together. If one of them has something to add, the warp is
+# *busy*, and the others wait for it.
 #
-#     __shared__ float value[256];
+# **Predict.** There are 8 warps. How many are busy in the step in which 16 threads add? And how many would be, if those 16
+# threads were neighbours?
+
+# %% solution="predict-warps"
+nearest_partner_first = neighbours = None
+### BEGIN SOLUTION
+nearest_partner_first = 8      # threads 0, 16, 32, ...: two in every warp
+neighbours = 1                 # threads 0 to 15
+### END SOLUTION
+
+# %% tests="predict-warps" points=1
+lk.check_prediction("busy warps", nearest_partner_first, neighbours)
+
+# %%
+big = torch.rand(2048, generator=generator)
+%profile nearest_first(8, 256, (big, torch.empty(8), 2048))
+
+# %% [markdown]
+# In the line that adds, few lanes are *active*, and *diverge* counts how often a warp came there and left lanes behind.
 #
-# And they need to wait for each other. `__syncthreads()` is a *barrier*: no thread of the block goes on until all threads of the
-# block have come to it, also those that have nothing to add. If one stays away, the others may wait forever.
+# So let neighbours work: thread *t* takes care of element `2 * distance * t`. Only this changes:
+
+# %%
+line = "        if (t % (2 * distance) == 0) value[t] += value[t + distance];"
+packed = """        int k = 2 * distance * t;
+        if (k < THREADS) value[k] += value[k + distance];"""
+text = nearest_first.source.text.replace(line, packed).replace("nearest_first", "packed_threads")
+packed_threads = lk.Kernel(text, "packed_threads", defines={"THREADS": 256})
+
+# %% [markdown]
+# **Predict.** Now the lanes of a warp are at `value[2 * distance * t]`. In how many passes does shared memory serve 32 of them at
+# distance 1, and at distance 4?
+
+# %% solution="predict-banks"
+passes_at_1 = passes_at_4 = None
+### BEGIN SOLUTION
+passes_at_1 = 2      # 2 words apart: 16 banks for 32 lanes
+passes_at_4 = 8      # 8 words apart: 4 banks
+### END SOLUTION
+
+# %% tests="predict-banks" points=1
+lk.check_prediction("passes of a tree", passes_at_1, passes_at_4)
+
+# %%
+%profile packed_threads(8, 256, (big, torch.empty(8), 2048))
+
+# %% [markdown]
+# The waste has moved. More lanes are active, and they meet in the banks.
 #
 # ## Write the tree
-# A block of 256 threads turns 256 elements into one *partial sum*. This is given: thread *t* has put its element into
-# `value[t]`, or 0 where the vector has ended. At the end thread 0 takes the block's sum from `value[0]`. `-D THREADS=256` in the
-# first line puts 256 wherever the code says `THREADS`.
-#
-# **Write** what lies between. The first distance is 128. A loop that halves it looks like
-# `for (int distance = THREADS / 2; distance > 0; distance /= 2)`.
+# The other order is the one of the picture: the farthest partner first, distances 128, 64, down to 1. Neighbours work, on
+# neighbouring words.
+
+# %%
+lk.draw.tree_warps()
+
+# %% [markdown]
+# **Write** it. A loop that halves looks like `for (int distance = THREADS / 2; distance > 0; distance /= 2)`.
 
 # %% solution="tree"
 %%cuda --name tree_sum -D THREADS=256
@@ -160,18 +224,31 @@ __global__ void tree_sum(const float* x, float* partial, int n) {
 # The partial sums are a vector again, 256 times shorter. Launch again, until one number is left.
 
 # %%
-def my_tree_sum(x):
-    x = x.contiguous()
-    while True:
-        partial = torch.empty(blocks(len(x), 256), device=x.device)
-        tree_sum(len(partial), 256, (x, partial, len(x)))
-        if len(partial) == 1:
-            return partial
-        x = partial
+def with_tree(kernel):
+    def my_tree_sum(x):
+        x = x.contiguous()
+        while True:
+            partial = torch.empty(blocks(len(x), 256), device=x.device)
+            kernel(len(partial), 256, (x, partial, len(x)))
+            if len(partial) == 1:
+                return partial
+            x = partial
 
+    return my_tree_sum
+
+
+# %% [markdown]
+# The tests count, too. $2^{16}$ elements take 256 blocks and then one more. In each, 4 + 2 + 1 + 1 + 1 + 1 + 1 + 1 = 12 times a
+# warp is busy, with two loads from shared memory; and one load fetches the sum.
 
 # %% tests="tree" points=3
-lk.check("sum", my_tree_sum);
+lk.check("sum", with_tree(tree_sum))
+lk.check_counters("sum", with_tree(tree_sum), {"n": 2**16}, bytes_at_most=1.05, bank_conflicts=0, shared_load_requests=257 * 25);
+
+# %%
+for name, kernel in {"nearest first": nearest_first, "packed threads": packed_threads, "farthest first": tree_sum}.items():
+    counted = lk.profile(kernel, 8, 256, (big, torch.empty(8), 2048))
+    print(f"{name:15} {counted.shared_load_requests / 8:4.0f} loads and {counted.bank_conflicts / 8:4.0f} bank conflicts a block")
 
 # %% [markdown]
 # **See** what the barrier in the loop is for. Take it out of your own source, and let the sanitizer watch.
@@ -187,36 +264,7 @@ lk.sanitize(without_it, len(partial), 256, (x, partial, n))
 # One thread is a step ahead of the other: it has read a number to which the other still had to add. On a GPU such a kernel may
 # give the right sum a thousand times in a row. So the sanitizer does not look at results: it looks at who waits for whom.
 #
-# Shared memory also mends the transpose of lab 01. A block reads a piece of the matrix along its rows, waits at a barrier, and
-# writes it along the rows of the result.
-#
-# ## Which pairs?
-# Pairs could be made in the other order too: first neighbours, at distance 1, then 2, then 4, up to 128. The sum is the same.
-# The warps are not.
-#
-# A warp goes through its instructions for all 32 threads together. If one of them has something to add, the warp is *busy*, and
-# the others wait for it.
-#
-# **Predict.** 256 threads, and the step in which 16 of them add. How many of the 8 warps are busy, if the distances went
-# 128, 64, 32, 16? And how many, if they went 1, 2, 4, 8, so that every 16th thread works?
-
-# %% solution="predict-warps"
-farthest_first = nearest_first = None
-### BEGIN SOLUTION
-farthest_first = 1      # threads 0 to 15
-nearest_first = 8       # threads 0, 16, 32, ...: two in every warp
-### END SOLUTION
-
-# %% tests="predict-warps" points=1
-lk.check_prediction("busy warps", farthest_first, nearest_first)
-
-# %%
-lk.draw.tree_warps()
-
-# %% [markdown]
-# Yellow is waste. With the farthest partner first, working threads stay together, and whole warps are done early.
-#
-# Look at the upper half again. From distance 32 on, one warp works alone, and still all 8 come to a barrier in every step.
+# Even the best tree leaves one warp at work from distance 32 on, and still all 8 come to a barrier in every step.
 #
 # ## Lanes that exchange
 # Inside a warp there is a faster place to meet. The threads of a warp, its *lanes*, can hand each other what they have in
@@ -235,19 +283,6 @@ lk.draw.lane_exchange()
 # lanes take part. "xor" says who the partner is: write the lane's number in binary and flip the bit of the distance. With
 # distance 4, lane 1 (`00001`) and lane 5 (`00101`) are partners.
 #
-# **Predict.** With which lane does lane 13 exchange at distance 8, and with which at distance 4?
-
-# %% solution="predict-partners"
-at_distance_8 = at_distance_4 = None
-### BEGIN SOLUTION
-at_distance_8 = 13 ^ 8      # 01101 -> 00101
-at_distance_4 = 13 ^ 4      # 01101 -> 01001
-### END SOLUTION
-
-# %% tests="predict-partners" points=1
-lk.check_prediction("exchange partners", at_distance_8, at_distance_4)
-
-# %% [markdown]
 # **Write** `warp_sum`. `__device__` marks a function that kernels call; this one returns a float.
 #
 # Two kernels below it are given. `lane_sums` shows what each lane gets. `shuffle_sum` adds up a vector: each thread its share,
@@ -311,7 +346,15 @@ lk.check_against(sum_in_every_lane, my_lane_sums, [{"x": (1, 32)}, {"x": (5, 32)
 lk.check("sum", my_shuffle_sum);
 
 # %% [markdown]
-# The tree waits at 9 barriers for every 256 elements. Here a thread adds up its whole share, and comes to one barrier at the end.
+# What has become of shared memory?
+
+# %%
+for name, fn in {"tree": with_tree(tree_sum), "shuffles": my_shuffle_sum}.items():
+    counted = lk.check_counters("sum", fn, {"n": 2**16}, quiet=True)
+    requests = counted.shared_load_requests + counted.shared_store_requests
+    print(f"{name:9} {requests:6} requests to shared memory, {counted.barriers:5} times a warp came to a barrier")
+
+# %% [markdown]
 # `v3_warp` has the same idea, and reads 16 bytes at a time.
 
 # %%
@@ -319,22 +362,11 @@ lk.bench("sum", ["v1_naive", "v2_tree", "v3_warp", my_shuffle_sum, "torch"]).plo
 
 # %% [markdown]
 # Follow `v3_warp` to the right, where it comes to the limit: there the sum costs nothing but the reading of its bytes, and
-# PyTorch is no faster. On the left all are far above the limit. A launch takes some microseconds, and a short vector is read in
-# less.
+# PyTorch is no faster. On the left all are far above the limit: a launch takes some microseconds, and a short vector is read in less.
 #
 # ## The order matters
-# All these sums add the same numbers in different orders. On paper that changes nothing.
-
-# %%
-values = torch.randn(100_000, generator=generator).numpy()
-print("one by one      ", np.add.accumulate(values)[-1])
-print("from the end    ", np.add.accumulate(values[::-1])[-1])
-print("sorted          ", np.add.accumulate(np.sort(values))[-1])
-print("float64         ", np.add.accumulate(values, dtype=np.float64)[-1])
-
-# %% [markdown]
-# A float32 keeps 24 binary digits, about 7 decimal ones. After each addition the rest is rounded away, and what is lost depends
-# on how large the sum was at that moment.
+# All these sums add the same numbers in different orders. On paper that changes nothing. But a float32 keeps 24 binary digits,
+# about 7 decimal ones, and after each addition the rest is rounded away.
 #
 # **Predict.** 20 million ones. What is their sum in float32, added one by one? And in a tree? One more thing to know: $2^{24}$
 # is 16777216, and $2^{24} + 1$ has 25 binary digits.
@@ -354,8 +386,8 @@ print(f"one by one:  {np.add.accumulate(np.ones(20_000_000, dtype=np.float32))[-
 print(f"your kernel: {my_shuffle_sum(torch.ones(20_000_000, device=device)).item():,.0f}")
 
 # %% [markdown]
-# So the tree is not only faster. In it an element is carried through as many additions as there are steps, 20 for a million
-# elements. One by one, the first element is carried through a million.
+# So the tree is not only faster. Its elements go through 20 additions where there are a million of them; one by one, the first
+# goes through a million.
 
 # %%
 lk.draw.rounding_errors()
@@ -364,8 +396,8 @@ lk.draw.rounding_errors()
 # This is why no check in this book asks for the very bits that PyTorch gives. It compares with float64, and allows an error that
 # fits the number of additions.
 #
-# It also says something about `atomicAdd`. On a GPU the order in that queue changes from run to run, and so do the last digits. A
-# tree gives the same bits every time.
+# And on a GPU the order in the queue of `atomicAdd` changes from run to run, and so do the last digits. A tree gives the same bits
+# every time.
 
 # %% [markdown]
 # ## Softmax
@@ -408,6 +440,21 @@ lk.draw.row_walk()
 # Beside it is `warp_max`, with `fmaxf(a, b)`, the larger of two, in place of `a + b`. Both give every lane the result, and all 32
 # lanes must call them. `lane_id()` is this thread's lane.
 #
+# **Predict.** A matrix of 16384 rows and 4096 columns, float32. If every trip goes to memory: how many bytes do three passes read
+# and write together? And what is the least that any softmax can do?
+
+# %% solution="predict-trips"
+three_pass_bytes = least_bytes = None
+### BEGIN SOLUTION
+trip = 16384 * 4096 * 4
+three_pass_bytes = 4 * trip      # read three times, written once
+least_bytes = 2 * trip
+### END SOLUTION
+
+# %% tests="predict-trips" points=1
+lk.check_prediction("softmax trips", three_pass_bytes, least_bytes)
+
+# %% [markdown]
 # **Write** the three walks. `__expf` is the fast exponential, and `-CUDART_INF_F` is minus infinity, with which a maximum begins.
 
 # %% solution="three-pass"
@@ -442,7 +489,12 @@ def my_three_pass_softmax(x):
 
 
 # %% tests="three-pass" points=3
-lk.check("softmax", my_three_pass_softmax, dtypes=["float32"]);
+lk.check("softmax", my_three_pass_softmax, dtypes=["float32"])
+lk.check_counters("softmax", my_three_pass_softmax, {"rows": 16, "cols": 512}, bytes_at_most=2.05);
+
+# %%
+x = torch.randn(16, 512, generator=generator)
+%profile softmax_three_pass(4, 128, (x, torch.empty(16, 512), 16, 512))
 
 # %% [markdown]
 # ## Two numbers on one walk
@@ -534,7 +586,8 @@ def my_online_softmax(x):
 
 
 # %% tests="merge" points=4
-lk.check("softmax", my_online_softmax, dtypes=["float32"]);
+lk.check("softmax", my_online_softmax, dtypes=["float32"])
+lk.check_counters("softmax", my_online_softmax, {"rows": 16, "cols": 512}, bytes_at_most=1.55);
 
 # %% [markdown]
 # If your first try gave `nan` in rows that begin with `-inf`, you are in good company. $-\infty - (-\infty)$ is not a number, and
@@ -550,27 +603,13 @@ print("PyTorch:", torch.softmax(nothing, dim=1).tolist(), " yours:", my_online_s
 # Lab 04 meets such rows and decides what they should be.
 #
 # ## Count the trips
-# **Predict.** A matrix of 16384 rows and 4096 columns, float32. If every trip goes to memory: how many bytes do three passes
-# read and write together? How many does the running pair? And what is the least that any softmax can do?
-
-# %% solution="predict-trips"
-three_pass_bytes = pair_bytes = least_bytes = None
-### BEGIN SOLUTION
-trip = 16384 * 4096 * 4
-three_pass_bytes = 4 * trip      # read three times, written once
-pair_bytes = 3 * trip            # read for the pair, read for the result, written
-least_bytes = 2 * trip
-### END SOLUTION
-
-# %% tests="predict-trips" points=1
-lk.check_prediction("softmax trips", three_pass_bytes, pair_bytes, least_bytes)
+# Four trips where two are needed, or three:
 
 # %%
 lk.draw.softmax_trips()
 
 # %% [markdown]
-# The red trips could be saved. But does every trip go to memory? A row that was read a moment ago may still be in a *cache*, a
-# memory on the chip that keeps what was used last.
+# The red trips could be saved. But does every trip go to memory? A row that was read a moment ago may still be in a cache.
 #
 # So what matters is how many rows are at work at the same time. An H200 has 132 multiprocessors with room for 64 warps each, and
 # here a warp owns a row. The largest cache, called *L2*, is shared by all of them and holds 60 MB.
@@ -614,11 +653,7 @@ lk.bench("softmax", entries, cols=[256, 1024, 4096, 16_384, 65_536]).plot()
 # `v3_registers` needs no pair. It reads a row once, keeps it in the registers of a warp or of a whole block, and makes all three
 # passes there. One read and one write: it runs along the limit as long as a row fits. PyTorch's kernels do so too for short rows,
 # and leave it earlier.
-
-# %%
-lk.ops["softmax"].variants
-
-# %% [markdown]
+#
 # Then why learn the pair? Because in attention there need not be a row at all. Its scores are made one after the other, and who
 # must see all of them before summing the first has to store them. The pair takes each score once, and lets it go.
 #

@@ -110,8 +110,8 @@ def _judge_bytes(counted: Profile, needed: int, at_most: float, case: str) -> st
             case=case, hint="Something other than your kernel does part of the work.",
         )  # fmt: skip
     if moved > at_most * needed:
-        kind, row = _worst(counted, {kind: lambda row, kind=kind: row[f"{kind}_sectors"] - row[f"{kind}_bytes"] / _SECTOR_BYTES for kind in GLOBAL})
-        scattered = _SECTOR_BYTES * row[f"{kind}_sectors"] > 1.05 * row[f"{kind}_bytes"]
+        kind, row = _worst(counted, {kind: lambda row, kind=kind: _wasted(row, kind) for kind in GLOBAL})
+        scattered = _SECTOR_BYTES * _wasted(row, kind) > (moved - needed) / 2
         if not scattered:
             kind, row = _worst(counted, {kind: lambda row, kind=kind: row[f"{kind}_sectors"] for kind in GLOBAL})
         verb = kind.removeprefix("global_")
@@ -124,6 +124,12 @@ def _judge_bytes(counted: Profile, needed: int, at_most: float, case: str) -> st
             if scattered else "Each request is coalesced, so something moves more often than once.",
         )  # fmt: skip
     return f"moves {moved / needed:.3g} times the tensors' bytes (at most {at_most:g})"
+
+
+def _wasted(row: dict, kind: str) -> float:
+    """Sectors beyond the fewest in which the requests of a line could have been served."""
+    requests = row[f"{kind}_requests"]
+    return row[f"{kind}_sectors"] - max(row[f"{kind}_bytes"] / _SECTOR_BYTES, requests) if requests else 0
 
 
 def _judge(counted: Profile, name: str, at_most: float, case: str) -> str:

@@ -17,13 +17,13 @@ _AROUND = 4  # untouched lines shown on each side of touched ones
 _HOTTEST = 0.6  # opacity: text must stay readable
 _CODE = "text-align:left;white-space:pre"
 _STYLE = """<style>
-.lk-profile {overflow-x: auto; font-size: 90%}
+.lk-profile {overflow-x: auto; font-size: 88%}
 .lk-profile table {border-collapse: collapse; border: none; margin: 0 0 .6em; line-height: 1.45; font-size: inherit; color: inherit}
 .lk-profile tr {background: transparent !important}
-.lk-profile td, .lk-profile th {padding: 0 .5em; text-align: right; white-space: nowrap; border: none; line-height: 1.45;
+.lk-profile td, .lk-profile th {padding: 0 .35em; text-align: right; white-space: nowrap; border: none; line-height: 1.45;
   font-variant-numeric: tabular-nums}
 .lk-profile .gap {border-left: 1px solid rgba(128,128,128,.35)}
-.lk-profile .names th {font-weight: 400; border-bottom: 1px solid rgba(128,128,128,.5)}
+.lk-profile .names th {font-weight: 400; white-space: normal; vertical-align: bottom; border-bottom: 1px solid rgba(128,128,128,.5)}
 .lk-profile .code {font-family: var(--jp-code-font-family, monospace)}
 .lk-profile .faint {opacity: .5}
 </style>"""
@@ -49,12 +49,17 @@ def as_html(profile) -> str:
     lines = {(row["file"], row["line"]): row for row in profile.by_line.to_dict("records")}
     for file in dict.fromkeys([profile.source.filename, *(file for file, _ in lines)]):
         touched = {line: row for (name, line), row in lines.items() if name == file}
-        if touched:
+        if touched and (file == profile.source.filename or any(_asks(row) for row in touched.values())):
             title = html.escape(Path(file).name) if file != profile.source.filename else ""
             parts.append(_table(title, _text_of(profile, file), touched, columns))
     if profile.ncu is not None:
         parts.append(_comparison(profile))
     return f"{_STYLE}<div class=lk-profile>{''.join(parts)}</div>"
+
+
+def _asks(row: dict) -> bool:
+    """Whether a line asks anything of memory."""
+    return any(row[f"{kind}_requests"] for kind in _TITLES)
 
 
 def _summary(profile) -> str:

@@ -97,13 +97,6 @@ def test_warp_reads_draws_a_line_for_each_lane_and_colours_the_sectors_that_move
         assert sum(len(line.get_xdata()) == 2 for line in axes.lines) == 32
 
 
-def test_sectors_by_stride_draws_what_the_reader_counts():
-    picture = lk.draw.sectors_by_stride(lambda addresses: len(np.unique(addresses // 32)), strides=(1, 3, 8))
-    assert words(picture) == ["1x", "3x", "8x"]
-    honest = lk.draw.sectors_by_stride(lambda addresses: 7, strides=(1, 3))
-    assert "1: 224, 3: 224" in honest.alt
-
-
 def test_matrix_in_memory_finds_row_and_column_in_the_line_of_memory():
     picture = lk.draw.matrix_in_memory(rows=3, cols=5, row=2, col=1)
     assert "elements 10 to 14" in picture.alt and "every 5th element: 1, 6, 11." in picture.alt

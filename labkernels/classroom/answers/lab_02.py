@@ -14,14 +14,14 @@ PREDICTIONS = {
         hint="A float32 has 4 bytes, 4.8 TB/s are 4.8e12 bytes in a second, and a second has 1000 milliseconds. 1024 * 256 threads make one atomic addition each.",
     ),
     "busy warps": Prediction(
-        (1, 8),
-        asks=("with distances 128, 64, 32, 16", "with distances 1, 2, 4, 8"),
-        hint="Write down the numbers of the 16 threads: in one order they are neighbours, in the other every 16th thread works. A warp is 32 neighbours.",
+        (8, 1),
+        asks=("with the nearest partner first", "with neighbours"),
+        hint="Write down the numbers of the 16 threads: t is a multiple of 16. A warp is 32 neighbours.",
     ),
-    "exchange partners": Prediction(
-        (13 ^ 8, 13 ^ 4),
-        asks=("at distance 8", "at distance 4"),
-        hint="13 is 8 + 4 + 1. A distance that is part of the lane's number is taken away, one that is not is added.",
+    "passes of a tree": Prediction(
+        (2, 8),
+        asks=("at distance 1", "at distance 4"),
+        hint="Word w lies in bank w % 32. Lanes 2 words apart use every second bank, lanes 8 words apart every eighth. How many words must a used bank give?",
     ),
     "sum of ones": Prediction(
         (2**24, 20_000_000),
@@ -35,10 +35,10 @@ PREDICTIONS = {
         hint="The merged maximum is the larger of the two. The other sum was measured against 1 and now is measured against 3: a factor of exp(1 - 3).",
     ),
     "softmax trips": Prediction(
-        (4 * _MATRIX_BYTES, 3 * _MATRIX_BYTES, 2 * _MATRIX_BYTES),
-        asks=("three passes", "the running pair", "the least possible"),
+        (4 * _MATRIX_BYTES, 2 * _MATRIX_BYTES),
+        asks=("three passes", "the least possible"),
         unit="bytes",
-        hint="One trip of the whole matrix is 16384 * 4096 * 4 bytes. Count every loop over the row that reads it, and the one write.",
+        hint="One trip of the whole matrix is 16384 * 4096 * 4 bytes. Count every walk over the row that reads it, and the one write.",
     ),
     "softmax winner": Prediction(
         (2, 3, "three passes", "running pair"),

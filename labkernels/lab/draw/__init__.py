@@ -10,7 +10,6 @@ _HOME = {  # picture: the file it lives in
     "grid_of_threads": "threads",
     "grid_stride": "threads",
     "warp_reads": "sectors",
-    "sectors_by_stride": "sectors",
     "matrix_in_memory": "sectors",
     "transpose_requests": "sectors",
     "vector_loads": "sectors",

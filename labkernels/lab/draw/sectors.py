@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,26 +49,6 @@ def warp_reads(strides: Sequence[int] = (1, 2, 8)) -> style.Picture:
         f"The {LANES} lanes of a warp above a strip of memory cut into sectors of {SECTOR_BYTES} bytes, once for each stride. A line leads from "
         f"each lane to the 4 bytes it reads; the sectors that move are coloured. {' '.join(told)}",
     )
-
-
-@style.look()
-def sectors_by_stride(count: Callable[[np.ndarray], int], strides: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32)) -> style.Picture:
-    """Bytes that move for 128 bytes asked, by stride: `count(addresses)` tells the sectors of a request."""
-    moved = [SECTOR_BYTES * int(count(FLOAT_BYTES * stride * np.arange(LANES))) for stride in strides]
-    asked = LANES * FLOAT_BYTES
-    figure, axes = style.figure(height=2.8)
-    places = range(len(strides))
-    axes.bar(places, moved, color=style.MEMORY["global"], alpha=0.45, label="moved")
-    axes.bar(places, [asked] * len(strides), color=style.BLUE, label="asked for")
-    for place, size in zip(places, moved):
-        axes.text(place, size, f"{size / asked:.3g}x", ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(places, [str(stride) for stride in strides])
-    axes.set_xlabel("stride between neighbouring lanes, in floats")
-    axes.set_ylabel("bytes a request")
-    axes.set_ylim(0, 1.15 * max(moved))
-    figure.legend(loc="outside right upper")
-    told = ", ".join(f"{stride}: {size}" for stride, size in zip(strides, moved))
-    return style.picture(figure, f"Bars of the bytes that move for a request of {asked} bytes, by the stride between lanes. {told}.")
 
 
 @style.look()

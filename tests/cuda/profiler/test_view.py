@@ -145,3 +145,11 @@ def test_a_picture_of_a_line_may_show_one_kind_of_access():
 
 def test_code_keeps_its_indentation_in_every_page():
     assert "\u00a0\u00a0\u00a0\u00a0int i = blockIdx.x" in "\n".join(cell for row in Rows(scatter()._repr_html_()).rows for cell in row)
+
+
+def test_a_header_whose_functions_ask_nothing_of_memory_is_left_out():
+    text = """\
+#include "warp.cuh"
+extern "C" __global__ void sums(const float* x, float* y) { float sum = warp_sum(x[lane_id()]); if (lane_id() == 0) y[0] = sum; }"""
+    profile = lk.profile(Kernel(text, "sums"), 1, 32, (torch.rand(32), torch.empty(1)))
+    assert any(file.endswith("warp.cuh") for file in profile.by_line["file"]) and "warp.cuh</th>" not in profile._repr_html_()

@@ -1,5 +1,4 @@
 # reason: mismatch
 trip = 16384 * 4096 * 4
 three_pass_bytes = 3 * trip
-pair_bytes = 2 * trip
 least_bytes = trip

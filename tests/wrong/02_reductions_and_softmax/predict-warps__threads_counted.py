@@ -1,3 +1,2 @@
 # reason: mismatch
-farthest_first = 16      # threads, not warps
-nearest_first = 16
+nearest_partner_first, neighbours = 16, 16      # threads, not warps
