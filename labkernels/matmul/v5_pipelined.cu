@@ -1,11 +1,14 @@
 // Matmul, v5: pipelined. The register tiles of v4, loaded four numbers at a time and while the block multiplies.
-//   Idea      Shared memory holds two slices of the tiles, 16 deep: one is multiplied while the next is on its way from global memory,
-//             in registers, to be stored when the multiplying is done; so there is one barrier a slice. All loads are of 4 numbers.
-//             For shared memory to give 4 neighbours of a column of a, a's slice lies transposed.
-//   Predicts  4 loads of 16 bytes from shared memory for 64 FMAs: 68 instructions where v4 has 80, and half of what shared memory can
-//             give. Bound by FP32 arithmetic: 2 * m * n * k FLOPs at the ceiling, 2.7 ms at 4096^3 with 50.9 TFLOP/s.
-//   Wastes    The tensor cores. Then the last wave: 4096^2 is 1024 tiles for 264 places (2 blocks on each of 132 SMs), 3.88 waves that
-//             take 4. A result with few tiles leaves SMs idle: smaller tiles help, and read more for each FMA.
+//   Idea      Shared memory holds two slices of the tiles: one is multiplied while the next is on its way from global memory, in
+//             registers, to be stored when the multiplying is done; so there is one barrier a slice. All loads are of 4 numbers. For
+//             shared memory to give 4 neighbours in a column of a, a's slice lies transposed.
+//   Predicts  4 loads of 16 bytes from shared memory for 64 FMAs, half of what shared memory can give: 512 of the 571 instructions of
+//             a slice are FMAs, where v4 has 64 of 80 and those that fetch the tile besides. Bound by FP32 arithmetic: 137 GFLOP at
+//             4096^3, 2.7 ms at the measured ceiling of 50.9 TFLOP/s.
+//   Small     Tiles of 128 x 128 leave most SMs idle at 1024^2. Smaller tiles have too few warps to hide anything, so teams of warps
+//             share the depth of a slice, each with sums of its own, which are added up at the end.
+//   Wastes    The tensor cores. The last wave: 4096^2 is 1024 tiles for 264 places (2 blocks on each of 132 SMs), 3.88 waves that take
+//             4. And with one row, as in decoding, 31 of 32 rows of the smallest tile.
 #include "epilogue.cuh"
 
 constexpr int GROUP = 16;  // rows of tiles that are walked through together
@@ -92,22 +95,27 @@ struct Shared {
     float b[2][DEPTH][TILE_N + 4];
 };
 
-// Where a thread's elements lie in the tile: a warp is 4 x 8 threads, and owns ROWS / 4 bands of 16 rows, COLS / 4 of 32 columns.
-template <int TILE_N, int ROWS, int COLS>
+// Where a thread's elements lie in the tile: a warp is 4 x 8 threads, and owns ROWS / 4 bands of 16 rows, COLS / 4 of 32 columns. The
+// warps of a team cover the tile; thread t of one team owns what thread t of another does.
+template <int TILE_M, int TILE_N, int ROWS, int COLS>
 struct Patch {
+    static constexpr int TEAM = TILE_M / ROWS * TILE_N / COLS;  // threads
     static constexpr int WARPS_ACROSS = TILE_N / (8 * COLS);
+    __device__ static int thread() { return threadIdx.x % TEAM; }
     // In each half of a warp, two neighbours read the same 4 numbers of b, and every second one the same of a: 128 bytes at most.
     __device__ static int y() { return threadIdx.x % 2 + threadIdx.x % 32 / 16 * 2; }
     __device__ static int x() { return threadIdx.x % 16 / 2; }
-    __device__ static int row(int i) { return threadIdx.x / 32 / WARPS_ACROSS * 4 * ROWS + i / 4 * 16 + y() * 4 + i % 4; }
-    __device__ static int col(int j) { return threadIdx.x / 32 % WARPS_ACROSS * 8 * COLS + j / 4 * 32 + x() * 4 + j % 4; }
+    __device__ static int row(int i) { return thread() / 32 / WARPS_ACROSS * 4 * ROWS + i / 4 * 16 + y() * 4 + i % 4; }
+    __device__ static int col(int j) { return thread() / 32 % WARPS_ACROSS * 8 * COLS + j / 4 * 32 + x() * 4 + j % 4; }
 };
 
-// sum += the product of one slice of either tile.
-template <class Patch, int ROWS, int COLS, int DEPTH, int A_STRIDE, int B_STRIDE>
+// sum += the product of this team's share of a slice of either tile: every TEAMS-th step of k.
+template <class Patch, int TEAMS, int ROWS, int COLS, int DEPTH, int A_STRIDE, int B_STRIDE>
 __device__ __forceinline__ void multiply(float (&sum)[ROWS][COLS], const float (&a)[DEPTH][A_STRIDE], const float (&b)[DEPTH][B_STRIDE]) {
+    const int team = threadIdx.x / Patch::TEAM;
 #pragma unroll
-    for (int d = 0; d < DEPTH; ++d) {
+    for (int step = 0; step < DEPTH / TEAMS; ++step) {
+        const int d = TEAMS == 1 ? step : step * TEAMS + team;
         float left[ROWS / 4][4], right[COLS / 4][4];
 #pragma unroll
         for (int i = 0; i < ROWS / 4; ++i) load_vector(&a[d][Patch::row(4 * i)], left[i]);
@@ -121,16 +129,39 @@ __device__ __forceinline__ void multiply(float (&sum)[ROWS][COLS], const float (
     }
 }
 
+// The first team's sum += those of the others, one team after the other: the same order each time. `room` holds a tile.
+template <class Patch, int TEAMS, int ROWS, int COLS>
+__device__ __forceinline__ void add_up(float (&sum)[ROWS][COLS], float (*room)[4]) {
+    const int own_team = threadIdx.x / Patch::TEAM;
+    for (int team = 1; team < TEAMS; ++team) {
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < ROWS * COLS / 4; ++i) {
+            float(&values)[4] = reinterpret_cast<float(&)[4]>(sum[i / (COLS / 4)][i % (COLS / 4) * 4]);
+            if (own_team == team) store_vector(room[i * Patch::TEAM + Patch::thread()], values);
+        }
+        __syncthreads();
+        if (own_team > 0) continue;
+#pragma unroll
+        for (int i = 0; i < ROWS * COLS / 4; ++i) {
+            float values[4];
+            load_vector(room[i * Patch::TEAM + Patch::thread()], values);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum[i / (COLS / 4)][i % (COLS / 4) * 4 + j] += values[j];
+        }
+    }
+}
+
 // c = activation(a b + bias) + residual; c (m, n) is contiguous. b_stride is between b's rows (B_BY_ROWS) or between its columns.
-// Launch TILE_M / ROWS * TILE_N / COLS threads, ceil(m / TILE_M) * ceil(n / TILE_N) blocks, and sizeof(Shared) bytes of shared memory.
+// Launch TEAMS * TILE_M / ROWS * TILE_N / COLS threads, ceil(m / TILE_M) * ceil(n / TILE_N) blocks, and sizeof(Shared) bytes of shared memory.
 // WIDTH 4: every row of a, c and the residual, every row or column of b, and the bias lie on multiples of 4 elements; n and the depth
 // of what is dense along k are such multiples. Else 1.
-template <class T, int ACTIVATION, int TILE_M, int TILE_N, int ROWS, int COLS, int DEPTH, bool B_BY_ROWS, int WIDTH>
-__global__ void __launch_bounds__(TILE_M / ROWS * TILE_N / COLS, ROWS * COLS > 64 ? 1 : 512 * ROWS * COLS / TILE_M / TILE_N)
+template <class T, int ACTIVATION, int TILE_M, int TILE_N, int ROWS, int COLS, int DEPTH, int TEAMS, bool B_BY_ROWS, int WIDTH>
+__global__ void __launch_bounds__(TEAMS* TILE_M / ROWS * TILE_N / COLS, ROWS* COLS > 64 ? 1 : 512 * ROWS * COLS / TILE_M / TILE_N / TEAMS)
 matmul_pipelined(const T* a, const T* b, T* c, int m, int n, int k, long long a_stride, long long b_stride, const T* bias,
                  const T* residual, long long residual_stride) {
-    constexpr int THREADS = TILE_M / ROWS * TILE_N / COLS;
-    using Patch = Patch<TILE_N, ROWS, COLS>;
+    using Patch = Patch<TILE_M, TILE_N, ROWS, COLS>;
+    constexpr int THREADS = TEAMS * Patch::TEAM;
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     auto& shared = *reinterpret_cast<Shared<TILE_M, TILE_N, DEPTH>*>(shared_bytes);
 
@@ -156,6 +187,7 @@ matmul_pipelined(const T* a, const T* b, T* c, int m, int n, int k, long long a_
         next_b.store(shared.b[0]);
         __syncthreads();
     }
+#pragma unroll(WIDTH == 4 && sizeof(T) == 4 ? 2 : 1)  // by 2, the places in either slice are constants
     for (int slice = 0; slice < slices; ++slice) {
         const bool more = slice + 1 < slices;
         if (more) {
@@ -164,7 +196,7 @@ matmul_pipelined(const T* a, const T* b, T* c, int m, int n, int k, long long a_
             next_a.advance(DEPTH);
             next_b.advance(DEPTH * b_step);
         }
-        multiply<Patch>(sum, shared.a[slice % 2], shared.b[slice % 2]);
+        multiply<Patch, TEAMS>(sum, shared.a[slice % 2], shared.b[slice % 2]);
         if (more) {
             next_a.store(shared.a[(slice + 1) % 2]);
             next_b.store(shared.b[(slice + 1) % 2]);
@@ -172,6 +204,10 @@ matmul_pipelined(const T* a, const T* b, T* c, int m, int n, int k, long long a_
         }
     }
 
+    if (TEAMS > 1) {
+        add_up<Patch, TEAMS>(sum, reinterpret_cast<float(*)[4]>(shared_bytes));
+        if (threadIdx.x >= Patch::TEAM) return;
+    }
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
         const int row = first_row + Patch::row(i);
