@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from labkernels.attention import warp_tiles
+from labkernels.attention import hopper, tensor_cores, warp_tiles
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, strides, vector_width
 from labkernels.operation import Variant
 
@@ -147,7 +147,16 @@ VARIANTS = {
         Variant("v2_online", v2_online, "one warp a query, online softmax: no matrix, O(N) memory", FOLDER / "v2_online.cu", _rows(256)),
         Variant("v3_tiled", v3_tiled, "flash attention in shared memory: K and V once for 128 queries", FOLDER / "v3_tiled.cu", _rows(128)),
         warp_tiles.VARIANT,
+        tensor_cores.VARIANT,
+        hopper.V6,
     )
 }
 
-VARLEN = {variant.name: variant for variant in (warp_tiles.VARLEN,)}  # those that take packed sequences: `attention_varlen`
+VARLEN = {  # those that take packed sequences: `attention_varlen`
+    variant.name: variant
+    for variant in (
+        warp_tiles.VARLEN,
+        tensor_cores.VARLEN,
+        hopper.V6_VARLEN,
+    )
+}
