@@ -13,6 +13,7 @@ from labkernels.cuda.compile import Cubin
 from labkernels.errors import ArgumentError, LaunchError, ToolchainError
 
 _WITHOUT_OPT_IN = 48 * 1024  # bytes of shared memory that a launch may ask for without saying so before
+_REQUIRED_CLUSTER = (11, 12, 13)  # CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH, _HEIGHT, _DEPTH
 _POISONED = ("ILLEGAL_ADDRESS", "MISALIGNED_ADDRESS", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "ASSERT", "ILLEGAL_INSTRUCTION", "HARDWARE_STACK")
 
 
@@ -62,17 +63,23 @@ class LoadedKernel:
                 self._max_threads = self._raw.max_threads_per_block
                 self._static_shared = self._raw.shared_size_bytes
                 self._registers = self._raw.num_regs
+                self.cluster = self._declared_cluster(device_index)
                 self._memory = _ArgumentMemory(tuple(p.size for p in cubin.signature), device_index)
         except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             raise _launch_error(name, "cannot be loaded", error) from error
         self._shared_limit = torch.cuda.get_device_properties(device_index).shared_memory_per_block_optin - self._static_shared
         self._shared_allowed = _WITHOUT_OPT_IN - self._static_shared
 
-    def launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: list[bytes], shared_mem: int) -> None:
-        """Launch on torch's current stream, without waiting. Raises ArgumentError, LaunchError."""
+    def launch(
+        self, grid: tuple[int, int, int], block: tuple[int, int, int], values: list[bytes], shared_mem: int, cluster: tuple | None = None
+    ) -> None:
+        """Launch on torch's current stream, without waiting. Raises ArgumentError, LaunchError.
+
+        `cluster` is for kernels that have no cluster of their own: see the attribute `cluster`, the shape that `__cluster_dims__` say.
+        """
         if torch.cuda.current_device() != self._device_index:
             with torch.cuda.device(self._device_index):
-                return self.launch(grid, block, values, shared_mem)
+                return self.launch(grid, block, values, shared_mem, cluster)
         if block[0] * block[1] * block[2] > self._max_threads:
             raise ArgumentError(
                 f"{self.name}: block {block} has {block[0] * block[1] * block[2]} threads; with {self._registers} registers a "
@@ -81,10 +88,29 @@ class LoadedKernel:
         if shared_mem > self._shared_allowed:
             self._allow_shared(shared_mem)
         stream = torch.cuda.current_stream(self._device_index).cuda_stream
+        if cluster is not None:
+            return self._launch_clusters(grid, block, values, shared_mem, stream, cluster)
         try:
             self._driver.launchKernel(self._function.ptr, *grid, *block, shared_mem, stream, self._memory.fill(values), 0)
         except self._driver.CUDADriverError as error:
             raise _launch_error(self.name, "the GPU refuses the launch", error) from error
+
+    def _launch_clusters(self, grid, block, values, shared_mem, stream: int, cluster: tuple[int, int, int]) -> None:
+        if torch.cuda.get_device_capability(self._device_index) < (9, 0):
+            name = torch.cuda.get_device_name(self._device_index)
+            raise ArgumentError(f"{self.name}: clusters run on GPUs of compute capability 9.0 and newer; this one is {name}")
+        from cuda.bindings import driver
+
+        config = _cluster_config(grid, block, shared_mem, stream, cluster)
+        (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(self._function.ptr), self._memory.fill(values), 0)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise _launch_error(self.name, f"the GPU refuses the launch in clusters of {cluster}", error.name)
+
+    def _declared_cluster(self, device_index: int) -> tuple[int, int, int] | None:
+        if torch.cuda.get_device_capability(device_index) < (9, 0):
+            return None
+        shape = tuple(self._driver.funcGetAttribute(attribute, self._function.ptr) for attribute in _REQUIRED_CLUSTER)
+        return shape if shape[0] else None
 
     def _allow_shared(self, shared_mem: int) -> None:
         if shared_mem > self._shared_limit:
@@ -121,7 +147,24 @@ class _ArgumentMemory(threading.local):
         return self._address
 
 
-def _launch_error(kernel: str, what: str, error: Exception) -> LaunchError:
+@functools.lru_cache(maxsize=256)
+def _cluster_config(grid, block, shared_mem: int, stream: int, cluster: tuple[int, int, int]):
+    """What cuLaunchKernelEx is told of a launch in clusters."""
+    from cuda.bindings import driver
+
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = block
+    config.sharedMemBytes = shared_mem
+    config.hStream = stream
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
+
+
+def _launch_error(kernel: str, what: str, error: Exception | str) -> LaunchError:
     if any(word in str(error) for word in _POISONED):
         return LaunchError(
             f"{kernel}: {what}, because a kernel that ran before has crashed ({error}). This process cannot use the GPU any more: "

@@ -11,6 +11,7 @@ import torch
 
 from labkernels.cuda import gpu
 from labkernels.cuda.arguments import ArgumentPacker
+from labkernels.cuda.cluster import MAX_CLUSTER_BLOCKS, cluster_shape
 from labkernels.cuda.compile import DEFAULT_ARCH, Cubin, base_name, compile_kernel
 from labkernels.cuda.occupancy import MAX_THREADS_PER_BLOCK
 from labkernels.cuda.resources import Resources, read_resources
@@ -54,12 +55,20 @@ class Kernel:
         self._cubins: dict[str, Cubin] = {}
         self._loaded: dict[int, gpu.LoadedKernel] = {}
 
-    def __call__(self, grid: int | Sequence[int], block: int | Sequence[int], args: Sequence, shared_mem: int = 0) -> None:
+    def __call__(
+        self,
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
+        args: Sequence,
+        shared_mem: int = 0,
+        cluster: int | Sequence[int] | None = None,
+    ) -> None:
         """Launch `grid` blocks of `block` threads each: on the GPU for `cuda` tensors, in the emulator for `cpu` tensors.
 
         `grid` and `block` are ints or up to three of them. `args` are tensors, None for a null pointer, and Python numbers: see
-        labkernels.cuda.arguments. `shared_mem` is dynamic shared memory in bytes a block. On a GPU the launch goes to torch's
-        current stream and does not wait. Without any tensor it runs on the GPU if there is one.
+        labkernels.cuda.arguments. `shared_mem` is dynamic shared memory in bytes a block. `cluster` is how many blocks along each
+        axis run together as a cluster (sm_90), at most 8 in all, where the kernel has no `__cluster_dims__`. On a GPU the launch goes
+        to torch's current stream and does not wait. Without any tensor it runs on the GPU if there is one.
 
         Raises ArgumentError before the launch if it cannot work; CompileError if the source does not compile; LaunchError.
         """
@@ -67,16 +76,24 @@ class Kernel:
         device = self._device(args)
         if device.type == "cuda":
             loaded = self._loaded.get(device.index) or self._load(device.index)
-            loaded.launch(grid, block, loaded.pack(args, device), shared_mem)
+            if cluster is not None or loaded.cluster is not None:
+                shape = self._cluster(grid, cluster, loaded.cluster)
+                cluster = None if loaded.cluster else shape
+            loaded.launch(grid, block, loaded.pack(args, device), shared_mem, cluster)
         else:
             from labkernels.cuda import emulator
 
-            emulator.run(self, grid, block, args, self._emulated(args, device), shared_mem)
+            values = self._emulated(args, device)
+            emulator.run(self, grid, block, args, values, shared_mem, self._cluster(grid, cluster, self.emulated.cluster))
 
-    def prepare(self, grid, block, args: Sequence, shared_mem: int = 0) -> tuple[tuple, tuple, list[bytes]]:
-        """Grid and block as triples and the arguments' bytes, as the emulator takes them. Raises as a launch on CPU tensors does."""
+    def prepare(self, grid, block, args: Sequence, shared_mem: int = 0, cluster=None) -> tuple[tuple, tuple, list[bytes], tuple]:
+        """Grid and block as triples, the arguments' bytes, and the cluster, as the emulator takes them.
+
+        Raises as a launch on CPU tensors does.
+        """
         grid, block, _ = self._checked(grid, block, args, shared_mem)
-        return grid, block, self._emulated(args, torch.device("cpu"))
+        values = self._emulated(args, torch.device("cpu"))
+        return grid, block, values, self._cluster(grid, cluster, self.emulated.cluster)
 
     @property
     def signature(self) -> tuple[Parameter, ...]:
@@ -116,6 +133,10 @@ class Kernel:
         if not isinstance(args, tuple | list):
             raise ArgumentError(f"{self.name}: args is a tuple of arguments, got one {type(args).__name__}; write (x,) for one")
         return grid, block, shared_mem
+
+    def _cluster(self, grid: tuple, cluster, declared: tuple | None) -> tuple[int, int, int]:
+        asked = None if cluster is None else _shape(self.name, "cluster", cluster, (MAX_CLUSTER_BLOCKS,) * 3)
+        return cluster_shape(self.name, grid, asked, declared)
 
     def _device(self, args: Sequence) -> torch.device:
         for position, value in enumerate(args):

@@ -42,7 +42,7 @@ _PLACES = ("/usr/local/cuda/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu", "/usr/
 _TIME_LIMIT_S = 300
 
 
-def count(kernel, grid, block, args, shared_mem: int = 0) -> dict[str, int]:
+def count(kernel, grid, block, args, shared_mem: int = 0, cluster=None) -> dict[str, int]:
     """What Nsight Compute counts in one launch of `kernel`, under the profile's names.
 
     Tensors are copied: they stay as they are, on the CPU or on the GPU. Raises ToolchainError where there is no GPU, where `ncu` is
@@ -53,8 +53,10 @@ def count(kernel, grid, block, args, shared_mem: int = 0) -> dict[str, int]:
     ncu = find_ncu()
     args = tuple(args)
     payload = io.BytesIO()
-    torch.save({"source": kernel.source, "name": kernel.name, "grid": grid, "block": block, "args": args, "shared_mem": shared_mem}, payload)
-    facts = {"ncu": _version(ncu), "gpu": torch.cuda.get_device_name(), "launch": [repr(grid), repr(block), shared_mem, *map(_digest, args)]}
+    launch = {"grid": grid, "block": block, "args": args, "shared_mem": shared_mem, "cluster": cluster}
+    torch.save({"source": kernel.source, "name": kernel.name, **launch}, payload)
+    shape = [repr(grid), repr(block), shared_mem, *([repr(cluster)] if cluster else [])]
+    facts = {"ncu": _version(ncu), "gpu": torch.cuda.get_device_name(), "launch": [*shape, *map(_digest, args)]}
 
     def run(folder: Path) -> None:
         (folder / "counters.json").write_text(json.dumps(_run(ncu, kernel.name, payload.getvalue())))
@@ -120,7 +122,7 @@ def _launch(path: str) -> None:
     _ = kernel.signature  # compiled before the counting begins
     torch.cuda.synchronize()
     torch.cuda.cudart().cudaProfilerStart()
-    kernel(saved["grid"], saved["block"], args, shared_mem=saved["shared_mem"])
+    kernel(saved["grid"], saved["block"], args, shared_mem=saved["shared_mem"], cluster=saved["cluster"])
     torch.cuda.synchronize()
     torch.cuda.cudart().cudaProfilerStop()
 

@@ -73,6 +73,21 @@ class Source:
                 found[name] = tuple(_parameter_name(p) for p in split_list(parameters))
         return found
 
+    def cluster(self, kernel: str) -> str | None:
+        """What stands in the parentheses of a kernel's `__cluster_dims__(...)`, in the text or in a header that it includes; None without."""
+        for text in (self.text, *(path.read_text(encoding="utf-8", errors="replace") for path in self.headers())):
+            if "__cluster_dims__" not in text:
+                continue
+            text = without_comments(text)
+            for match in re.finditer(r"\b__global__\b", text):
+                if _declarator(text, match.end())[0] != kernel:
+                    continue
+                first = max(text.rfind(character, 0, match.start()) for character in ";{}") + 1
+                last = re.compile(rf"\b{kernel}\s*\(").search(text, match.end()).start()
+                if found := re.compile(r"\b__cluster_dims__\s*\(").search(text, first, last):
+                    return text[found.end() : balanced(text, found.end() - 1, "(", ")")].strip()
+        return None
+
     def headers(self) -> list[Path]:
         """The project's headers that the text includes, directly or not: those found in `include_dirs`.
 

@@ -24,6 +24,7 @@ def launches(monkeypatch):
     found = []
 
     class Built:
+        cluster = None
         signature = "void (float const*, float*, float, int)"
         parameter_sizes = (8, 8, 4, 4)
 
@@ -41,9 +42,9 @@ def test_cpu_tensors_go_to_the_emulator_as_bytes(launches):
     scale = Kernel(SCALE, "scale")
     args = cpu_args()
     scale((2, 3), 64, args, shared_mem=128)
-    launched, grid, block, given, values, shared_mem = launches[0]
+    launched, grid, block, given, values, shared_mem, cluster = launches[0]
     assert launched is scale and given is args
-    assert (grid, block, shared_mem) == ((2, 3, 1), (64, 1, 1), 128)
+    assert (grid, block, shared_mem, cluster) == ((2, 3, 1), (64, 1, 1), 128, (1, 1, 1))
     x, y = (value.data_ptr().to_bytes(8, "little") for value in args[:2])
     assert values == [x, y, b"\0\0\x20\x40", b"\x21\0\0\0"]
 

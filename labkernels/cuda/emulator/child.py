@@ -32,6 +32,7 @@ class Request:
     pointers: dict[int, int] = field(default_factory=dict)  # parameter -> offset in the memory file
     regions: list[tuple[int, int, int]] = field(default_factory=list)  # offset, bytes, bytes an item
     watch: int = 0  # one of launch.NOBODY, SANITIZER, PROFILER
+    cluster: tuple[int, int, int] = (1, 1, 1)  # blocks that run together
     l2_bytes: int = 0
     writers: bool = False  # also tell who wrote each element of the tensors
     threads: int = 1
@@ -83,7 +84,7 @@ def _launch(request: Request, file) -> dict:
         low = symbol.low if symbol.shared else loaded_at + symbol.low
         kind = STATIC_SHARED if symbol.shared else MODULE
         regions.append(Region(low % 2**64, (low + symbol.size) % 2**64, kind | (HIDDEN if symbol.hidden else 0), 4))
-    with Launch(kernel, request.grid, request.block, values, request.shared_mem, workers=request.threads,
+    with Launch(kernel, request.grid, request.block, values, request.shared_mem, cluster=request.cluster, workers=request.threads,
                 watch=request.watch, regions=regions, l2_bytes=request.l2_bytes) as launch:  # fmt: skip
         outcome = launch.wait(request.time_limit_s)
         failure = launch.failure(request.grid, request.block) if outcome != 1 else None

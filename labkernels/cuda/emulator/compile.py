@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from labkernels.cuda import cache
+from labkernels.cuda.compile import base_name
 from labkernels.cuda.diagnostics import Diagnostic, compile_error, parse_gcc
 from labkernels.cuda.emulator import toolchain
 from labkernels.cuda.signature import demangle
@@ -18,7 +19,6 @@ _UNSUPPORTED = [
     (r"\b(?:asm|__asm__|__asm)\b\s*(?:volatile|__volatile__)?\s*\(",
      "inline PTX cannot run in the emulator: use a function of labkernels/cuda/include, or guard it with #ifndef LK_EMULATOR"),
     (r"<<<", "a kernel cannot launch another one in the emulator (dynamic parallelism)"),
-    (r"\b__cluster_dims__\b", "clusters of blocks are not supported by the emulator: guard the attribute with #ifndef LK_EMULATOR"),
     (r"\b(?:tex1D|tex2D|tex3D|surf2Dread|surf2Dwrite|cudaTextureObject_t)\b", "textures and surfaces are not supported by the emulator"),
 ]
 _DYNAMIC_SHARED = re.compile(r"\bextern\s+([^;{}()]*?(?:\([^()]*\)[^;{}()]*?)?)__shared__\s+([^;{}]*?)\b(\w+)\s*\[\s*\]\s*;")
@@ -38,6 +38,9 @@ class EmulatedKernel:
         count = self.library.lk_parameter_count()
         self.parameter_sizes = tuple(self.library.lk_parameter_sizes()[:count])
         self.signature = demangle(self.library.lk_signature())
+        self.library.lk_cluster.restype = ctypes.POINTER(ctypes.c_uint)
+        declared = self.library.lk_cluster()
+        self.cluster = tuple(max(size, 1) for size in declared[:3]) if declared else None  # of __cluster_dims__
 
     def address(self, symbol: str) -> int:
         return ctypes.cast(getattr(self.library, symbol), ctypes.c_void_p).value
@@ -130,7 +133,9 @@ def _compile(source: Source, name: str, mode: toolchain.Mode, folder: Path) -> N
     prelude = toolchain.prelude(mode)
     includes = [f"-I{path}" for path in source.include_dirs]
     defines = "".join(f"#define {key} {value}\n" for key, value in source.defines)    # behind the prelude, whose names -DN=4 would replace
-    text = f'{defines}{host_text(source)}\n#line 1 "lk_entry"\n#define LK_KERNEL {name}\n#include "lk_entry.h"\n'
+    cluster = source.cluster(base_name(name))
+    declared = f'#line 1 "lk_cluster"\nstatic constexpr unsigned lk_cluster_shape[3] = {{{cluster}}};\n#define LK_CLUSTER_DECLARED\n' if cluster else ""
+    text = f'{defines}{host_text(source)}\n{declared}#line 1 "lk_entry"\n#define LK_KERNEL {name}\n#include "lk_entry.h"\n'
     (folder / "kernel.cpp").write_text(text, encoding="utf-8")
     place = f"-fdebug-prefix-map={folder}=."        # so that debug information names the reader's file, not the cache's folder
     command = [*mode.flags, place, "-include", str(prelude / "lk_prelude.h"), *includes, *toolchain.include_flags()]
@@ -147,6 +152,9 @@ def _compile(source: Source, name: str, mode: toolchain.Mode, folder: Path) -> N
 
 def _readers_diagnostics(diagnostics: list[Diagnostic], source: Source, name: str) -> list[Diagnostic]:
     """The messages about the reader's lines; those about the lines that we add become one about the kernel's name."""
+    if any(d.file == "lk_cluster" and d.severity == "error" for d in diagnostics):
+        text = f"{name}: the emulator must know __cluster_dims__ without the template's arguments: give the launch cluster= instead"
+        return [Diagnostic(source.filename, None, None, "error", text)]
     theirs = [d for d in diagnostics if d.file != "lk_entry" and not (d.file and str(toolchain.SHIM_DIR) in d.file)]
     ours = [d for d in diagnostics if d.file == "lk_entry" and d.severity == "error"]
     if not any(d.severity == "error" for d in theirs) and ours:

@@ -36,6 +36,7 @@ class ProfiledLaunch(NamedTuple):
     block: int | Sequence[int]
     args: tuple
     shared_mem: int
+    cluster: int | Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ class SanitizerReport:
         return f"<table><caption>{html.escape(self.kernel)}: the sanitizer's findings</caption>{rows}</table>"
 
 
+_REACHES = {  # into another block's shared memory, while that block is not surely there
+    "early": "before anything tells that this block has started: cluster_sync() comes first",
+    "late": "which may have left the kernel by then: after the last access a cluster_sync() keeps it there",
+}
+
 _IN_WORDS = {  # findings about what runs beside the threads, where there is no array to name
     "barrier: again": "arrives at a named barrier a second time before the others have come: it has not waited to be told that they did",
     "wgmma: unfenced": "issues a wgmma whose registers were used since the last wgmma_fence(), or no wgmma_fence() came before",
@@ -99,7 +104,10 @@ class Describer:
         file, line = self.place(row["pc"]) or (kind == "timeout" and other) or (None, None)
         if kind == "barrier_divergence" and row["text"] == "elsewhere" and other == (file, line):
             return None
-        text, threads, array, index = getattr(self, f"_{kind}")(row, other, line)
+        if row["text"].startswith("says|"):  # the runtime's own words
+            text, threads, array, index = f"{self._who(row)} {row['text'][5:]}", [self._thread(row["thread"])], None, None
+        else:
+            text, threads, array, index = getattr(self, f"_{kind}")(row, other, line)
         kind = "out_of_bounds" if kind == "crash" else kind
         where = f"{text} ({file} line {line})" if line else text
         return Finding(kind, where, self.kernel, self._index(row["block"], self.grid), tuple(threads), array, index, file, line)
@@ -121,6 +129,7 @@ class Describer:
         name, index, length = self._element(row)
         item = self.arrays[row["region"]][2] or row["bytes"]
         what = f"{name}[{index}]" if row["bytes"] <= item else f"{size} from {name}[{index}] on"
+        what += self._of_owner(row)
         return f"{who} {verb} {what}, but {name} has {length} element{'s' if length != 1 else ''}", [thread], name, index
 
     def _misaligned(self, row, other, line):
@@ -134,7 +143,7 @@ class Describer:
             return f"{self._who(row)} {verb} {size} bytes at {row['address']:#x}, which is no multiple of {size}", [thread], None, None
         name, index, _ = self._element(row)
         item = self.arrays[row["region"]][2]
-        where = f"{name}[{index}]" if item else f"byte {row['offset']} of {name}"
+        where = (f"{name}[{index}]" if item else f"byte {row['offset']} of {name}") + self._of_owner(row)
         return f"{self._who(row)} {verb} {size} bytes at {where}, whose address is no multiple of {size}", [thread], name, index
 
     def _uninitialized(self, row, other, line):
@@ -143,25 +152,36 @@ class Describer:
             what = row["text"].split(":")[0]
             return f"{self._who(row)} takes in {what} the value of lane {row['offset']}, which takes no part in it", [thread], None, None
         name, index, _ = self._element(row)
-        return f"{self._who(row)} reads {name}[{index}], which no thread of the block has written", [thread], name, index
+        return f"{self._who(row)} reads {name}[{index}]{self._of_owner(row)}, which no thread of the block has written", [thread], name, index
 
     def _race(self, row, other, line):
         if row["text"] in _IN_WORDS:
             return f"{self._who(row)} {_IN_WORDS[row['text']]}", [self._thread(row["thread"])], None, None
         name, index, _ = self._element(row)
+        if row["text"].startswith("reach: "):
+            when, actor = row["text"].removeprefix("reach: ").split("|")
+            who = (f"the {actor} of " if actor else "") + self._who(row)
+            text = f"{who} {_VERBS[row['access']]} {name}[{index}]{self._of_owner(row)}, {_REACHES[when]}"
+            return text, [self._thread(row["thread"])], name, index
         thread, second = self._thread(row["thread"]), self._thread(row["other_thread"])
         block = "" if row["other_block"] == row["block"] else f" of block {self._index(row['other_block'], self.grid)}"
         place = f" at line {other[1]}" if other and other[1] != line else ""
-        mine, theirs, unfenced = row["text"].split("|") if row["text"] else ("", "", "")
+        mine, theirs, hint = row["text"].split("|") if row["text"] else ("", "", "")
         who, whom = (f"the {what} of " if what else "" for what in (mine, theirs))
-        why = f"and no fence_proxy_async() of thread {second} lies between" if unfenced else "and nothing orders the two"
-        text = f"{who}{self._who(row)} {_VERBS[row['access']]} {name}[{index}], which {whom}thread {second}{block} {_PAST[row['other_access']]}{place}, {why}"
+        why = f"and no fence_proxy_async() of thread {second} lies between" if hint == "proxy" else "and nothing orders the two"
+        if hint == "blocks":
+            why += ": between blocks cluster_sync() does, or mbarrier_arrive_remote() and mbarrier_wait_cluster()"
+        text = f"{who}{self._who(row)} {_VERBS[row['access']]} {name}[{index}]{self._of_owner(row)}, which {whom}thread {second}{block} {_PAST[row['other_access']]}{place}, {why}"
         return text, [thread, second], name, index
 
     def _barrier_divergence(self, row, other, line):
         waiting, others = self._thread(row["thread"]), [self._thread(t) for t in _bits(row["threads"])]
         what, _, why = row["text"].rpartition(": ")
         block = self._index(row["block"], self.grid)
+        if what == "cluster":
+            there = self._index(row["other_block"], self.grid)
+            text = f"threads of block {block} wait at cluster_sync that {_list(others)} of block {there} never reach{_s(others)}: {_have(others)} left the kernel"
+            return text, [waiting, *others], None, None
         if why == "exited":
             text = f"threads of block {block} wait at __syncthreads that {_list(others)} never reach{_s(others)}: {_have(others)} left the kernel"
             return text, [waiting, *others], None, None
@@ -178,7 +198,8 @@ class Describer:
         waiting = [self._thread(t) for t in _bits(row["threads"])]
         text = f"{_list(waiting)} of block {self._index(row['block'], self.grid)} wait{_s(waiting)} at {here}"
         if there:
-            text += f" while thread {self._thread(row['other_thread'])} waits at {there}" + (f" at line {other[1]}" if other else "")
+            block = "" if row["other_block"] == row["block"] else f" of block {self._index(row['other_block'], self.grid)}"
+            text += f" while thread {self._thread(row['other_thread'])}{block} waits at {there}" + (f" at line {other[1]}" if other else "")
         return f"{text}, and no thread can go on", waiting, None, None
 
     def _timeout(self, row, other, line):
@@ -193,6 +214,13 @@ class Describer:
     def _thread(self, linear: int):
         x, y, _ = self.block
         return self._index((linear % x, linear // x % y, linear // x // y), self.block)
+
+    def _of_owner(self, row) -> str:
+        """` of block 1`, where what is touched is another block's shared memory."""
+        if row["owner"] < 0:
+            return ""
+        x, y, _ = self.grid
+        return f" of block {self._index((row['owner'] % x, row['owner'] // x % y, row['owner'] // x // y), self.grid)}"
 
     @staticmethod
     def _index(index, shape):

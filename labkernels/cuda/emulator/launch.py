@@ -40,6 +40,7 @@ class _Request(ctypes.Structure):
         ("tls_anchor", ctypes.c_void_p),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
+        ("cluster", ctypes.c_uint32 * 3),
         ("shared_bytes", ctypes.c_uint64),
         ("workers", ctypes.c_uint32),
         ("watch", ctypes.c_uint32),
@@ -77,7 +78,8 @@ class Finding(ctypes.Structure):
         ("address", ctypes.c_uint64),
         ("offset", ctypes.c_int64),
         ("bytes", ctypes.c_uint32),
-        ("text", ctypes.c_char * 188),
+        ("owner", ctypes.c_int32),
+        ("text", ctypes.c_char * 184),
     ]
 
 
@@ -120,13 +122,15 @@ def threads() -> int:
     return _threads or min(len(os.sched_getaffinity(0)), 32)
 
 
-def run(kernel: EmulatedKernel, grid, block, values: Sequence[bytes], shared_mem: int = 0, *, time_limit_s: float | None = None) -> None:
+def run(
+    kernel: EmulatedKernel, grid, block, values: Sequence[bytes], shared_mem: int = 0, *, cluster=(1, 1, 1), time_limit_s: float | None = None
+) -> None:
     """Run a kernel on all cores of this machine and wait for it.
 
     `values` are the parameters' bytes. KeyboardInterrupt stops the kernel within about 10 ms. Raises LaunchError if a thread
     crashes, traps, fails an assert, waits for ever on others, or if `time_limit_s` passes.
     """
-    with Launch(kernel, grid, block, values, shared_mem, workers=threads()) as launch:
+    with Launch(kernel, grid, block, values, shared_mem, cluster=cluster, workers=threads()) as launch:
         outcome = launch.wait(time_limit_s)
         sys.stdout.write(launch.output())
         if outcome != FINISHED:
@@ -136,14 +140,16 @@ def run(kernel: EmulatedKernel, grid, block, values: Sequence[bytes], shared_mem
 class Launch:
     """A launch under way. As a context manager it never leaves a thread behind."""
 
-    def __init__(self, kernel, grid, block, values, shared_mem, *, workers=1, watch=NOBODY, regions: Sequence[Region] = (), l2_bytes=0):
+    def __init__(
+        self, kernel, grid, block, values, shared_mem, *, cluster=(1, 1, 1), workers=1, watch=NOBODY, regions: Sequence[Region] = (), l2_bytes=0
+    ):
         self._kernel = kernel
         self._runtime = _runtime()
         buffers = [ctypes.create_string_buffer(value, max(len(value), 1)) for value in values]
         pointers = (ctypes.c_void_p * max(len(buffers), 1))(*[ctypes.addressof(b) for b in buffers])
         region_array = (Region * max(len(regions), 1))(*regions)
         request = _Request(
-            kernel.address("lk_call_kernel"), pointers, kernel.address("lk_tls_anchor"), tuple(grid), tuple(block),
+            kernel.address("lk_call_kernel"), pointers, kernel.address("lk_tls_anchor"), tuple(grid), tuple(block), tuple(cluster),
             shared_mem, workers, watch, region_array, len(regions), l2_bytes,
         )  # fmt: skip
         self._keep = (buffers, pointers, region_array)

@@ -67,24 +67,24 @@ def _set_mode(mode: str, time_limit_s: float | None) -> Iterator[None]:
         _mode.reset(token)
 
 
-def run(kernel, grid, block, args, values, shared_mem: int) -> None:
+def run(kernel, grid, block, args, values, shared_mem: int, cluster=(1, 1, 1)) -> None:
     """Launch `kernel` (whose packed arguments are `values`) as the surrounding context asks."""
     mode, time_limit_s = _mode.get()
     if mode == "sanitized":
-        report = sanitize(kernel, grid, block, args, shared_mem, time_limit_s=time_limit_s, write_back=True)
+        report = sanitize(kernel, grid, block, args, shared_mem, cluster=cluster, time_limit_s=time_limit_s, write_back=True)
         if not report.clean:
             raise SanitizerError(report)
     elif mode == "traced":
-        _trace.get().launch(kernel, grid, block, args, values, shared_mem, time_limit_s)
+        _trace.get().launch(kernel, grid, block, args, values, shared_mem, cluster, time_limit_s)
     elif mode == "profiled":
-        _profiles.get().append(profile(kernel, grid, block, args, shared_mem, time_limit_s=time_limit_s, write_back=True))
+        _profiles.get().append(profile(kernel, grid, block, args, shared_mem, cluster=cluster, time_limit_s=time_limit_s, write_back=True))
     elif mode == "isolated":
         library = kernel.emulated.path
         with launch_in_child(
-            kernel, library, grid, block, args, values, shared_mem, threads=threads(), time_limit_s=time_limit_s
+            kernel, library, grid, block, args, values, shared_mem, cluster=cluster, threads=threads(), time_limit_s=time_limit_s
         ) as launch:
             if launch.outcome != FINISHED:
                 raise LaunchError(launch.answer["failure"])
             launch.write_back()
     else:
-        run_here(kernel.emulated, grid, block, values, shared_mem)
+        run_here(kernel.emulated, grid, block, values, shared_mem, cluster=cluster)

@@ -14,8 +14,8 @@ from labkernels.errors import CompileError, LaunchError, ToolchainError
 
 
 def profile(
-    kernel, grid, block, args, shared_mem: int = 0, *, l2_bytes: int = 0, ncu: bool = False, time_limit_s: float | None = 60.0,
-    write_back: bool = False,
+    kernel, grid, block, args, shared_mem: int = 0, *, cluster=None, l2_bytes: int = 0, ncu: bool = False,
+    time_limit_s: float | None = 60.0, write_back: bool = False,
 ) -> Profile:  # fmt: skip
     """Run `kernel` once in the emulator and count what its warps ask of memory.
 
@@ -25,12 +25,12 @@ def profile(
 
     Raises CompileError, ArgumentError, LaunchError where the kernel does not end well, and ToolchainError where `ncu` cannot run.
     """
-    launched = ProfiledLaunch(kernel, grid, block, tuple(args) if isinstance(args, list) else args, shared_mem)
+    launched = ProfiledLaunch(kernel, grid, block, tuple(args) if isinstance(args, list) else args, shared_mem, cluster)
     args = _on_cpu(args)
-    grid, block, values = kernel.prepare(grid, block, args, shared_mem)
+    grid, block, values, cluster = kernel.prepare(grid, block, args, shared_mem, cluster)
     path = library(kernel.source, kernel.name, toolchain.PROFILED)
     with launch_in_child(
-        kernel, path, grid, block, args, values, shared_mem, watch=PROFILER, time_limit_s=time_limit_s, l2_bytes=l2_bytes
+        kernel, path, grid, block, args, values, shared_mem, cluster=cluster, watch=PROFILER, time_limit_s=time_limit_s, l2_bytes=l2_bytes
     ) as launch:
         if launch.outcome != FINISHED:
             raise LaunchError(launch.answer["failure"])

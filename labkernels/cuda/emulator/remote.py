@@ -51,15 +51,15 @@ class RemoteLaunch:
 
 @contextlib.contextmanager
 def launch_in_child(
-    kernel, library: Path, grid, block, args, values, shared_mem: int, *, watch=NOBODY, threads=1, time_limit_s=None, l2_bytes=0,
-    writers=False,
+    kernel, library: Path, grid, block, args, values, shared_mem: int, *, cluster=(1, 1, 1), watch=NOBODY, threads=1, time_limit_s=None,
+    l2_bytes=0, writers=False,
 ) -> Iterator[RemoteLaunch]:
     """Launch `kernel`, compiled as `library`, on copies of its tensors. Raises LaunchError if it brings the child down."""
     memory = MemoryFile(args)
     try:
         request = child.Request(
             str(library), kernel.name, tuple(grid), tuple(block), shared_mem, [v.hex() for v in values],
-            watch=watch, threads=threads, time_limit_s=time_limit_s, l2_bytes=l2_bytes, writers=writers,
+            cluster=tuple(cluster), watch=watch, threads=threads, time_limit_s=time_limit_s, l2_bytes=l2_bytes, writers=writers,
         )  # fmt: skip
         for position in _tensor_positions(args, memory):
             request.pointers[position] = memory.address(position)

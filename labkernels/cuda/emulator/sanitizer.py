@@ -10,17 +10,19 @@ from labkernels.cuda.emulator.remote import launch_in_child
 from labkernels.errors import LaunchError
 
 
-def sanitize(kernel, grid, block, args, shared_mem: int = 0, *, time_limit_s: float = 10.0, write_back: bool = False) -> SanitizerReport:
+def sanitize(
+    kernel, grid, block, args, shared_mem: int = 0, *, cluster=None, time_limit_s: float = 10.0, write_back: bool = False
+) -> SanitizerReport:
     """Run `kernel` once in the emulator, watching every access, and report what is wrong.
 
     Takes what a launch takes; tensors must be on the CPU and are left as they were unless `write_back`. Runs in a child process,
     so that nothing the kernel does can hurt this one, on one core and in a fixed order: the same report every time. Raises
     CompileError, ArgumentError, and LaunchError where the kernel itself gave up (assert, __trap, integer division by zero).
     """
-    grid, block, values = kernel.prepare(grid, block, args, shared_mem)
+    grid, block, values, cluster = kernel.prepare(grid, block, args, shared_mem, cluster)
     path = library(kernel.source, kernel.name, toolchain.SANITIZED)
     with launch_in_child(
-        kernel, path, grid, block, args, values, shared_mem, watch=SANITIZER, time_limit_s=time_limit_s
+        kernel, path, grid, block, args, values, shared_mem, cluster=cluster, watch=SANITIZER, time_limit_s=time_limit_s
     ) as launch:
         if write_back and launch.outcome == FINISHED:
             launch.write_back()

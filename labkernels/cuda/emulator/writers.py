@@ -47,11 +47,11 @@ class Trace:
                 return f"thread {_index(thread, row.block)} of block {_index(block, row.grid)} ({row.kernel})"
         return ""
 
-    def launch(self, kernel, grid, block, args, values, shared_mem: int, time_limit_s: float | None) -> None:
+    def launch(self, kernel, grid, block, args, values, shared_mem: int, cluster, time_limit_s: float | None) -> None:
         """Launch `kernel` watched, and note who wrote what. Raises LaunchError if it does not end well."""
         path = library(kernel.source, kernel.name, toolchain.SANITIZED)
         with launch_in_child(
-            kernel, path, grid, block, args, values, shared_mem, watch=SANITIZER, time_limit_s=time_limit_s, writers=True
+            kernel, path, grid, block, args, values, shared_mem, cluster=cluster, watch=SANITIZER, time_limit_s=time_limit_s, writers=True
         ) as launch:
             if launch.outcome != FINISHED:
                 raise LaunchError(launch.answer["failure"])

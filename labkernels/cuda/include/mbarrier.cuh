@@ -57,7 +57,7 @@ __device__ __forceinline__ bool mbarrier_try_wait(Mbarrier* barrier, int parity)
         : "memory");
     return done;
 #else
-    return lk::mbarrier_test(reinterpret_cast<std::uint64_t*>(barrier), parity);
+    return lk::mbarrier_test(reinterpret_cast<std::uint64_t*>(barrier), parity, false);
 #endif
 }
 
@@ -67,7 +67,7 @@ __device__ __forceinline__ void mbarrier_wait(Mbarrier* barrier, int parity) {
     while (!mbarrier_try_wait(barrier, parity)) {
     }
 #else
-    lk::mbarrier_wait(reinterpret_cast<std::uint64_t*>(barrier), parity);
+    lk::mbarrier_wait(reinterpret_cast<std::uint64_t*>(barrier), parity, false);
 #endif
 }
 

@@ -8,6 +8,9 @@
 // begin with the innermost axis; what lies outside the tensor is loaded as 0 and not stored. Keep to coordinates from 0:
 // on an H200 a store that begins at a negative one is an illegal instruction, and so are some loads. Shared memory must lie on a multiple of
 // 128 bytes; with a swizzle of W bytes the pattern repeats every 8 W bytes, so let a tile begin there.
+//
+// In a cluster (cluster.cuh) tma_load_multicast brings one box to several blocks: to the place of `shared` in each, where it is counted
+// by the mbarrier at the place of `barrier`. Each expects the bytes at its own, and all have initialised theirs: cluster_sync() before.
 #pragma once
 #include "mbarrier.cuh"
 
@@ -23,6 +26,12 @@ struct
 #define LK_TMA_LOAD(RANK, COORDINATES, ...)                                                                                      \
     asm volatile("cp.async.bulk.tensor." #RANK "d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, " COORDINATES \
                  "], [%2];" ::"r"(shared_address(shared)), "l"(&map), "r"(shared_address(barrier)), __VA_ARGS__                  \
+                 : "memory")
+#define LK_TMA_LOAD_MULTICAST(RANK, COORDINATES, ...)                                                                          \
+    asm volatile("cp.async.bulk.tensor." #RANK                                                                                 \
+                 "d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, " COORDINATES "], [%2], %3;" ::"r"( \
+                     shared_address(shared)),                                                                                  \
+                 "l"(&map), "r"(shared_address(barrier)), "h"(static_cast<unsigned short>(blocks)), __VA_ARGS__                \
                  : "memory")
 #define LK_TMA_STORE(INSTRUCTION, RANK, ADD, COORDINATES, ...)                                                              \
     asm volatile(INSTRUCTION ".async.bulk.tensor." #RANK "d.global.shared::cta" ADD ".bulk_group [%1, " COORDINATES "], [%0];" :: \
@@ -68,6 +77,28 @@ LK_TMA_BODY(3, "{%3, %4, %5}", "{%2, %3, %4}", x0 LK_COMMA x1 LK_COMMA x2, "r"(x
 LK_TMA_BODY(4, "{%3, %4, %5, %6}", "{%2, %3, %4, %5}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3, "r"(x0), "r"(x1), "r"(x2), "r"(x3))
 LK_TMA_BODY(5, "{%3, %4, %5, %6, %7}", "{%2, %3, %4, %5, %6}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3 LK_COMMA x4, "r"(x0), "r"(x1),
             "r"(x2), "r"(x3), "r"(x4))
+
+#ifndef LK_EMULATOR
+#define LK_TMA_MULTICAST(RANK, AT, ARRAY, ...)                                                                                     \
+    __device__ __forceinline__ void tma_load_multicast(void* shared, const TensorMap& map, Mbarrier* barrier, int blocks,          \
+                                                       LK_COORDINATES_##RANK) {                                                    \
+        LK_TMA_LOAD_MULTICAST(RANK, AT, __VA_ARGS__);                                                                              \
+    }
+#else
+#define LK_TMA_MULTICAST(RANK, AT, ARRAY, ...)                                                                                     \
+    __device__ __forceinline__ void tma_load_multicast(void* shared, const TensorMap& map, Mbarrier* barrier, int blocks,          \
+                                                       LK_COORDINATES_##RANK) {                                                    \
+        const int at[RANK] = {ARRAY};                                                                                              \
+        lk::tensor_load_multicast(shared, &map, at, RANK, reinterpret_cast<std::uint64_t*>(barrier), blocks);                      \
+    }
+#endif
+
+// tma_load_multicast(shared, map, barrier, blocks, x0, ...): tma_load for each block of the cluster whose rank r has its bit, 1 << r, in `blocks`.
+LK_TMA_MULTICAST(1, "{%4}", x0, "r"(x0))
+LK_TMA_MULTICAST(2, "{%4, %5}", x0 LK_COMMA x1, "r"(x0), "r"(x1))
+LK_TMA_MULTICAST(3, "{%4, %5, %6}", x0 LK_COMMA x1 LK_COMMA x2, "r"(x0), "r"(x1), "r"(x2))
+LK_TMA_MULTICAST(4, "{%4, %5, %6, %7}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3, "r"(x0), "r"(x1), "r"(x2), "r"(x3))
+LK_TMA_MULTICAST(5, "{%4, %5, %6, %7, %8}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3 LK_COMMA x4, "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4))
 
 // Plain bytes, without a tensor map: both addresses and `bytes` are multiples of 16.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, int bytes, Mbarrier* barrier) {
@@ -117,6 +148,8 @@ __device__ __forceinline__ void tma_wait_read() {
 }
 
 #undef LK_TMA_LOAD
+#undef LK_TMA_LOAD_MULTICAST
+#undef LK_TMA_MULTICAST
 #undef LK_TMA_STORE
 #undef LK_TMA_BODY
 #undef LK_COMMA

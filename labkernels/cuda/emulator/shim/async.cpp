@@ -13,8 +13,6 @@
 namespace lk {
 namespace {
 
-constexpr unsigned kSharedWindow = 256 * 1024;      // shared memory as PTX addresses it: dynamic from below, static at the end
-constexpr unsigned kSwizzlePeriod = 1024;           // offsets and host addresses agree in the bits that a swizzle looks at
 const char* const kNamedBarrier = "named_barrier_sync";
 const char* const kMbarrier = "mbarrier_wait";
 
@@ -23,28 +21,13 @@ const char* const kMbarrier = "mbarrier_wait";
     fail(text.c_str());
 }
 
-// The kernel library's thread-local storage on this OS thread, which holds its static __shared__ arrays.
-void find_static_shared(Worker& worker) {
-    struct Search { Launch* launch; Worker* worker; } search{worker.launch, &worker};
-    dl_iterate_phdr([](dl_phdr_info* info, std::size_t, void* raw) {
-        auto* wanted = static_cast<Search*>(raw);
-        bool ours = false;
-        std::size_t bytes = 0;
-        for (int i = 0; i < info->dlpi_phnum; ++i) {
-            const auto& segment = info->dlpi_phdr[i];
-            if (segment.p_type == PT_TLS) bytes = segment.p_memsz;
-            if (segment.p_type == PT_LOAD && wanted->launch->kernel_text.holds(info->dlpi_addr + segment.p_vaddr)) ours = true;
-        }
-        if (!ours) return 0;
-        wanted->worker->static_shared = static_cast<char*>(info->dlpi_tls_data);
-        wanted->worker->static_shared_bytes = info->dlpi_tls_data ? bytes : 0;
-        return 1;
-    }, &search);
-}
-
 unsigned static_window(const Worker& worker) {
     const unsigned bytes = static_cast<unsigned>(worker.static_shared_bytes + 2 * kSwizzlePeriod - 1) / kSwizzlePeriod * kSwizzlePeriod;
     return kSharedWindow - bytes + static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(worker.static_shared) % kSwizzlePeriod);
+}
+
+void* resting_place(const void* address) {
+    return reinterpret_cast<void*>(resting(this_worker(), reinterpret_cast<std::uintptr_t>(address)));
 }
 
 // ---- mbarriers: 20 bits of arrivals pending, 20 bits of arrivals a phase, 23 bits of bytes pending (signed), the phase's parity
@@ -68,31 +51,34 @@ struct Mbarrier {
     }
 };
 
-Mbarrier load_checked(const std::uint64_t* barrier, void* pc, const char* what) {
-    if (shared_offset(barrier) == ~0u) refuse(pc, std::string(what) + ": the mbarrier is not in shared memory");
+// The state of an mbarrier of this block or, `remote`, of another one of its cluster.
+Mbarrier load_checked(const std::uint64_t* barrier, void* pc, const char* what, bool remote = false) {
+    if (!remote && shared_offset(barrier) == ~0u) refuse(pc, std::string(what) + ": the mbarrier is not in shared memory");
     if (reinterpret_cast<std::uintptr_t>(barrier) % 8) refuse(pc, std::string(what) + ": an mbarrier lies on a multiple of 8 bytes");
     Worker& worker = this_worker();
     if (worker.sanitizer) worker.sanitizer->mbarrier_access(worker, this_thread(), const_cast<std::uint64_t*>(barrier), false, pc);
     const Mbarrier state = Mbarrier::load(barrier);
+    if (!state.count && worker.sanitizer && !worker.sanitizer->findings.empty()) leave_block(worker);      // it has said why
     if (!state.count) refuse(pc, std::string(what) + ": the mbarrier has not been initialised");
     return state;
 }
 
-// Store the state, and begin the next phase if nothing is pending.
-void settle(Worker& worker, std::uint64_t* barrier, Mbarrier state) {
+// Store the state, and begin the next phase if nothing is pending. Only threads of its own block can wait for an mbarrier.
+void settle(Worker& owner, std::uint64_t* barrier, Mbarrier state) {
     const bool complete = !state.pending && !state.bytes;
     if (complete) state.pending = state.count, state.parity ^= 1;
     state.store(barrier);
     if (!complete) return;
-    if (worker.sanitizer) worker.sanitizer->phase_complete(worker, barrier);
-    for (Thread& thread : worker.threads)
-        if (thread.waiting_for == kMbarrier && thread.data == barrier && thread.mask != state.parity) make_ready(worker, thread);
+    if (owner.sanitizer) owner.sanitizer->phase_complete(this_worker(), barrier);
+    const void* place = resting_place(barrier);
+    for (Thread& thread : owner.threads)
+        if (thread.waiting_for == kMbarrier && thread.data == place && thread.mask != state.parity) make_ready(owner, thread);
 }
 
-void complete_bytes(Worker& worker, std::uint64_t* barrier, unsigned bytes) {
+void complete_bytes(Worker& owner, std::uint64_t* barrier, unsigned bytes) {
     Mbarrier state = Mbarrier::load(barrier);
     state.bytes -= static_cast<int>(bytes);
-    settle(worker, barrier, state);
+    settle(owner, barrier, state);
 }
 
 void check_shared(const void* address, unsigned bytes, unsigned alignment, void* pc, const char* what) {
@@ -105,6 +91,15 @@ void check_shared(const void* address, unsigned bytes, unsigned alignment, void*
     std::snprintf(text, sizeof text, "%s: the address in shared memory is no multiple of %u bytes", what, alignment);
     (void)bytes;
     refuse(pc, text);
+}
+
+void check_in_cluster(unsigned rank, void* pc, const char* what) {
+    const std::size_t size = this_worker().cluster->blocks.size();
+    if (rank < size) return;
+    const std::string text = "calls " + std::string(what) + " for a block of rank " + std::to_string(rank) + ", and its cluster has " + std::to_string(size);
+    Worker& worker = this_worker();
+    if (worker.sanitizer) worker.sanitizer->misuse(worker, this_thread(), kOutOfBounds, text, pc);
+    refuse(pc, "a thread " + text);
 }
 
 void check_bulk(const void* shared, const void* global, unsigned bytes, void* pc, const char* what) {
@@ -205,7 +200,45 @@ void add_elements(ElementKind kind, char* target, const char* source, unsigned b
     }
 }
 
+// A box of the tensor comes to `shared`, and its bytes to `barrier`, both of them in the shared memory of `owner`.
+void load_box(Worker& owner, void* shared, const TensorMapData& map, const int* coordinates, std::uint64_t* barrier, void* pc, const char* what) {
+    Worker& worker = this_worker();
+    load_checked(barrier, pc, what, &owner != &worker);
+    if (worker.sanitizer) worker.sanitizer->begin_load(worker, this_thread(), barrier);
+    unsigned total = 0;
+    each_piece(map, coordinates, static_cast<char*>(shared), [&](const char* source, char* target, unsigned bytes) {
+        if (worker.sanitizer) {
+            if (source) worker.sanitizer->agent_access(worker, source, bytes, kRead, pc);
+            worker.sanitizer->agent_access(worker, target, bytes, kWrite, pc);
+            worker.sanitizer->remember_swizzle(target, map.swizzle_bytes);
+        }
+        if (source) std::memcpy(target, source, bytes);
+        else std::memset(target, 0, bytes);
+        total += bytes;
+    });
+    complete_bytes(owner, barrier, total);
+}
+
 }  // namespace
+
+// The kernel library's thread-local storage on this OS thread, which holds its static __shared__ arrays.
+void find_static_shared(Worker& worker) {
+    struct Search { Launch* launch; Worker* worker; } search{worker.launch, &worker};
+    dl_iterate_phdr([](dl_phdr_info* info, std::size_t, void* raw) {
+        auto* wanted = static_cast<Search*>(raw);
+        bool ours = false;
+        std::size_t bytes = 0;
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+            const auto& segment = info->dlpi_phdr[i];
+            if (segment.p_type == PT_TLS) bytes = segment.p_memsz;
+            if (segment.p_type == PT_LOAD && wanted->launch->kernel_text.holds(info->dlpi_addr + segment.p_vaddr)) ours = true;
+        }
+        if (!ours) return 0;
+        wanted->worker->static_shared = static_cast<char*>(info->dlpi_tls_data);
+        wanted->worker->static_shared_bytes = info->dlpi_tls_data ? bytes : 0;
+        return 1;
+    }, &search);
+}
 
 unsigned shared_offset(const void* address) {
     Worker& worker = this_worker();
@@ -244,11 +277,11 @@ void named_barrier(unsigned id, unsigned threads, bool wait) {
     if (!barrier.arrived) std::memset(barrier.who, 0, sizeof barrier.who);
     if (worker.sanitizer && barrier.who[thread.warp] >> thread.lane & 1) worker.sanitizer->arrives_again(worker, thread, pc);
     barrier.who[thread.warp] |= 1u << thread.lane;
-    if (worker.sanitizer) worker.sanitizer->channel_arrive(worker, thread, id);
+    if (worker.sanitizer) worker.sanitizer->channel_arrive(worker, thread, worker.rank * 16 + id, false);
     const bool complete = ++barrier.arrived == threads;
     if (complete) {
         barrier.arrived = 0;
-        if (worker.sanitizer) worker.sanitizer->channel_complete(worker, id);
+        if (worker.sanitizer) worker.sanitizer->channel_complete(worker, worker.rank * 16 + id);
         for (Thread& other : worker.threads)
             if (other.waiting_for == kNamedBarrier && other.mask == id) make_ready(worker, other);
     }
@@ -257,7 +290,7 @@ void named_barrier(unsigned id, unsigned threads, bool wait) {
         thread.mask = id;
         wait_in(worker, thread, kNamedBarrier, pc);
     }
-    if (worker.sanitizer) worker.sanitizer->channel_acquire(worker, thread, id);
+    if (worker.sanitizer) worker.sanitizer->channel_acquire(worker, thread, worker.rank * 16 + id, false);
 }
 
 // ---- mbarriers
@@ -276,7 +309,7 @@ void mbarrier_arrive(std::uint64_t* barrier, unsigned count, unsigned bytes) {
     void* pc = __builtin_return_address(0);
     Mbarrier state = load_checked(barrier, pc, "mbarrier_arrive");
     if (state.pending < count) refuse(pc, "mbarrier_arrive: more arrivals in one phase than the " + std::to_string(state.count) + " of mbarrier_init");
-    if (worker.sanitizer) worker.sanitizer->channel_arrive(worker, this_thread(), reinterpret_cast<std::uintptr_t>(barrier));
+    if (worker.sanitizer) worker.sanitizer->channel_arrive(worker, this_thread(), resting(worker, reinterpret_cast<std::uintptr_t>(barrier)), false);
     state.pending -= count;
     state.bytes += static_cast<int>(bytes);
     settle(worker, barrier, state);
@@ -288,25 +321,42 @@ void mbarrier_expect(std::uint64_t* barrier, unsigned bytes) {
     state.store(barrier);
 }
 
-bool mbarrier_test(std::uint64_t* barrier, unsigned parity) {
+void mbarrier_arrive_remote(std::uint64_t* barrier, unsigned rank) {
+    Worker& worker = this_worker();
+    void* pc = __builtin_return_address(0);
+    check_in_cluster(rank, pc, "mbarrier_arrive_remote");
+    if (shared_offset(barrier) == ~0u) refuse(pc, "mbarrier_arrive_remote: the mbarrier is not in this block's shared memory: give it yours and a rank");
+    Worker& owner = *worker.cluster->blocks[rank];
+    auto* theirs = reinterpret_cast<std::uint64_t*>(in_block(owner, barrier));
+    Mbarrier state = load_checked(theirs, pc, "mbarrier_arrive_remote", true);
+    if (!state.pending) refuse(pc, "mbarrier_arrive_remote: more arrivals in one phase than the " + std::to_string(state.count) + " of mbarrier_init");
+    if (worker.sanitizer)
+        worker.sanitizer->channel_arrive(worker, this_thread(), resting(worker, reinterpret_cast<std::uintptr_t>(theirs)), &owner != &worker);
+    --state.pending;
+    settle(owner, theirs, state);
+}
+
+bool mbarrier_test(std::uint64_t* barrier, unsigned parity, bool cluster_scope) {
     Worker& worker = this_worker();
     const bool done = load_checked(barrier, __builtin_return_address(0), "mbarrier_try_wait").parity != (parity & 1);
-    if (done && worker.sanitizer) worker.sanitizer->channel_acquire(worker, this_thread(), reinterpret_cast<std::uintptr_t>(barrier));
+    if (done && worker.sanitizer)
+        worker.sanitizer->channel_acquire(worker, this_thread(), resting(worker, reinterpret_cast<std::uintptr_t>(barrier)), cluster_scope);
     if (!done) yield();
     return done;
 }
 
-void mbarrier_wait(std::uint64_t* barrier, unsigned parity) {
+void mbarrier_wait(std::uint64_t* barrier, unsigned parity, bool cluster_scope) {
     Worker& worker = this_worker();
     Thread& thread = this_thread();
     void* pc = __builtin_return_address(0);
     thread.last_pc = pc;
     if (load_checked(barrier, pc, "mbarrier_wait").parity == (parity & 1)) {
-        thread.data = barrier;
+        thread.data = resting_place(barrier);
         thread.mask = parity & 1;
         wait_in(worker, thread, kMbarrier, pc);
     }
-    if (worker.sanitizer) worker.sanitizer->channel_acquire(worker, thread, reinterpret_cast<std::uintptr_t>(barrier));
+    if (worker.sanitizer)
+        worker.sanitizer->channel_acquire(worker, thread, resting(worker, reinterpret_cast<std::uintptr_t>(barrier)), cluster_scope);
 }
 
 // ---- bulk copies
@@ -340,24 +390,25 @@ void bulk_store(void* global, const void* shared, unsigned bytes) {
 }
 
 void tensor_load(void* shared, const void* raw, const int* coordinates, unsigned rank, std::uint64_t* barrier) {
-    Worker& worker = this_worker();
     void* pc = __builtin_return_address(0);
     const TensorMapData map = checked_map(raw, rank, pc, "tma_load");
     check_shared(shared, 0, 128, pc, "tma_load");
-    load_checked(barrier, pc, "tma_load");
-    if (worker.sanitizer) worker.sanitizer->begin_load(worker, this_thread(), barrier);
-    unsigned total = 0;
-    each_piece(map, coordinates, static_cast<char*>(shared), [&](const char* source, char* target, unsigned bytes) {
-        if (worker.sanitizer) {
-            if (source) worker.sanitizer->agent_access(worker, source, bytes, kRead, pc);
-            worker.sanitizer->agent_access(worker, target, bytes, kWrite, pc);
-            worker.sanitizer->remember_swizzle(target, map.swizzle_bytes);
-        }
-        if (source) std::memcpy(target, source, bytes);
-        else std::memset(target, 0, bytes);
-        total += bytes;
-    });
-    complete_bytes(worker, barrier, total);
+    load_box(this_worker(), shared, map, coordinates, barrier, pc, "tma_load");
+}
+
+void tensor_load_multicast(void* shared, const void* raw, const int* coordinates, unsigned rank, std::uint64_t* barrier, unsigned blocks) {
+    Worker& worker = this_worker();
+    void* pc = __builtin_return_address(0);
+    const TensorMapData map = checked_map(raw, rank, pc, "tma_load_multicast");
+    check_shared(shared, 0, 128, pc, "tma_load_multicast");
+    if (shared_offset(barrier) == ~0u) refuse(pc, "tma_load_multicast: the mbarrier is not in this block's shared memory");
+    for (unsigned target = 0; target < 16; ++target) {
+        if (!(blocks >> target & 1)) continue;
+        check_in_cluster(target, pc, "tma_load_multicast");
+        Worker& owner = *worker.cluster->blocks[target];
+        load_box(owner, in_block(owner, shared), map, coordinates, reinterpret_cast<std::uint64_t*>(in_block(owner, barrier)), pc,
+                 "tma_load_multicast");
+    }
 }
 
 void tensor_store(const void* raw, const int* coordinates, unsigned rank, const void* shared, bool add) {

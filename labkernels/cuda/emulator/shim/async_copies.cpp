@@ -25,10 +25,10 @@ struct Queue {
 // The running thread's queue, empty when a block begins. The worker must be busy.
 Queue& queue_of(Thread& thread) {
     static thread_local std::vector<Queue> queues;
-    if (queues.size() <= thread.index) queues.resize(thread.index + 1);
-    if (!thread.copies_async) queues[thread.index] = Queue{};
+    if (queues.size() <= thread.actor) queues.resize(thread.actor + 1);
+    if (!thread.copies_async) queues[thread.actor] = Queue{};
     thread.copies_async = true;
-    return queues[thread.index];
+    return queues[thread.actor];
 }
 
 // Let those of the groups before `end` land, in the order of their start.
@@ -47,6 +47,7 @@ void land(Worker& worker, Thread& thread, Queue& queue, std::uint64_t end) {
 
 // From the start of a copy to its landing, what the destination holds must not be read.
 void Sanitizer::undefine(std::uintptr_t address, unsigned bytes) {
+    address = resting(this_worker(), address);
     const int region = region_of(address, address + bytes);
     if (region < 0) return;
     const std::uintptr_t first = regions_[region].low & ~std::uintptr_t{3};

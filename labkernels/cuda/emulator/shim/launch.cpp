@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <thread>
 
 #include "machine.h"
@@ -15,53 +16,91 @@
 namespace lk {
 namespace {
 
-constexpr std::size_t kSharedBytes = 256 * 1024;            // more than any GPU gives a block
 constexpr std::size_t kSharedRedZone = 64 * 1024;
 constexpr auto kPatience = std::chrono::milliseconds(10);   // how long a thread may run without giving way
 
-// A worker's dynamic shared memory between two red zones, so that a stray index meets nobody else's data.
-struct DynamicShared {
-    char* mapping = static_cast<char*>(mmap(nullptr, kSharedBytes + 2 * kSharedRedZone, PROT_READ | PROT_WRITE,
+// Shared memory of a block between two red zones, so that a stray index meets nobody else's data.
+struct SharedMemory {
+    char* mapping = static_cast<char*>(mmap(nullptr, kSharedWindow + 2 * kSharedRedZone, PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    ~DynamicShared() { munmap(mapping, kSharedBytes + 2 * kSharedRedZone); }
+    SharedMemory() = default;
+    SharedMemory(const SharedMemory&) = delete;
+    ~SharedMemory() { munmap(mapping, kSharedWindow + 2 * kSharedRedZone); }
     char* data() const { return mapping + kSharedRedZone; }
+};
+
+// A block's place in this OS thread.
+struct Seat {
+    SharedMemory dynamic;
+    std::unique_ptr<SharedMemory> parked;
+    Worker worker;
+
+    Seat(Launch& launch, Cluster& cluster) {
+        worker.launch = &launch;
+        worker.cluster = &cluster;
+        worker.rank = static_cast<unsigned>(cluster.blocks.size());
+        worker.sanitizer = launch.sanitizer.get();
+        worker.profiler = launch.profiler.get();
+        worker.os_thread = pthread_self();
+        worker.block_dim = launch.block;
+        worker.grid_dim = launch.grid;
+        worker.dynamic_shared = dynamic.data();
+        cluster.blocks.push_back(&worker);
+    }
+
+    // Give the block's static shared memory, which is storage of the OS thread, a place while others of its cluster run.
+    void park() {
+        find_static_shared(worker);
+        if (!worker.static_shared) return;
+        parked.reset(new SharedMemory);
+        worker.parked_shared = parked->data() + reinterpret_cast<std::uintptr_t>(worker.static_shared) % kSwizzlePeriod;
+        std::memcpy(worker.parked_shared, worker.static_shared, worker.static_shared_bytes);
+    }
 };
 
 void work(Launch& launch) {
     SignalStack signal_stack;
-    DynamicShared shared;
-    Worker worker;
-    worker.launch = &launch;
-    worker.sanitizer = launch.sanitizer.get();
-    worker.profiler = launch.profiler.get();
-    worker.os_thread = pthread_self();
-    worker.block_dim = launch.block;
-    worker.grid_dim = launch.grid;
-    worker.dynamic_shared = shared.data();
+    Cluster cluster;
+    std::deque<Seat> seats;
+    for (unsigned rank = 0; rank < launch.cluster_blocks(); ++rank) seats.emplace_back(launch, cluster);
+    Worker& worker = seats[0].worker;
+    if (seats.size() > 1) {
+        launch.tls_anchor();            // from here on this OS thread has the kernel's static shared memory
+        for (Seat& seat : seats) seat.park();
+    }
     {
         std::lock_guard<std::mutex> lock(launch.mutex);
         launch.workers.push_back(&worker);
     }
-    if (worker.sanitizer) worker.sanitizer->begin_launch(worker);
-    if (worker.profiler) worker.profiler->begin_launch(worker);
+    if (worker.sanitizer) worker.sanitizer->begin_launch(cluster);
+    if (worker.profiler) worker.profiler->begin_launch(cluster);
     lk_block = &worker;
     while (!launch.stop.load(std::memory_order_relaxed)) {
-        const std::uint64_t block = launch.next_block.fetch_add(1, std::memory_order_relaxed);
-        if (block >= launch.blocks) break;
-        run_block(worker, block);
+        const std::uint64_t number = launch.next_cluster.fetch_add(1, std::memory_order_relaxed);
+        if (number >= launch.clusters) break;
+        run_cluster(cluster, number);
     }
     lk_block = nullptr;
     if (worker.sanitizer) worker.sanitizer->end_launch();
     if (worker.profiler) worker.profiler->end_launch();
-    for (Thread& thread : worker.threads)
-        if (thread.stack) worker.stacks.push_back(thread.stack);
-    return_stacks(worker);
+    for (Seat& seat : seats) {
+        for (Thread& thread : seat.worker.threads)
+            if (thread.stack) seat.worker.stacks.push_back(thread.stack);
+        return_stacks(seat.worker);
+    }
     std::lock_guard<std::mutex> lock(launch.mutex);
     launch.workers.erase(std::find(launch.workers.begin(), launch.workers.end(), &worker));
     if (--launch.running == 0) launch.done.notify_all();
 }
 
 }  // namespace
+
+uint3 Launch::block_at(std::uint64_t number, unsigned rank) const {
+    const unsigned wide = grid.x / cluster.x, high = grid.y / cluster.y;        // the grid, in clusters
+    return uint3{static_cast<unsigned>(number % wide) * cluster.x + rank % cluster.x,
+                 static_cast<unsigned>(number / wide % high) * cluster.y + rank / cluster.x % cluster.y,
+                 static_cast<unsigned>(number / wide / high) * cluster.z + rank / cluster.x / cluster.y};
+}
 
 void Launch::fail(Worker& worker, int outcome, const std::string& text, void* pc) {
     std::lock_guard<std::mutex> lock(mutex);
@@ -86,7 +125,7 @@ struct lk_launch_request {
     void (*call)(void**);
     void** arguments;
     char* (*tls_anchor)();
-    std::uint32_t grid[3], block[3];
+    std::uint32_t grid[3], block[3], cluster[3];
     std::uint64_t shared_bytes;
     std::uint32_t workers;
     std::uint32_t watch;            // 0 no, 1 by the sanitizer, 2 by the profiler
@@ -101,8 +140,10 @@ Launch* lk_start(const lk_launch_request* request) {
     launch->arguments = request->arguments;
     launch->grid = dim3(request->grid[0], request->grid[1], request->grid[2]);
     launch->block = dim3(request->block[0], request->block[1], request->block[2]);
+    launch->cluster = dim3(request->cluster[0], request->cluster[1], request->cluster[2]);
+    launch->tls_anchor = request->tls_anchor;
     launch->shared_bytes = request->shared_bytes;
-    launch->blocks = static_cast<std::uint64_t>(launch->grid.x) * launch->grid.y * launch->grid.z;
+    launch->clusters = static_cast<std::uint64_t>(launch->grid.x) * launch->grid.y * launch->grid.z / launch->cluster_blocks();
     launch->kernel_text = lk::text_of(reinterpret_cast<const void*>(request->call));
     launch->runtime_text = lk::text_of(reinterpret_cast<const void*>(&lk_start));
     if (request->watch == 1)
@@ -112,7 +153,7 @@ Launch* lk_start(const lk_launch_request* request) {
                                                 request->l2_bytes));
     lk::install_signal_handlers();
     const std::uint64_t wanted = request->watch ? 1 : std::max(1u, request->workers);
-    launch->running = static_cast<unsigned>(std::min<std::uint64_t>(wanted, launch->blocks));
+    launch->running = static_cast<unsigned>(std::min<std::uint64_t>(wanted, launch->clusters));
     for (unsigned i = launch->running; i > 0; --i) launch->os_threads.emplace_back(lk::work, std::ref(*launch));
     return launch;
 }

@@ -28,12 +28,14 @@ void named_barrier(unsigned id, unsigned threads, bool wait);
 void mbarrier_init(std::uint64_t* barrier, unsigned count);
 void mbarrier_arrive(std::uint64_t* barrier, unsigned count, unsigned bytes);   // expects `bytes` more, then arrives `count` times
 void mbarrier_expect(std::uint64_t* barrier, unsigned bytes);
-bool mbarrier_test(std::uint64_t* barrier, unsigned parity);
-void mbarrier_wait(std::uint64_t* barrier, unsigned parity);
+bool mbarrier_test(std::uint64_t* barrier, unsigned parity, bool cluster_scope);
+void mbarrier_wait(std::uint64_t* barrier, unsigned parity, bool cluster_scope);
+void mbarrier_arrive_remote(std::uint64_t* barrier, unsigned rank);             // at its counterpart in that block
 
 void bulk_load(void* shared, const void* global, unsigned bytes, std::uint64_t* barrier);
 void bulk_store(void* global, const void* shared, unsigned bytes);
 void tensor_load(void* shared, const void* map, const int* coordinates, unsigned rank, std::uint64_t* barrier);
+void tensor_load_multicast(void* shared, const void* map, const int* coordinates, unsigned rank, std::uint64_t* barrier, unsigned blocks);
 void tensor_store(const void* map, const int* coordinates, unsigned rank, const void* shared, bool add);
 void bulk_commit();
 void bulk_wait(unsigned pending, bool read_only);
@@ -51,6 +53,13 @@ void wgmma(const Wgmma& instruction);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(unsigned pending);
+
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_sync();
+void cluster_arrive();
+void cluster_wait();
+void* map_shared_rank(const void* address, unsigned rank);      // the same place in that block's shared memory
 
 void* shared_pointer(unsigned offset);  // the inverse of shared_offset; null outside shared memory
 

@@ -27,6 +27,13 @@ using lk_kernel_entry = lk::Entry<decltype(LK_KERNEL)>;
 extern "C" __attribute__((no_sanitize("thread"))) void lk_call_kernel(void** arguments) {
     lk_kernel_entry::call(&LK_KERNEL, arguments, std::make_index_sequence<lk_kernel_entry::count>());
 }
+extern "C" const unsigned* lk_cluster() {      // what __cluster_dims__ say; null without it
+#ifdef LK_CLUSTER_DECLARED
+    return lk_cluster_shape;
+#else
+    return nullptr;
+#endif
+}
 extern "C" const char* lk_signature() { return typeid(decltype(LK_KERNEL)).name(); }
 extern "C" unsigned lk_parameter_count() { return lk_kernel_entry::count; }
 extern "C" const unsigned* lk_parameter_sizes() { return lk_kernel_entry::sizes; }

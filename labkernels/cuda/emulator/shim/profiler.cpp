@@ -38,26 +38,43 @@ Profiler::Profiler(Launch& launch, const Region* regions, std::uint64_t count, c
     : launch_(launch), tls_anchor_(tls_anchor), l2_sectors_(l2_bytes / kSectorBytes) {
     for (std::uint64_t i = 0; i < count; ++i)
         spans_.push_back(Span{static_cast<std::uintptr_t>(regions[i].low), static_cast<std::uintptr_t>(regions[i].high),
-                              regions[i].kind == kStaticShared});
+                              regions[i].kind == kStaticShared, static_cast<int>(i)});
 }
 
-void Profiler::begin_launch(Worker& worker) {
+void Profiler::begin_launch(Cluster& cluster) {
     const auto anchor = reinterpret_cast<std::uintptr_t>(tls_anchor_());
     for (Span& span : spans_)
         if (span.shared) span.low += anchor, span.high += anchor;
-    const auto low = reinterpret_cast<std::uintptr_t>(worker.dynamic_shared);
-    spans_.push_back(Span{low, low + launch_.shared_bytes, true});
+    const auto dynamic = static_cast<int>(spans_.size());
+    const std::vector<Span> known = spans_;
+    for (const Worker* block : cluster.blocks) {        // each block has its own copy of what is shared
+        const auto low = reinterpret_cast<std::uintptr_t>(block->dynamic_shared);
+        spans_.push_back(Span{low, low + launch_.shared_bytes, true, dynamic});
+        for (const Span& span : known)
+            if (span.shared && block->parked_shared)
+                spans_.push_back(Span{resting(*block, span.low), resting(*block, span.low) + (span.high - span.low), true, span.array});
+    }
 }
 
-void Profiler::begin_block(Worker& worker, std::uint64_t block) {
-    block_ = static_cast<std::uint32_t>(block);
-    traces_.resize(worker.threads.size());
+void Profiler::begin_cluster(Worker& worker, std::uint64_t number) {
+    const std::vector<Worker*>& blocks = worker.cluster->blocks;
+    blocks_.clear();
+    for (const Worker* block : blocks) {
+        const uint3 index = launch_.block_at(number, block->rank);
+        blocks_.push_back(index.x + launch_.grid.x * (index.y + launch_.grid.y * index.z));
+    }
+    traces_.resize(blocks.size() * launch_.actors_a_block());
     for (Trace& trace : traces_) trace.events.clear(), trace.next = 0, trace.together = 0, trace.paused = false;
-    warp_requests_.assign(worker.warps.size(), 0);
+    warp_requests_.assign(traces_.size() / 32, 0);
+}
+
+Profiler::Trace* Profiler::traces_of(const Worker& worker, unsigned warp) {
+    return &traces_[worker.rank * launch_.actors_a_block() + warp * 32];
 }
 
 void Profiler::access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, bool write, bool atomic,
                       std::uint64_t pc) {
+    address = resting(worker, address);
     if (const int array = array_at(address); array >= 0) {
         const std::uint32_t first = spans_[array].shared ? kSharedLoad : kGlobalLoad;
         add(worker, thread, pc, static_cast<TraceKind>(first + (atomic ? 2 : write ? 1 : 0)), bytes, address);
@@ -81,7 +98,7 @@ void Profiler::basic_block(Worker& worker, Thread& thread, std::uint64_t pc) {
 void Profiler::arrive(Worker& worker, Thread& thread, std::uint64_t pc) { add(worker, thread, pc, kBarrier, 0, 0); }
 
 void Profiler::add(Worker& worker, Thread& thread, std::uint64_t pc, TraceKind kind, unsigned bytes, std::uintptr_t address) {
-    Trace& trace = traces_[thread.index];
+    Trace& trace = traces_[thread.actor];
     const bool was_busy = worker.busy;
     worker.busy = true;
     trace.events.push_back(Event{static_cast<std::uint32_t>(pc - launch_.kernel_text.low), kind | bytes << 8, address});
@@ -98,7 +115,7 @@ void Profiler::lane_waits(Worker& worker, Thread& thread) {
 // Execute what the warp executes next, if that is known. Where `strict`, it is not while a lane that waits has no step left: it may
 // go on with one that others have before them. Its last step is kept too, so that a parting of ways is seen.
 bool Profiler::step(Worker& worker, unsigned warp, unsigned lanes, bool strict) {
-    Trace* traces = &traces_[warp * 32];
+    Trace* traces = traces_of(worker, warp);
     std::uint32_t lowest = ~0u, lowest_barrier = ~0u;           // who stands at a barrier waits there for the others
     for (unsigned i = 0; i < lanes; ++i) {
         const std::size_t left = traces[i].events.size() - traces[i].next;
@@ -119,7 +136,7 @@ bool Profiler::step(Worker& worker, unsigned warp, unsigned lanes, bool strict) 
         if (!leader) leader = &event;
         together |= 1u << i;
     }
-    count(warp, *leader, together, traces);
+    count(worker, warp, *leader, together, traces);
     for (std::uint32_t rest = together; rest; rest &= rest - 1) ++traces[__builtin_ctz(rest)].next;
     note_divergence(together, traces);
     return true;
@@ -128,7 +145,7 @@ bool Profiler::step(Worker& worker, unsigned warp, unsigned lanes, bool strict) 
 void Profiler::merge(Worker& worker, unsigned warp) {
     worker.busy = true;
     const unsigned lanes = std::min<unsigned>(32, static_cast<unsigned>(worker.threads.size()) - warp * 32);
-    Trace* traces = &traces_[warp * 32];
+    Trace* traces = traces_of(worker, warp);
     for (unsigned i = 0; i < lanes; ++i)
         if (traces[i].together) note_divergence(traces[i].together, traces);
     while (step(worker, warp, lanes, true)) {}
@@ -159,16 +176,18 @@ LineCount& Profiler::line(const Event& event) {
 }
 
 // One warp instruction: `lanes` of the warp, each with the next event of its trace.
-void Profiler::count(unsigned warp, const Event& event, std::uint32_t lanes, const Trace* traces) {
+void Profiler::count(Worker& worker, unsigned warp, const Event& event, std::uint32_t lanes, const Trace* traces) {
+    const std::uint32_t block = blocks_[worker.rank];
+    std::uint64_t& requests = warp_requests_[worker.rank * launch_.actors_a_block() / 32 + warp];
     LineCount& here = line(event);
     const unsigned active = static_cast<unsigned>(__builtin_popcount(lanes));
     const unsigned bytes = here.access_bytes;
     ++here.requests;
     here.lanes += active;
     here.bytes += static_cast<std::uint64_t>(active) * bytes;
-    if (here.kind == kBarrier && block_ < kBlocksOnTimeline) arrivals.push_back(BarrierArrival{block_, warp, warp_requests_[warp]});
+    if (here.kind == kBarrier && block < kBlocksOnTimeline) arrivals.push_back(BarrierArrival{block, warp, requests});
     if (here.kind >= kBarrier) return;
-    ++warp_requests_[warp];
+    ++requests;
 
     std::uintptr_t address[32];
     unsigned n = 0;
@@ -198,16 +217,17 @@ void Profiler::count(unsigned warp, const Event& event, std::uint32_t lanes, con
     if (is_new) samples.emplace_back();
     Sample& sample = samples[place->second];            // kept: the request of most lanes, in the first block and warp that has one
     const unsigned most = static_cast<unsigned>(__builtin_popcount(sample.active));
-    if (active < most || (active == most && (block_ != sample.block || warp >= sample.warp))) return;
+    if (active < most || (active == most && (block != sample.block || warp >= sample.warp))) return;
     sample = Sample{};
     sample.pc = here.pc;
     sample.kind = here.kind;
     sample.bytes = bytes;
     sample.active = lanes;
-    sample.block = block_;
+    sample.block = block;
     sample.warp = warp;
-    sample.array = array_at(address[0]);
-    sample.low = sample.array < 0 ? 0 : spans_[sample.array].low;
+    const int span = array_at(address[0]);
+    sample.array = span < 0 ? span : spans_[span].array;
+    sample.low = span < 0 ? 0 : spans_[span].low;
     for (std::uint32_t rest = lanes; rest; rest &= rest - 1) {
         const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
         sample.address[lane] = traces[lane].events[traces[lane].next].address;

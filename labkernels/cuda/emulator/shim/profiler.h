@@ -13,6 +13,7 @@
 
 namespace lk {
 
+struct Cluster;
 struct Launch;
 struct Region;
 struct Thread;
@@ -51,8 +52,8 @@ class Profiler {
 public:
     Profiler(Launch& launch, const Region* regions, std::uint64_t count, char* (*tls_anchor)(), std::uint64_t l2_bytes);
 
-    void begin_launch(Worker& worker);
-    void begin_block(Worker& worker, std::uint64_t block);
+    void begin_launch(Cluster& cluster);
+    void begin_cluster(Worker& worker, std::uint64_t number);
     void access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, bool write, bool atomic, std::uint64_t pc);
     void basic_block(Worker& worker, Thread& thread, std::uint64_t pc);
     void arrive(Worker& worker, Thread& thread, std::uint64_t pc);         // at __syncthreads
@@ -76,7 +77,8 @@ private:
     void add(Worker& worker, Thread& thread, std::uint64_t pc, TraceKind kind, unsigned bytes, std::uintptr_t address);
     void merge(Worker& worker, unsigned warp);
     bool step(Worker& worker, unsigned warp, unsigned lanes, bool strict);
-    void count(unsigned warp, const Event& event, std::uint32_t lanes, const Trace* traces);
+    void count(Worker& worker, unsigned warp, const Event& event, std::uint32_t lanes, const Trace* traces);
+    Trace* traces_of(const Worker& worker, unsigned warp);
     void note_divergence(std::uint32_t lanes, Trace* traces);
     int array_at(std::uintptr_t address) const;
     LineCount& line(const Event& event);
@@ -84,11 +86,11 @@ private:
 
     Launch& launch_;
     char* (*tls_anchor_)();
-    struct Span { std::uintptr_t low, high; bool shared; };
+    struct Span { std::uintptr_t low, high; bool shared; int array; };      // array: the number by which Python knows it
     std::vector<Span> spans_;                       // the arrays that are not local memory
-    std::vector<Trace> traces_;                     // of the block's threads
+    std::vector<Trace> traces_;                     // of the cluster's threads
     std::vector<std::uint64_t> warp_requests_;
-    std::uint32_t block_ = 0;
+    std::vector<std::uint32_t> blocks_;             // linear indices of the cluster's blocks, by rank
     std::unordered_map<std::uint64_t, std::size_t> index_;      // of a place and kind in counts
     std::unordered_map<std::uint64_t, std::size_t> sampled_;    // of a place and kind in samples
     std::unordered_map<std::uintptr_t, unsigned> touched_;      // sector -> 1 loaded before it was stored, 2 stored

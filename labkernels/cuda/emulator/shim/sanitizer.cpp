@@ -25,6 +25,18 @@ std::uint8_t byte_mask(std::uintptr_t address, unsigned bytes, std::uintptr_t ce
 
 void set_bit(Finding* finding, unsigned thread) { finding->threads[thread / 32] |= 1u << (thread % 32); }
 
+// The resting place of an address that may have strayed from its array.
+std::uintptr_t near_resting(const Worker& worker, std::uintptr_t address) {
+    constexpr std::uintptr_t kStray = 64 * 1024;
+    const std::uintptr_t from = reinterpret_cast<std::uintptr_t>(worker.static_shared);
+    if (!worker.parked_shared || address + kStray - from >= worker.static_shared_bytes + 2 * kStray) return address;
+    return reinterpret_cast<std::uintptr_t>(worker.parked_shared) + (address - from);
+}
+
+bool is_shared(std::uint32_t kind) { return kind == kStaticShared || kind == kDynamicShared; }
+
+}  // namespace
+
 std::uint64_t finding_key(FindingKind kind, const void* pc, const void* other_pc) {
     return reinterpret_cast<std::uint64_t>(pc) * 0x9E3779B97F4A7C15ull ^
            reinterpret_cast<std::uint64_t>(other_pc) * 0xC2B2AE3D27D4EB4Full ^ (std::uint64_t(kind) << 60);
@@ -41,10 +53,6 @@ void begin_finding(Finding& finding, const Worker& worker, const Thread* thread,
     finding.other_pc = reinterpret_cast<std::uint64_t>(other_pc);
 }
 
-bool is_shared(std::uint32_t kind) { return kind == kStaticShared || kind == kDynamicShared; }
-
-}  // namespace
-
 void View::set(std::size_t thread, std::uint32_t clock) {
     if (clocks.size() <= thread) clocks.resize(thread + 1);
     clocks[thread] = std::max(clocks[thread], clock);
@@ -57,20 +65,23 @@ void View::merge(const View& other) {
         if (std::find(foreign.begin(), foreign.end(), entry) == foreign.end()) foreign.push_back(entry);
 }
 
-void Sanitizer::begin_launch(Worker& worker) {
+void Sanitizer::begin_launch(Cluster& cluster) {
     const auto anchor = reinterpret_cast<std::uint64_t>(tls_anchor_());
     for (Region& region : regions_) {
         if ((region.kind & ~kHidden) != kStaticShared) continue;
         region.low += anchor;
         region.high += anchor;
     }
-    const auto low = reinterpret_cast<std::uint64_t>(worker.dynamic_shared);
+    const auto low = reinterpret_cast<std::uint64_t>(cluster.blocks[0]->dynamic_shared);
     regions_.push_back(Region{low, low + launch_.shared_bytes, kDynamicShared, 4});
+    for (std::size_t i = 0; i < regions_.size(); ++i) owners_.push_back({static_cast<int>(i), 0});
+    if (cluster.blocks.size() > 1) add_regions(cluster);
+    shadows_.resize(regions_.size());
 }
 
-void Sanitizer::begin_block(Worker& worker, std::uint64_t block) {
-    stamp_ = static_cast<std::uint32_t>(block) + 1;
-    const std::size_t count = worker.threads.size();
+void Sanitizer::begin_cluster(std::uint64_t number) {
+    stamp_ = static_cast<std::uint32_t>(number) + 1;
+    const std::size_t count = launch_.cluster_blocks() * actors_a_block_;
     clocks_.assign(count, 1);
     auto nothing = std::make_shared<View>();
     nothing->clocks.assign(count, 0);
@@ -78,7 +89,8 @@ void Sanitizer::begin_block(Worker& worker, std::uint64_t block) {
     fenced_.assign(count, nothing);
     proxied_.assign(count, nothing);
     proxies_used_ = false;
-    if (async_) begin_block_async();
+    if (async_) begin_cluster_async();
+    if (reach_) begin_reach();
 }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
@@ -121,9 +133,12 @@ bool Sanitizer::writer(int region, std::uint64_t offset, std::uint32_t* block, s
     const std::uint64_t address = regions_[region].low + offset;
     const Cell& cell = cells[address / 4 - regions_[region].low / 4];
     const Access& last = cell.writes[address % 4].stamp ? cell.writes[address % 4] : cell.atomics;
-    *block = last.stamp - 1;
-    *thread = last.thread;
-    return last.stamp != 0;
+    if (!last.stamp) return false;
+    std::uint32_t actor = last.thread;
+    agent_name(actor, &actor);
+    *block = static_cast<std::uint32_t>(block_of(last.stamp, actor));
+    *thread = thread_of(actor);
+    return true;
 }
 
 bool Sanitizer::ordered(const Access& earlier, const Actor& actor) const {
@@ -155,7 +170,7 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
         return async_ ? registers_access(worker, thread, address, bytes, kind, pc) : void();      // the thread's own local memory
     thread.last_pc = pc;
     if (is_volatile) give_way(worker);
-    const Actor actor{thread.index, clocks_[thread.index], views_[thread.index].get()};
+    const Actor actor{thread.actor, clocks_[thread.actor], views_[thread.actor].get()};
     record(worker, thread, actor, address, bytes, kind, is_volatile, check_alignment, pc);
 }
 
@@ -163,6 +178,7 @@ void Sanitizer::access(Worker& worker, Thread& thread, std::uintptr_t address, u
 void Sanitizer::record(Worker& worker, Thread& thread, const Actor& given, std::uintptr_t address, unsigned bytes, AccessKind kind,
                        bool is_volatile, bool check_alignment, void* pc) {
     Actor actor = given;
+    address = resting(worker, address);
     worker.busy = true;
     const int index = region_of(address, address + bytes);
     if (index < 0) {
@@ -173,10 +189,9 @@ void Sanitizer::record(Worker& worker, Thread& thread, const Actor& given, std::
         Finding* finding = report(worker, &thread, kOutOfBounds, pc);
         if (finding) {
             finding->access = kind;
-            finding->address = address;
             finding->bytes = bytes;
-            finding->region = nearest_region(address);
-            if (finding->region >= 0) finding->offset = static_cast<std::int64_t>(address - regions_[finding->region].low);
+            address = near_resting(worker, address);
+            place(*finding, worker, nearest_region(address), address);
         }
         end_block_after(worker, finding);
     }
@@ -187,8 +202,9 @@ void Sanitizer::record(Worker& worker, Thread& thread, const Actor& given, std::
     }
     if (check_alignment && address % bytes) misaligned(worker, thread, address, bytes, kind, pc);
     const bool shared = is_shared(region.kind);
+    if (shared && owners_[index].rank != worker.rank) reach(worker, thread, actor, index, address, bytes, kind, pc);
     const bool atomic = kind == kAtomic || (is_volatile && !shared);
-    if (is_volatile && !shared) acquire_release(thread, address), actor.view = views_[thread.index].get();
+    if (is_volatile && !shared) acquire_release(thread, address), actor.view = views_[thread.actor].get();
     if (async_ && shared && kind != kRead) forget_swizzle(address, bytes);
     Cell* cells = cells_of(index);
     const std::uintptr_t first = region.low & ~std::uintptr_t{3};
@@ -207,10 +223,8 @@ void Sanitizer::record(Worker& worker, Thread& thread, const Actor& given, std::
             if (kind != kWrite && (cell.written_mask & mask) != mask) {
                 if (Finding* finding = report(worker, &thread, kUninitialized, pc)) {
                     finding->access = kind;
-                    finding->address = address;
                     finding->bytes = bytes;
-                    finding->region = index;
-                    finding->offset = static_cast<std::int64_t>(address - region.low);
+                    place(*finding, worker, index, address);
                 }
             }
             cell.written_mask |= mask;
@@ -258,7 +272,7 @@ void Sanitizer::race(Worker& worker, Thread& thread, const Actor& actor, int reg
         const std::uint64_t key = finding_key(kRace, pc, other_pc);
         if (seen_.count(key) || suspicions_.size() >= kMostSuspicions) return;
         suspicion.stamp = kind == kRead ? stamp_ : earlier.stamp;
-        suspicion.thread = kind == kRead ? thread.index : earlier.thread;
+        suspicion.thread = kind == kRead ? thread.actor : earlier.thread;
         suspicion.address = address;
         suspicion.key = key;
         finding = &suspicion.finding;
@@ -269,19 +283,19 @@ void Sanitizer::race(Worker& worker, Thread& thread, const Actor& actor, int reg
     if (!finding) return;
     finding->access = kind;
     finding->other_access = earlier_kind;
-    finding->other_thread = earlier.thread;
-    const char* other = agent_name(earlier.thread, &finding->other_thread);
-    const char* unfenced = *actor.what && ordered(earlier, actor) ? "proxy" : "";
-    if (*actor.what || *other) std::snprintf(finding->text, sizeof finding->text, "%s|%s|%s", actor.what, other, unfenced);
-    const std::uint64_t block = earlier.stamp - 1;
+    std::uint32_t culprit = earlier.thread;
+    const char* other = agent_name(earlier.thread, &culprit);
+    finding->other_thread = thread_of(culprit);
+    const bool blocks = is_shared(regions_[region].kind) && culprit / actors_a_block_ != worker.rank;
+    const char* hint = *actor.what && ordered(earlier, actor) ? "proxy" : blocks ? "blocks" : "";
+    if (*actor.what || *other || *hint) std::snprintf(finding->text, sizeof finding->text, "%s|%s|%s", actor.what, other, hint);
+    const std::uint64_t block = block_of(earlier.stamp, culprit);
     const dim3& grid = launch_.grid;
     finding->other_block[0] = static_cast<std::uint32_t>(block % grid.x);
     finding->other_block[1] = static_cast<std::uint32_t>(block / grid.x % grid.y);
     finding->other_block[2] = static_cast<std::uint32_t>(block / grid.x / grid.y);
-    finding->address = address;
     finding->bytes = bytes;
-    finding->region = region;
-    finding->offset = static_cast<std::int64_t>(address - regions_[region].low);
+    place(*finding, worker, region, address);
     if (suspected) suspicions_.push_back(suspicion);
 }
 
@@ -291,10 +305,9 @@ void Sanitizer::misaligned(Worker& worker, Thread& thread, std::uintptr_t addres
     Finding* finding = report(worker, &thread, kMisaligned, pc);
     if (finding) {
         finding->access = kind;
-        finding->address = address;
         finding->bytes = alignment;
-        finding->region = nearest_region(address);
-        if (finding->region >= 0) finding->offset = static_cast<std::int64_t>(address - regions_[finding->region].low);
+        address = near_resting(worker, address);
+        place(*finding, worker, nearest_region(address), address);
     }
     end_block_after(worker, finding);
 }
@@ -310,12 +323,12 @@ void Sanitizer::array_index(Worker& worker, Thread& thread, const char* array_ty
 }
 
 void Sanitizer::atomic(Worker& worker, Thread& thread, void* address, unsigned bytes, void* pc) {
-    const auto where = reinterpret_cast<std::uintptr_t>(address);
+    const auto where = resting(worker, reinterpret_cast<std::uintptr_t>(address));
     access(worker, thread, where, bytes, kAtomic, false, bytes <= 8, pc);
     worker.busy = true;
     acquire_release(thread, where);
     suspicions_.erase(std::remove_if(suspicions_.begin(), suspicions_.end(), [&](const Suspicion& suspicion) {
-        return suspicion.stamp == stamp_ && suspicion.thread == thread.index && suspicion.address == where;
+        return suspicion.stamp == stamp_ && suspicion.thread == thread.actor && suspicion.address == where;
     }), suspicions_.end());
     worker.busy = false;
 }
@@ -335,13 +348,13 @@ ViewPointer Sanitizer::join(const std::vector<const Thread*>& group, const std::
     joined->clocks.assign(clocks_.size(), 0);
     std::vector<const View*> seen;
     for (const Thread* thread : group) {
-        const View* view = views[thread->index].get();
+        const View* view = views[thread->actor].get();
         if (std::find(seen.begin(), seen.end(), view) != seen.end()) continue;
         seen.push_back(view);
         joined->merge(*view);
     }
     if (own)
-        for (const Thread* thread : group) joined->clocks[thread->index] = clocks_[thread->index];
+        for (const Thread* thread : group) joined->clocks[thread->actor] = clocks_[thread->actor];
     return joined;
 }
 
@@ -349,10 +362,10 @@ void Sanitizer::synchronise(const std::vector<const Thread*>& group) {
     const ViewPointer view = join(group, views_, true), fenced = join(group, fenced_, false);
     const ViewPointer proxied = proxies_used_ ? join(group, proxied_, false) : nullptr;
     for (const Thread* thread : group) {
-        views_[thread->index] = view;
-        fenced_[thread->index] = fenced;
-        if (proxied) proxied_[thread->index] = proxied;
-        ++clocks_[thread->index];
+        views_[thread->actor] = view;
+        fenced_[thread->actor] = fenced;
+        if (proxied) proxied_[thread->actor] = proxied;
+        ++clocks_[thread->actor];
     }
 }
 
@@ -399,9 +412,9 @@ void Sanitizer::warp_barrier(Worker& worker, unsigned warp, std::uint32_t member
 
 void Sanitizer::fence(Worker& worker, Thread& thread) {
     worker.busy = true;
-    auto view = std::make_shared<View>(*views_[thread.index]);
-    view->clocks[thread.index] = clocks_[thread.index]++;
-    fenced_[thread.index] = view;
+    auto view = std::make_shared<View>(*views_[thread.actor]);
+    view->clocks[thread.actor] = clocks_[thread.actor]++;
+    fenced_[thread.actor] = view;
     worker.busy = false;
 }
 
@@ -409,7 +422,7 @@ void Sanitizer::fence(Worker& worker, Thread& thread) {
 void Sanitizer::acquire_release(Thread& thread, std::uintptr_t address) {
     auto& published = published_[address];
     if (!published.empty()) {
-        auto view = std::make_shared<View>(*views_[thread.index]);
+        auto view = std::make_shared<View>(*views_[thread.actor]);
         for (const auto& entry : published) {
             if (entry.first == stamp_) {
                 view->merge(*entry.second);
@@ -417,9 +430,9 @@ void Sanitizer::acquire_release(Thread& thread, std::uintptr_t address) {
                 view->foreign.push_back(entry);
             }
         }
-        views_[thread.index] = view;
+        views_[thread.actor] = view;
     }
-    const ViewPointer& mine = fenced_[thread.index];
+    const ViewPointer& mine = fenced_[thread.actor];
     const std::pair<std::uint32_t, ViewPointer> own{stamp_, mine};
     const auto add = [&](const std::pair<std::uint32_t, ViewPointer>& entry) {
         if (std::find(published.begin(), published.end(), entry) == published.end()) published.push_back(entry);
@@ -458,6 +471,7 @@ void Sanitizer::undefined_lane(Worker& worker, Thread& thread, const char* what,
 
 void Sanitizer::thread_exit(Worker& worker, Thread& thread) {
     if (async_) agents_left(worker, thread);
+    if (reach_) leave_reached(worker, thread);
     const Warp& warp = worker.warps[thread.warp];
     for (std::uint32_t rest = warp.collecting; rest; rest &= rest - 1) {
         Thread& other = worker.threads[thread.warp * 32 + static_cast<unsigned>(__builtin_ctz(rest))];
@@ -483,15 +497,20 @@ void Sanitizer::stalled(Worker& worker) {
     worker.busy = true;
     Thread* first = nullptr;
     Thread* second = nullptr;
-    for (Thread& thread : worker.threads) {
-        if (!thread.waiting_for) continue;
-        if (!first) first = &thread;
-        else if (!second && thread.waiting_pc != first->waiting_pc) second = &thread;
-    }
+    const Worker* elsewhere = nullptr;
+    for (Worker* block : worker.cluster->blocks)
+        for (Thread& thread : block->threads) {
+            if (!thread.waiting_for) continue;
+            if (!first) first = &thread;
+            else if (!second && thread.waiting_pc != first->waiting_pc) second = &thread, elsewhere = block;
+        }
     if (Finding* finding = report(worker, first, kDeadlocked, first->waiting_pc, second ? second->waiting_pc : nullptr)) {
         for (Thread& thread : worker.threads)
             if (thread.waiting_for && thread.waiting_pc == first->waiting_pc) set_bit(finding, thread.index);
-        if (second) finding->other_thread = second->index;
+        if (second) {
+            finding->other_thread = second->index;
+            std::memcpy(finding->other_block, &elsewhere->block_idx, sizeof finding->other_block);
+        }
         std::snprintf(finding->text, sizeof finding->text, "%s|%s", first->waiting_for, second ? second->waiting_for : "");
     }
     if (++fatal_ >= kMostAbandonedBlocks) launch_.stop = true;

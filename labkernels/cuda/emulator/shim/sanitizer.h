@@ -18,6 +18,7 @@
 
 namespace lk {
 
+struct Cluster;
 struct Launch;
 struct Thread;
 struct Worker;
@@ -36,6 +37,8 @@ enum FindingKind : std::int32_t {
 };
 enum AccessKind : std::int32_t { kRead, kWrite, kAtomic };
 
+constexpr std::uintptr_t kClusterChannel = 0;       // the cluster's barrier (named ones: 16 * rank + 1 to 15)
+
 struct Finding {
     std::int32_t kind = 0, access = 0, other_access = 0;
     std::int32_t region = -1;               // index into the regions, the nearest one for an address outside all
@@ -46,14 +49,18 @@ struct Finding {
     std::uint64_t address = 0;
     std::int64_t offset = 0;                // of the address from the region's start, in bytes
     std::uint32_t bytes = 0;
-    char text[188] = {};
+    std::int32_t owner = -1;                // the block, as a linear index, in whose shared memory it lies, if that is another one
+    char text[184] = {};
 };
+
+std::uint64_t finding_key(FindingKind kind, const void* pc, const void* other_pc);
+void begin_finding(Finding& finding, const Worker& worker, const Thread* thread, FindingKind kind, void* pc, void* other_pc);
 
 struct View;
 using ViewPointer = std::shared_ptr<const View>;
 struct View {
-    std::vector<std::uint32_t> clocks;                                      // of the threads of its block
-    std::vector<std::pair<std::uint32_t, ViewPointer>> foreign;            // of other blocks, by block stamp
+    std::vector<std::uint32_t> clocks;                                      // of the actors of its cluster
+    std::vector<std::pair<std::uint32_t, ViewPointer>> foreign;            // of other clusters, by stamp
 
     std::uint32_t clock_of(std::size_t thread) const { return thread < clocks.size() ? clocks[thread] : 0; }
     void set(std::size_t thread, std::uint32_t clock);
@@ -65,8 +72,8 @@ public:
     Sanitizer(Launch& launch, const Region* regions, std::uint64_t count, char* (*tls_anchor)());
     ~Sanitizer();
 
-    void begin_launch(Worker& worker);
-    void begin_block(Worker& worker, std::uint64_t block);
+    void begin_launch(Cluster& cluster);
+    void begin_cluster(std::uint64_t number);
     void access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, AccessKind kind, bool is_volatile,
                 bool check_alignment, void* pc);
     void misaligned(Worker& worker, Thread& thread, std::uintptr_t address, unsigned alignment, AccessKind kind, void* pc);
@@ -86,10 +93,11 @@ public:
     void crash(Worker& worker, Thread& thread, const std::string& text, void* address, void* pc);
 
     // sanitizer_async.cpp. A channel is what threads arrive at and wait for: a named barrier (1 to 15) or an mbarrier (its address).
-    void channel_arrive(Worker& worker, Thread& thread, std::uintptr_t channel);
+    // Who arrives from another block of the cluster is `far`, and known only to those who wait with the cluster's scope.
+    void channel_arrive(Worker& worker, Thread& thread, std::uintptr_t channel, bool far);
     void channel_complete(Worker& worker, std::uintptr_t channel);
     void arrives_again(Worker& worker, Thread& thread, void* pc);       // at a named barrier that still counts its last arrival
-    void channel_acquire(Worker& worker, Thread& thread, std::uintptr_t channel);
+    void channel_acquire(Worker& worker, Thread& thread, std::uintptr_t channel, bool cluster_scope);
     void mbarrier_access(Worker& worker, Thread& thread, std::uint64_t* barrier, bool init, void* pc);
     void phase_complete(Worker& worker, std::uint64_t* barrier);
     void begin_load(Worker& worker, Thread& thread, std::uint64_t* barrier);        // what agent_access does next, it does for this
@@ -106,10 +114,15 @@ public:
     void commit_wgmma(Thread& thread);
     void wait_wgmma(Worker& worker, Thread& thread, unsigned pending);
 
+    // sanitizer_cluster.cpp
+    void cluster_barrier(Worker& worker);                               // its phase is over
+    void end_cluster(Cluster& cluster);                                 // all threads have left
+    [[noreturn]] void misuse(Worker& worker, Thread& thread, FindingKind kind, const std::string& text, void* pc);
+
     std::vector<Finding> findings;
 
 private:
-    struct Access { std::uint32_t stamp, clock, pc; std::uint16_t thread; std::uint8_t mask, atomic; };
+    struct Access { std::uint32_t stamp, clock, pc; std::uint16_t thread; std::uint8_t mask, atomic; };     // thread: an actor
     struct Cell {                           // what is known of 4 bytes
         Access writes[4];                   // the last plain write to each byte
         Access reads[2];                    // the last reader, and the last one of another warp or block
@@ -126,7 +139,15 @@ private:
         const char* what = "";              // of an agent: "asynchronous copy", "wgmma"
     };
     struct Async;                           // sanitizer_async.cpp
+    struct Reach;                           // into another block's shared memory: sanitizer_cluster.cpp
 
+    void add_regions(const Cluster& cluster);
+    void place(Finding& finding, const Worker& worker, int region, std::uintptr_t address) const;
+    void reach(Worker& worker, Thread& thread, const Actor& actor, int region, std::uintptr_t address, unsigned bytes, AccessKind kind, void* pc);
+    void begin_reach();
+    void leave_reached(Worker& worker, Thread& thread);
+    std::uint64_t block_of(std::uint32_t stamp, std::uint32_t actor) const;     // its linear index
+    std::uint32_t thread_of(std::uint32_t actor) const { return actor % actors_a_block_; }
     int region_of(std::uintptr_t low, std::uintptr_t high);
     int nearest_region(std::uintptr_t address) const;
     Cell* cells_of(int region);
@@ -144,7 +165,7 @@ private:
     const char* agent_name(std::uint32_t index, std::uint32_t* issuer) const;
     void registers_access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, AccessKind kind, void* pc);
     void forget_swizzle(std::uintptr_t address, unsigned bytes);
-    void begin_block_async();
+    void begin_cluster_async();
     void agents_left(Worker& worker, Thread& thread);
     void report_in_words(Worker& worker, Thread& thread, FindingKind kind, const char* text, void* pc);
     Finding* report(Worker& worker, Thread* thread, FindingKind kind, void* pc, void* other_pc = nullptr);
@@ -156,11 +177,15 @@ private:
     std::vector<Region> regions_;
     std::vector<Shadow> shadows_;
     int last_region_ = 0;
-    std::uint32_t stamp_ = 0;               // of the running block: its linear index + 1
-    std::vector<std::uint32_t> clocks_;     // of the block's threads
+    struct Owner { int region; unsigned rank; };
+    std::vector<Owner> owners_;             // of regions_: whose shared memory, and the region by which Python knows it
+    std::uint32_t actors_a_block_ = 1;
+    std::uint32_t stamp_ = 0;               // of the running cluster: its number + 1
+    std::vector<std::uint32_t> clocks_;     // of the cluster's threads, by actor
     std::vector<ViewPointer> views_, fenced_, proxied_;
     bool proxies_used_ = false;
     std::unique_ptr<Async> async_;          // from the first asynchronous operation of the launch on
+    std::shared_ptr<Reach> reach_;          // where clusters have more than one block
     std::unordered_map<std::uintptr_t, std::vector<std::pair<std::uint32_t, ViewPointer>>> published_;
     std::unordered_set<std::uint64_t> seen_;
     std::vector<Suspicion> suspicions_;     // plain reads of what others update atomically: see race()

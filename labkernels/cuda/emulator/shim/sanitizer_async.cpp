@@ -19,9 +19,12 @@ const char* const kProduct = "wgmma";
 }  // namespace
 
 struct Sanitizer::Async {
-    struct Channel {                // what those who have arrived in this phase know, and those of the last one did
-        View arriving, arriving_fenced, arriving_proxied;
+    struct Arrivals {               // what those who have arrived in this phase know, and those of the last one did
+        View now, now_fenced, now_proxied;
         ViewPointer done, done_fenced, done_proxied;
+    };
+    struct Channel {
+        Arrivals near, far;         // from the block whose channel it is, and from others of its cluster
         std::uint32_t phase = 1;
         std::uint32_t agent = 0;    // 1 + index into agents; 0: no copy completes here
     };
@@ -40,11 +43,12 @@ struct Sanitizer::Async {
     std::unordered_map<std::uint64_t, std::uint32_t> agent_of;
     std::vector<Agent> agents;
     std::vector<ThreadState> threads;
-    std::vector<std::uint8_t> swizzles = std::vector<std::uint8_t>(16384);      // by 16 bytes of shared memory: 1 + bytes / 32
+    std::vector<std::uint8_t> swizzles;     // of the cluster's shared memory, by block and 16 bytes: 1 + bytes / 32
     View view, proxied;             // of the agent that agent_access stands for
     Actor actor{};
     Thread* issuer = nullptr;
 
+    std::uint8_t& swizzle(const Worker& owner, unsigned offset) { return swizzles[(owner.rank * kSharedWindow + offset) / 16]; }
     std::uint32_t agent(std::uint64_t key, std::uint32_t issuer, const char* what) {
         const auto [place, is_new] = agent_of.emplace(key, static_cast<std::uint32_t>(agents.size()));
         if (is_new) agents.push_back(Agent{issuer, what});
@@ -54,7 +58,7 @@ struct Sanitizer::Async {
 };
 
 Sanitizer::Sanitizer(Launch& launch, const Region* regions, std::uint64_t count, char* (*tls_anchor)())
-    : launch_(launch), tls_anchor_(tls_anchor), regions_(regions, regions + count), shadows_(count + 1) {}
+    : launch_(launch), tls_anchor_(tls_anchor), regions_(regions, regions + count), actors_a_block_(launch.actors_a_block()) {}
 
 Sanitizer::~Sanitizer() {
     for (Shadow& shadow : shadows_)
@@ -64,17 +68,17 @@ Sanitizer::~Sanitizer() {
 Sanitizer::Async& Sanitizer::async() {
     if (!async_) {
         async_.reset(new Async);
-        begin_block_async();
+        begin_cluster_async();
     }
     return *async_;
 }
 
-void Sanitizer::begin_block_async() {
+void Sanitizer::begin_cluster_async() {
     async_->channels.clear();
     async_->agent_of.clear();
     async_->agents.clear();
     async_->threads.assign(views_.size(), {});
-    std::fill(async_->swizzles.begin(), async_->swizzles.end(), 0);
+    async_->swizzles.assign(launch_.cluster_blocks() * std::size_t{kSharedWindow} / 16, 0);
 }
 
 const char* Sanitizer::agent_name(std::uint32_t index, std::uint32_t* issuer) const {
@@ -92,13 +96,14 @@ void Sanitizer::report_in_words(Worker& worker, Thread& thread, FindingKind kind
 
 // ---- arriving and waiting
 
-void Sanitizer::channel_arrive(Worker& worker, Thread& thread, std::uintptr_t key) {
+void Sanitizer::channel_arrive(Worker& worker, Thread& thread, std::uintptr_t key, bool far) {
     worker.busy = true;
     Async::Channel& channel = async().channels[key];
-    channel.arriving.merge(*views_[thread.index]);
-    channel.arriving.set(thread.index, clocks_[thread.index]++);
-    channel.arriving_fenced.merge(*fenced_[thread.index]);
-    channel.arriving_proxied.merge(*proxied_[thread.index]);
+    Async::Arrivals& arrivals = far ? channel.far : channel.near;
+    arrivals.now.merge(*views_[thread.actor]);
+    arrivals.now.set(thread.actor, clocks_[thread.actor]++);
+    arrivals.now_fenced.merge(*fenced_[thread.actor]);
+    arrivals.now_proxied.merge(*proxied_[thread.actor]);
     worker.busy = false;
 }
 
@@ -107,14 +112,16 @@ void Sanitizer::arrives_again(Worker& worker, Thread& thread, void* pc) { report
 void Sanitizer::channel_complete(Worker& worker, std::uintptr_t key) {
     worker.busy = true;
     Async::Channel& channel = async().channels[key];
-    channel.done = std::make_shared<View>(std::move(channel.arriving));
-    channel.done_fenced = std::make_shared<View>(std::move(channel.arriving_fenced));
-    channel.done_proxied = std::make_shared<View>(std::move(channel.arriving_proxied));
-    channel.arriving = channel.arriving_fenced = channel.arriving_proxied = View{};
+    for (Async::Arrivals* arrivals : {&channel.near, &channel.far}) {
+        arrivals->done = std::make_shared<View>(std::move(arrivals->now));
+        arrivals->done_fenced = std::make_shared<View>(std::move(arrivals->now_fenced));
+        arrivals->done_proxied = std::make_shared<View>(std::move(arrivals->now_proxied));
+        arrivals->now = arrivals->now_fenced = arrivals->now_proxied = View{};
+    }
     worker.busy = false;
 }
 
-void Sanitizer::channel_acquire(Worker& worker, Thread& thread, std::uintptr_t key) {
+void Sanitizer::channel_acquire(Worker& worker, Thread& thread, std::uintptr_t key, bool cluster_scope) {
     worker.busy = true;
     const Async::Channel& channel = async().channels[key];
     const auto take = [&](ViewPointer& mine, const ViewPointer& done) {
@@ -122,27 +129,27 @@ void Sanitizer::channel_acquire(Worker& worker, Thread& thread, std::uintptr_t k
         view->merge(*done);
         mine = view;
     };
-    if (channel.done) {
-        take(views_[thread.index], channel.done);
-        take(fenced_[thread.index], channel.done_fenced);
-        take(proxied_[thread.index], channel.done_proxied);
+    for (const Async::Arrivals* arrivals : {&channel.near, &channel.far}) {
+        if (!arrivals->done || (arrivals == &channel.far && !cluster_scope)) continue;
+        take(views_[thread.actor], arrivals->done);
+        take(fenced_[thread.actor], arrivals->done_fenced);
+        take(proxied_[thread.actor], arrivals->done_proxied);
     }
     worker.busy = false;
 }
 
 void Sanitizer::mbarrier_access(Worker& worker, Thread& thread, std::uint64_t* barrier, bool init, void* pc) {
-    const auto where = reinterpret_cast<std::uintptr_t>(barrier);
+    const auto where = resting(worker, reinterpret_cast<std::uintptr_t>(barrier));
     access(worker, thread, where, 8, init ? kWrite : kAtomic, false, false, pc);
     if (!init) return;
     Async::Channel& channel = async().channels[where];
-    channel.arriving = channel.arriving_fenced = channel.arriving_proxied = View{};
-    channel.done = channel.done_fenced = channel.done_proxied = nullptr;
+    channel.near = channel.far = Async::Arrivals{};
 }
 
 void Sanitizer::phase_complete(Worker& worker, std::uint64_t* barrier) {
-    const auto where = reinterpret_cast<std::uintptr_t>(barrier);
+    const auto where = resting(worker, reinterpret_cast<std::uintptr_t>(barrier));
     Async::Channel& channel = async().channels[where];
-    if (channel.agent) channel.arriving.set(views_.size() + channel.agent - 1, channel.phase);
+    if (channel.agent) channel.near.now.set(views_.size() + channel.agent - 1, channel.phase);
     ++channel.phase;
     channel_complete(worker, where);
 }
@@ -152,12 +159,12 @@ void Sanitizer::phase_complete(Worker& worker, std::uint64_t* barrier) {
 void Sanitizer::begin_load(Worker& worker, Thread& thread, std::uint64_t* barrier) {
     worker.busy = true;
     Async& all = async();
-    const auto where = reinterpret_cast<std::uintptr_t>(barrier);
+    const auto where = resting(worker, reinterpret_cast<std::uintptr_t>(barrier));
     Async::Channel& channel = all.channels[where];
-    channel.agent = 1 + all.agent(where, thread.index, kCopy);
-    all.view = *views_[thread.index];
-    all.proxied = *proxied_[thread.index];
-    all.view.set(thread.index, clocks_[thread.index]++);
+    channel.agent = 1 + all.agent(where, thread.actor, kCopy);
+    all.view = *views_[thread.actor];
+    all.proxied = *proxied_[thread.actor];
+    all.view.set(thread.actor, clocks_[thread.actor]++);
     all.issuer = &thread;
     all.actor = Actor{static_cast<std::uint32_t>(views_.size()) + channel.agent - 1, channel.phase, &all.view, &all.proxied, kCopy};
     worker.busy = false;
@@ -166,13 +173,13 @@ void Sanitizer::begin_load(Worker& worker, Thread& thread, std::uint64_t* barrie
 void Sanitizer::begin_store(Worker& worker, Thread& thread, bool global_side) {
     worker.busy = true;
     Async& all = async();
-    Async::ThreadState& state = all.threads[thread.index];
-    const std::uint32_t agent = all.agent(std::uint64_t{1} << 63 | thread.index << 1 | global_side, thread.index, kCopy);
+    Async::ThreadState& state = all.threads[thread.actor];
+    const std::uint32_t agent = all.agent(std::uint64_t{1} << 63 | thread.actor << 1 | global_side, thread.actor, kCopy);
     state.stores_issued = state.stores_committed + 1;
     state.store_pc = thread.last_pc;
-    all.view = *views_[thread.index];
-    all.proxied = *proxied_[thread.index];
-    all.view.set(thread.index, clocks_[thread.index]++);
+    all.view = *views_[thread.actor];
+    all.proxied = *proxied_[thread.actor];
+    all.view.set(thread.actor, clocks_[thread.actor]++);
     all.issuer = &thread;
     all.actor = Actor{static_cast<std::uint32_t>(views_.size()) + agent, state.stores_issued, &all.view, &all.proxied, kCopy};
     worker.busy = false;
@@ -182,7 +189,7 @@ void Sanitizer::begin_store(Worker& worker, Thread& thread, bool global_side) {
 void Sanitizer::begin_wgmma(Worker& worker, Thread* warpgroup) {
     worker.busy = true;
     Async& all = async();
-    const unsigned first = warpgroup->index;
+    const unsigned first = warpgroup->actor;
     const std::uint32_t agent = all.agent(std::uint64_t{1} << 62 | first, first, kProduct);
     for (unsigned warp = 0; warp < 4; ++warp) {
         const unsigned leader = first + 32 * warp;
@@ -210,50 +217,50 @@ void Sanitizer::agent_access(Worker& worker, const void* address, unsigned bytes
 void Sanitizer::proxy_fence(Worker& worker, Thread& thread) {
     worker.busy = true;
     proxies_used_ = true;
-    auto view = std::make_shared<View>(*proxied_[thread.index]);
-    view->set(thread.index, clocks_[thread.index]++);
-    proxied_[thread.index] = view;
+    auto view = std::make_shared<View>(*proxied_[thread.actor]);
+    view->set(thread.actor, clocks_[thread.actor]++);
+    proxied_[thread.actor] = view;
     worker.busy = false;
 }
 
-void Sanitizer::commit_stores(Thread& thread) { ++async().threads[thread.index].stores_committed; }
+void Sanitizer::commit_stores(Thread& thread) { ++async().threads[thread.actor].stores_committed; }
 
 void Sanitizer::wait_stores(Worker& worker, Thread& thread, unsigned pending, bool read_only) {
     worker.busy = true;
     Async& all = async();
-    Async::ThreadState& state = all.threads[thread.index];
+    Async::ThreadState& state = all.threads[thread.actor];
     const std::uint32_t done = state.stores_committed > pending ? state.stores_committed - pending : 0;
     state.stores_read = std::max(state.stores_read, done);
-    auto view = std::make_shared<View>(*views_[thread.index]);
+    auto view = std::make_shared<View>(*views_[thread.actor]);
     for (unsigned global_side = 0; global_side < (read_only ? 1u : 2u); ++global_side)
-        view->set(views_.size() + all.agent(std::uint64_t{1} << 63 | thread.index << 1 | global_side, thread.index, kCopy), done);
-    views_[thread.index] = view;
+        view->set(views_.size() + all.agent(std::uint64_t{1} << 63 | thread.actor << 1 | global_side, thread.actor, kCopy), done);
+    views_[thread.actor] = view;
     worker.busy = false;
 }
 
 // ---- swizzles: what a copy wrote with one, a matrix descriptor must read with the same
 
 void Sanitizer::remember_swizzle(const void* address, unsigned swizzle_bytes) {
-    const unsigned offset = shared_offset(address);
-    if (offset != ~0u) async_->swizzles[offset / 16] = static_cast<std::uint8_t>(1 + swizzle_bytes / 32);
+    unsigned offset;
+    if (const Worker* owner = shared_owner(address, &offset)) async_->swizzle(*owner, offset) = static_cast<std::uint8_t>(1 + swizzle_bytes / 32);
 }
 
 void Sanitizer::forget_swizzle(std::uintptr_t address, unsigned bytes) {
-    const unsigned offset = shared_offset(reinterpret_cast<void*>(address));
-    if (offset == ~0u) return;
-    for (unsigned piece = offset / 16; piece <= (offset + bytes - 1) / 16 && piece < async_->swizzles.size(); ++piece)
-        async_->swizzles[piece] = 0;
+    unsigned offset;
+    const Worker* owner = shared_owner(reinterpret_cast<void*>(address), &offset);
+    if (!owner) return;
+    for (unsigned byte = offset & ~15u; byte < offset + bytes && byte < kSharedWindow; byte += 16) async_->swizzle(*owner, byte) = 0;
 }
 
 void Sanitizer::check_swizzle(Worker& worker, const void* address, unsigned swizzle_bytes, void* pc) {
-    const unsigned offset = shared_offset(address);
-    const std::uint8_t written = offset == ~0u ? 0 : async_->swizzles[offset / 16];
+    unsigned offset;
+    const Worker* owner = shared_owner(address, &offset);
+    const std::uint8_t written = owner ? async_->swizzle(*owner, offset) : 0;
     if (!written || written == 1 + swizzle_bytes / 32) return;
     worker.busy = true;
     if (Finding* finding = report(worker, async_->issuer, kMisaligned, pc)) {
-        const auto where = reinterpret_cast<std::uintptr_t>(address);
-        finding->region = region_of(where, where + 1);
-        if (finding->region >= 0) finding->offset = static_cast<std::int64_t>(where - regions_[finding->region].low);
+        const auto where = resting(worker, reinterpret_cast<std::uintptr_t>(address));
+        place(*finding, worker, region_of(where, where + 1), where);
         finding->bytes = 16;
         std::snprintf(finding->text, sizeof finding->text, "swizzle|%u|%u", (written - 1) * 32, swizzle_bytes);
     }
@@ -264,7 +271,7 @@ void Sanitizer::check_swizzle(Worker& worker, const void* address, unsigned swiz
 
 void Sanitizer::wgmma_registers(Worker& worker, Thread& thread, const void* d, unsigned d_bytes, const void* a, unsigned a_bytes, void* pc) {
     worker.busy = true;
-    Async::ThreadState& state = async().threads[thread.index];
+    Async::ThreadState& state = async().threads[thread.actor];
     bool touched = !state.fenced;
     const auto add = [&](const void* first, unsigned bytes, bool input) {
         const auto low = reinterpret_cast<std::uintptr_t>(first);
@@ -282,7 +289,7 @@ void Sanitizer::wgmma_registers(Worker& worker, Thread& thread, const void* d, u
 }
 
 void Sanitizer::registers_access(Worker& worker, Thread& thread, std::uintptr_t address, unsigned bytes, AccessKind kind, void* pc) {
-    Async::ThreadState& state = async_->threads[thread.index];
+    Async::ThreadState& state = async_->threads[thread.actor];
     for (Async::Registers& registers : state.registers) {
         if (address >= registers.high || address + bytes <= registers.low || (registers.input && kind == kRead)) continue;
         if (registers.group <= state.products_done) {
@@ -297,29 +304,29 @@ void Sanitizer::registers_access(Worker& worker, Thread& thread, std::uintptr_t 
 }
 
 void Sanitizer::wgmma_fence(Thread& thread) {
-    Async::ThreadState& state = async().threads[thread.index];
+    Async::ThreadState& state = async().threads[thread.actor];
     state.fenced = true;
     for (Async::Registers& registers : state.registers) registers.touched = false;
 }
 
-void Sanitizer::commit_wgmma(Thread& thread) { ++async().threads[thread.index].products_committed; }
+void Sanitizer::commit_wgmma(Thread& thread) { ++async().threads[thread.actor].products_committed; }
 
 void Sanitizer::wait_wgmma(Worker& worker, Thread& thread, unsigned pending) {
     worker.busy = true;
     Async& all = async();
-    Async::ThreadState& state = all.threads[thread.index];
+    Async::ThreadState& state = all.threads[thread.actor];
     const std::uint32_t done = state.products_committed > pending ? state.products_committed - pending : 0;
     state.products_done = std::max(state.products_done, done);
-    const unsigned first = thread.index / 128 * 128;
-    auto view = std::make_shared<View>(*views_[thread.index]);
+    const unsigned first = thread.actor - thread.index % 128;
+    auto view = std::make_shared<View>(*views_[thread.actor]);
     view->set(views_.size() + all.agent(std::uint64_t{1} << 62 | first, first, kProduct), done);
-    views_[thread.index] = view;
+    views_[thread.actor] = view;
     worker.busy = false;
 }
 
 // A thread leaves: what it has started must not outlive the block's shared memory.
 void Sanitizer::agents_left(Worker& worker, Thread& thread) {
-    const Async::ThreadState& state = async_->threads[thread.index];
+    const Async::ThreadState& state = async_->threads[thread.actor];
     if (state.stores_issued > state.stores_read) report_in_words(worker, thread, kRace, "copy: left", state.store_pc);
     if (state.products_issued > state.products_done && thread.index % 128 == 0)
         report_in_words(worker, thread, kRace, "wgmma: left", state.product_pc);

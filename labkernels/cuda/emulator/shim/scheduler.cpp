@@ -39,26 +39,52 @@ void answer_active_mask(Worker& worker, unsigned w) {
     warp.ready |= together;
 }
 
-// The next thread that can run, taken out of its warp's ready mask: the same warp first, so that a warp's registers
-// and shared-memory lines stay warm.
-Thread* next_ready(Worker& worker) {
-    const unsigned count = static_cast<unsigned>(worker.warps.size());
-    unsigned w = worker.current_warp;
-    for (unsigned i = 0; i < count; ++i) {
+// A thread that can run, of the warps `first` to `end`, taken out of its warp's ready mask.
+Thread* ready_among(Worker& worker, unsigned first, unsigned end) {
+    for (unsigned w = first; w < end; ++w) {
         Warp& warp = worker.warps[w];
         if (!warp.ready && warp.gathering) answer_active_mask(worker, w);
-        if (warp.ready) {
-            const unsigned lane = static_cast<unsigned>(__builtin_ctz(warp.ready));
-            warp.ready &= warp.ready - 1;
-            worker.current_warp = w;
-            return &worker.threads[w * 32 + lane];
-        }
-        if (++w == count) w = 0;
+        if (!warp.ready) continue;
+        const unsigned lane = static_cast<unsigned>(__builtin_ctz(warp.ready));
+        warp.ready &= warp.ready - 1;
+        worker.current_warp = w;
+        return &worker.threads[w * 32 + lane];
     }
     return nullptr;
 }
 
+// The next thread that can run, and its block: the same warp first, so that a warp's registers and shared-memory lines stay
+// warm, then the other warps, then the other blocks of the cluster.
+Thread* next_ready(Worker*& worker) {
+    const std::vector<Worker*>& blocks = worker->cluster->blocks;
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+        Worker* block = blocks[(worker->rank + i) % blocks.size()];
+        const unsigned count = static_cast<unsigned>(block->warps.size()), current = block->current_warp;
+        Thread* next = ready_among(*block, current, count);
+        if (!next) next = ready_among(*block, 0, current);
+        if (!next) continue;
+        worker = block;
+        return next;
+    }
+    return nullptr;
+}
+
+// The next thread when all get their turns: of the warps behind this one, of the other blocks, of the warps before.
+Thread* next_in_turn(Worker*& worker) {
+    Worker& mine = *worker;
+    const unsigned behind = mine.current_warp + 1;
+    if (Thread* next = ready_among(mine, behind, static_cast<unsigned>(mine.warps.size()))) return next;
+    const std::vector<Worker*>& blocks = mine.cluster->blocks;
+    for (std::size_t i = 1; i < blocks.size(); ++i) {
+        worker = blocks[(mine.rank + i) % blocks.size()];
+        if (Thread* next = ready_among(*worker, 0, static_cast<unsigned>(worker->warps.size()))) return next;
+    }
+    worker = &mine;
+    return ready_among(mine, 0, behind);
+}
+
 void become(Worker& worker, Thread* thread) {
+    if (lk_block != &worker) enter_block(worker);
     worker.current = thread;
     lk_fiber = thread;
     worker.switches.store(worker.switches.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
@@ -75,13 +101,14 @@ void ensure_frame(Worker& worker, Thread* thread) {
 // Leave the running thread (which has said what it waits for) for the next one, or for the main context if none can run.
 void switch_away(Worker& worker, Thread& thread) {
     if (worker.profiler) worker.profiler->lane_waits(worker, thread);
-    Thread* next = next_ready(worker);
+    Worker* block = &worker;
+    Thread* next = next_ready(block);
     if (next == &thread) return become(worker, next);
-    void* target = worker.main_stack_pointer;
+    void* target = worker.cluster->main_stack_pointer;
     if (next) {
-        ensure_frame(worker, next);
+        ensure_frame(*block, next);
         target = next->stack_pointer;
-        become(worker, next);
+        become(*block, next);
     }
     lk_switch(&thread.stack_pointer, target);
 }
@@ -160,36 +187,38 @@ void finish(Worker& worker, Thread& thread) {
             break;
         }
     }
+    leave_cluster_barrier(worker, thread);
 }
 
 // Runs CUDA threads one after another on this stack, until one that already has a stack is next.
 void thread_entry() {
-    Worker& worker = this_worker();
     for (;;) {
+        Worker& worker = this_worker();
         worker.launch->call(worker.launch->arguments);
         Thread& thread = *worker.current;
         finish(worker, thread);
         if (worker.profiler) worker.profiler->lane_waits(worker, thread);
         Stack* stack = thread.stack;
         thread.stack = nullptr;
-        Thread* next = next_ready(worker);
+        Worker* block = &worker;
+        Thread* next = next_ready(block);
         void* ignored;
         if (!next) {
             worker.stacks.push_back(stack);
-            lk_switch(&ignored, worker.main_stack_pointer);
+            lk_switch(&ignored, worker.cluster->main_stack_pointer);
         } else if (next->stack) {
             worker.stacks.push_back(stack);
-            become(worker, next);
+            become(*block, next);
             lk_switch(&ignored, next->stack_pointer);
         } else {
             next->stack = stack;
-            become(worker, next);
+            become(*block, next);
         }
     }
 }
 
 std::string describe_stall(Worker& worker) {
-    std::string text = "deadlock:";
+    std::string text = worker.cluster->blocks.size() > 1 ? "deadlock in the cluster; in this block" : "deadlock:";
     for (std::size_t i = 0; i < worker.threads.size();) {
         const Thread& thread = worker.threads[i];
         std::size_t j = i + 1;
@@ -205,11 +234,9 @@ std::string describe_stall(Worker& worker) {
     return text;
 }
 
-void begin_block(Worker& worker, std::uint64_t block) {
-    const dim3& grid = worker.launch->grid;
+void begin_block(Worker& worker, uint3 index) {
     const dim3& shape = worker.launch->block;
-    worker.block_idx = uint3{static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x % grid.y),
-                             static_cast<unsigned>(block / grid.x / grid.y)};
+    worker.block_idx = index;
     const unsigned count = shape.x * shape.y * shape.z;
     worker.threads.resize(count);
     worker.warps.assign((count + 31) / 32, Warp{});
@@ -219,6 +246,7 @@ void begin_block(Worker& worker, std::uint64_t block) {
         thread = Thread{};
         thread.thread_idx = uint3{i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
         thread.index = i;
+        thread.actor = worker.rank * worker.launch->actors_a_block() + i;
         thread.lane = i % 32;
         thread.warp = i / 32;
         worker.warps[i / 32].ready |= 1u << (i % 32);
@@ -230,7 +258,6 @@ void begin_block(Worker& worker, std::uint64_t block) {
     for (NamedBarrier& barrier : worker.named) barrier.expected = barrier.arrived = 0;
     worker.warpgroup_arrived.assign((worker.warps.size() + 3) / 4, 0);
     worker.current_warp = 0;
-    worker.block_aborted = false;
 }
 
 }  // namespace
@@ -243,27 +270,34 @@ void wait_in(Worker& worker, Thread& thread, const char* what, void* pc) {
     switch_away(worker, thread);
 }
 
-void run_block(Worker& worker, std::uint64_t block) {
-    begin_block(worker, block);
-    if (worker.sanitizer) worker.sanitizer->begin_block(worker, block);
-    if (worker.profiler) worker.profiler->begin_block(worker, block);
-    Thread* first = next_ready(worker);
+void run_cluster(Cluster& cluster, std::uint64_t number) {
+    Worker& worker = *cluster.blocks[0];
+    for (Worker* block : cluster.blocks) begin_block(*block, worker.launch->block_at(number, block->rank));
+    begin_cluster(cluster);
+    if (worker.sanitizer) worker.sanitizer->begin_cluster(number);
+    if (worker.profiler) worker.profiler->begin_cluster(worker, number);
+    Worker* block = &worker;
+    Thread* first = next_ready(block);
     ensure_frame(worker, first);
     become(worker, first);
-    lk_switch(&worker.main_stack_pointer, first->stack_pointer);
+    lk_switch(&cluster.main_stack_pointer, first->stack_pointer);
     lk_fiber = nullptr;
-    worker.current = nullptr;
-    if (worker.alive && !worker.block_aborted) {        // nobody can run, and some have not finished
-        if (worker.sanitizer) worker.sanitizer->stalled(worker);
-        else worker.launch->fail(worker, kDeadlock, describe_stall(worker), nullptr);
+    lk_block = &worker;
+    for (Worker* each : cluster.blocks) each->current = nullptr;
+    if (cluster.aborted) return;
+    for (Worker* each : cluster.blocks) {
+        if (!each->alive) continue;                     // else nobody can run, and some have not finished
+        if (worker.sanitizer) return worker.sanitizer->stalled(*each);
+        return worker.launch->fail(*each, kDeadlock, describe_stall(*each), nullptr);
     }
+    if (worker.sanitizer) worker.sanitizer->end_cluster(cluster);
 }
 
 void leave_block(Worker& worker) {
-    worker.block_aborted = true;
+    worker.cluster->aborted = true;
     worker.busy = false;
     void* ignored;
-    lk_switch(&ignored, worker.main_stack_pointer);
+    lk_switch(&ignored, worker.cluster->main_stack_pointer);
     __builtin_unreachable();
 }
 
@@ -294,16 +328,16 @@ void yield() {
     Worker& worker = this_worker();
     Thread& thread = this_thread();
     Warp& warp = worker.warps[thread.warp];
-    // Lanes after this one, then the other warps, then the lanes before it: everybody gets a turn.
+    // Lanes after this one, then the other warps and blocks, then the lanes before it: everybody gets a turn.
     const std::uint32_t later = thread.lane == 31 ? 0 : warp.ready & ~((2u << thread.lane) - 1);
+    Worker* block = &worker;
     Thread* next = nullptr;
     if (later) {
         const unsigned lane = static_cast<unsigned>(__builtin_ctz(later));
         warp.ready &= ~(1u << lane);
         next = &worker.threads[thread.warp * 32 + lane];
     } else {
-        if (++worker.current_warp == worker.warps.size()) worker.current_warp = 0;
-        next = next_ready(worker);
+        next = next_in_turn(block);
     }
     if (!next) {                                        // the others of this block wait for it, or it for another block
         worker.current_warp = thread.warp;
@@ -311,8 +345,8 @@ void yield() {
         return;
     }
     warp.ready |= 1u << thread.lane;
-    ensure_frame(worker, next);
-    become(worker, next);
+    ensure_frame(*block, next);
+    become(*block, next);
     lk_switch(&thread.stack_pointer, next->stack_pointer);
 }
 

@@ -35,14 +35,14 @@ void* as_return_address(std::uintptr_t pc) { return reinterpret_cast<void*>(pc +
 
 // When the handler returns, the OS thread goes on in the worker's main context: the block is abandoned.
 void return_to_main(ucontext_t* context, Worker& worker) {
-    worker.block_aborted = true;
+    worker.cluster->aborted = true;
     worker.busy = false;
 #if defined(__x86_64__)
     context->uc_mcontext.gregs[REG_RIP] = reinterpret_cast<greg_t>(&lk_resume);
-    context->uc_mcontext.gregs[REG_RSI] = reinterpret_cast<greg_t>(worker.main_stack_pointer);
+    context->uc_mcontext.gregs[REG_RSI] = reinterpret_cast<greg_t>(worker.cluster->main_stack_pointer);
 #else
     context->uc_mcontext.pc = reinterpret_cast<std::uintptr_t>(&lk_resume);
-    context->uc_mcontext.regs[1] = reinterpret_cast<std::uintptr_t>(worker.main_stack_pointer);
+    context->uc_mcontext.regs[1] = reinterpret_cast<std::uintptr_t>(worker.cluster->main_stack_pointer);
 #endif
 }
 
