@@ -150,6 +150,9 @@ def test_code_keeps_its_indentation_in_every_page():
 def test_a_header_whose_functions_ask_nothing_of_memory_is_left_out():
     text = """\
 #include "warp.cuh"
-extern "C" __global__ void sums(const float* x, float* y) { float sum = warp_sum(x[lane_id()]); if (lane_id() == 0) y[0] = sum; }"""
+extern "C" __global__ void sums(const float* x, float* y) {
+    float most = warp_max(x[lane_id()]), sum = warp_sum(x[lane_id()] - most);
+    for (int i = lane_id(); i < 1; i += 32) y[i] = warp_sum(sum) + warp_max(most);
+}"""
     profile = lk.profile(Kernel(text, "sums"), 1, 32, (torch.rand(32), torch.empty(1)))
     assert any(file.endswith("warp.cuh") for file in profile.by_line["file"]) and "warp.cuh</th>" not in profile._repr_html_()
