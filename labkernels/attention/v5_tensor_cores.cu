@@ -74,36 +74,27 @@ struct Copier {
 
     const T* source;  // this thread's first chunk of the next COUNT rows
     long long stride;
-    int rows;         // from there to the end of the matrix
     int head_dim, row, chunk;
 
-    __device__ __forceinline__ Copier(const T* matrix, long long stride, int first, int end, int head_dim, int thread)
-        : stride(stride), rows(end - first), head_dim(head_dim), row(thread / LANES), chunk(thread % LANES) {
+    __device__ __forceinline__ Copier(const T* matrix, long long stride, int first, int head_dim, int thread)
+        : stride(stride), head_dim(head_dim), row(thread / LANES), chunk(thread % LANES) {
         source = matrix + (first + row) * stride + 8 * chunk;
     }
 
-    __device__ __forceinline__ void copy(char* target) {
-        if (rows >= COUNT && head_dim == HEAD_DIM) copy_rows<true>(target);
-        else copy_rows<false>(target);
-        source += COUNT * stride;
-        rows -= COUNT;
+    // Part `part` of `parts` of the next COUNT rows; the matrix has `rows` more.
+    __device__ __forceinline__ void copy(char* target, int rows, int part = 0, int parts = 1) {
+        constexpr int TIMES = COUNT / ROWS;
+        const int rows_left = rows - row, columns_left = head_dim - 8 * chunk;  // from this thread's first chunk on
+#pragma unroll
+        for (int i = part * TIMES / parts; i < (part + 1) * TIMES / parts; ++i) {
+#pragma unroll
+            for (int j = 0; j < Row::CHUNKS; j += LANES)
+                copy_chunk(target + Row::at(row + i * ROWS, chunk + j), source + i * ROWS * stride + 8 * j, rows_left > i * ROWS ? columns_left - 8 * j : 0);
+        }
+        if (part == parts - 1) source += COUNT * stride;
     }
 
 private:
-    template <bool WHOLE>
-    __device__ __forceinline__ void copy_rows(char* target) const {
-        const T* from = source;
-        const int rows_left = rows - row, columns_left = head_dim - 8 * chunk;  // from this thread's first chunk on
-#pragma unroll
-        for (int i = 0; i < COUNT / ROWS; ++i, from += ROWS * stride) {
-#pragma unroll
-            for (int j = 0; j < Row::CHUNKS; j += LANES) {
-                const int rest = WHOLE ? 8 : rows_left > i * ROWS ? columns_left - 8 * j : 0;
-                copy_chunk(target + Row::at(row + i * ROWS, chunk + j), from + 8 * j, rest);
-            }
-        }
-    }
-
     __device__ __forceinline__ static void copy_chunk(char* target, const T* from, int rest) {
         if constexpr (WIDTH == 8) {
             cp_async_l2(target, from, rest > 0 ? 16 : 0);
@@ -138,13 +129,13 @@ struct Warp {
     float factor;         // from scores to units of log 2
     unsigned kept[KEPT > 0 ? KEPT : 1][ROW_TILES][4];
     float output[ROW_TILES][HEAD_DIM / 8][4];
-    RowPairs base, sum;   // sum: of this lane's own columns until the very end
+    RowPairs minus_base, sum;  // sum: of this lane's own columns until the very end
 
     __device__ __forceinline__ Warp(const char* queries, float factor)
         : queries(queries), by_columns(Row::at(lane_id() % 16, lane_id() / 16)),
           by_rows(Row::at(lane_id() % 8 + lane_id() / 16 * 8, lane_id() / 8 % 2)), factor(factor), output{}, sum{} {
 #pragma unroll
-        for (int i = 0; i < 2 * ROW_TILES; ++i) base[i / 2][i % 2] = NOTHING_SEEN;
+        for (int i = 0; i < 2 * ROW_TILES; ++i) minus_base[i / 2][i % 2] = -NOTHING_SEEN;
     }
 
     __device__ __forceinline__ void keep_queries() {
@@ -216,7 +207,7 @@ struct Warp {
         for (int n = begin + part * count / parts; n < begin + (part + 1) * count / parts; ++n) {
             const int chunk = n / 4 / ROW_TILES, i = n / 4 % ROW_TILES, part_of_a = n % 4, half = part_of_a % 2;
             const float* pair = &scores[i][2 * chunk + part_of_a / 2][2 * half];
-            const float low = exp2_approx(fmaf(pair[0], factor, -base[i][half])), high = exp2_approx(fmaf(pair[1], factor, -base[i][half]));
+            const float low = exp2_approx(fmaf(pair[0], factor, minus_base[i][half])), high = exp2_approx(fmaf(pair[1], factor, minus_base[i][half]));
             sum[i][half] += low;
             sum[i][half] += high;
             weights[chunk][i][part_of_a] = pack(low, high, T());
@@ -227,7 +218,7 @@ struct Warp {
     __device__ __forceinline__ void rescale(const RowPairs& max) {
         bool outgrown = false;
 #pragma unroll
-        for (int i = 0; i < 2 * ROW_TILES; ++i) outgrown |= fmaf(max[i / 2][i % 2], factor, -base[i / 2][i % 2]) > RESCALE_ABOVE;
+        for (int i = 0; i < 2 * ROW_TILES; ++i) outgrown |= fmaf(max[i / 2][i % 2], factor, minus_base[i / 2][i % 2]) > RESCALE_ABOVE;
         if (!__any_sync(FULL_WARP, outgrown)) return;
 #pragma unroll
         for (int row = 0; row < 2 * ROW_TILES; ++row) {
@@ -235,8 +226,8 @@ struct Warp {
             float row_max = max[i][half];
             row_max = fmaxf(row_max, __shfl_xor_sync(FULL_WARP, row_max, 1));
             row_max = fmaxf(row_max, __shfl_xor_sync(FULL_WARP, row_max, 2));
-            const float new_base = fmaxf(base[i][half], row_max * factor), correction = exp2_approx(base[i][half] - new_base);
-            base[i][half] = new_base;
+            const float minus_new = fminf(minus_base[i][half], -row_max * factor), correction = exp2_approx(minus_new - minus_base[i][half]);
+            minus_base[i][half] = minus_new;
             sum[i][half] *= correction;
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; ++n) output[i][n][2 * half] *= correction, output[i][n][2 * half + 1] *= correction;
@@ -272,7 +263,7 @@ struct Warp {
             total += __shfl_xor_sync(FULL_WARP, total, 2);
             const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
             if (lse != nullptr && lane_id() % 4 == 0 && query < rows)
-                lse[query] = total == 0.0f ? -CUDART_INF_F : (base[i][half] + log2f(total)) / LOG2_OF_E;
+                lse[query] = total == 0.0f ? -CUDART_INF_F : (log2f(total) - minus_base[i][half]) / LOG2_OF_E;
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; ++n)
                 *reinterpret_cast<unsigned*>(staged + Row::at(query, n) + lane_id() % 4 * 4) =
@@ -318,16 +309,18 @@ attention_tensor_cores(const T* q, const T* k, const T* v, T* out, float* lse, c
     const Mask<MASK, T> mask(mask_values, problem.mask, batch, head);
     const Tiles tiles = window.keys<Tiling::QUERIES, KEYS>(first_query);
 
-    Copier<T, HEAD_DIM, WARP_QUERIES, 32, WIDTH>(q, problem.q.seq, warp_query, seq_len, head_dim, lane_id()).copy(queries);
-    Copier<T, HEAD_DIM, KEYS, THREADS, WIDTH> keys(k, problem.k.seq, tiles.first * KEYS, kv_len, head_dim, threadIdx.x);
-    Copier<T, HEAD_DIM, KEYS, THREADS, WIDTH> values(v, problem.v.seq, tiles.first * KEYS, kv_len, head_dim, threadIdx.x);
+    Copier<T, HEAD_DIM, WARP_QUERIES, 32, WIDTH>(q, problem.q.seq, warp_query, head_dim, lane_id()).copy(queries, seq_len - warp_query);
+    Copier<T, HEAD_DIM, KEYS, THREADS, WIDTH> keys(k, problem.k.seq, tiles.first * KEYS, head_dim, threadIdx.x);
+    Copier<T, HEAD_DIM, KEYS, THREADS, WIDTH> values(v, problem.v.seq, tiles.first * KEYS, head_dim, threadIdx.x);
 
     OwnWarp warp(queries, MASK == MASK_NONE ? problem.scale : 1.0f);
     typename OwnWarp::RowPairs max;
-    const auto hide = [&](typename OwnWarp::Scores& scores, int tile) {
+    const auto hides = [&](int tile) {
         const Window seen(seq_len, kv_len - tile * KEYS, problem.window_left, problem.window_right);  // keys counted from the tile's first one
-        if (MASK != MASK_NONE || seen.template hides<WARP_QUERIES, KEYS>(min(warp_query, seq_len - 1), 0))
-            warp.template hide<MASK>(scores, window, mask, problem.scale, warp_query, tile * KEYS);
+        return MASK != MASK_NONE || seen.template hides<WARP_QUERIES, KEYS>(min(warp_query, seq_len - 1), 0);
+    };
+    const auto hide = [&](typename OwnWarp::Scores& scores, int tile) {
+        warp.template hide<MASK>(scores, window, mask, problem.scale, warp_query, tile * KEYS);
     };
     const auto nothing = [](int) {};
 
@@ -336,18 +329,21 @@ attention_tensor_cores(const T* q, const T* k, const T* v, T* out, float* lse, c
     if (tiles.first >= tiles.end) {
         __syncthreads();  // no query sees any key
     } else if constexpr (!Tiling::AHEAD) {
-        keys.copy(here);
-        values.copy(here + TILE_BYTES);
+        keys.copy(here, kv_len - tiles.first * KEYS);
+        values.copy(here + TILE_BYTES, kv_len - tiles.first * KEYS);
         cp_async_commit();
         for (int tile = tiles.first; tile < tiles.end; ++tile) {
             cp_async_wait<0>();
             __syncthreads();  // this tile is here, and everybody is through with the last one
-            if (tile + 1 < tiles.end) keys.copy(there), values.copy(there + TILE_BYTES);
-            cp_async_commit();
             if (tile == tiles.first) warp.keep_queries();
 
-            warp.multiply_keys(scores, here, nothing);
-            hide(scores, tile);
+            const int rows = tile + 1 < tiles.end ? kv_len - (tile + 1) * KEYS : 0;  // to come; of the tile past the end none
+            warp.multiply_keys(scores, here, [&](int step) {
+                keys.copy(there, rows, step, OwnWarp::STEPS);
+                values.copy(there + TILE_BYTES, rows, step, OwnWarp::STEPS);
+            });
+            cp_async_commit();
+            if (hides(tile)) hide(scores, tile);
             warp.find_max(max, scores, 0, 1);
             warp.rescale(max);
             warp.exponentiate(weights, scores, 0, 1, 0, 1);
@@ -359,10 +355,10 @@ attention_tensor_cores(const T* q, const T* k, const T* v, T* out, float* lse, c
             here = there, there = free;
         }
     } else {
-        keys.copy(there);
+        keys.copy(there, kv_len - tiles.first * KEYS);
         cp_async_commit();
-        if (tiles.first + 1 < tiles.end) keys.copy(here);  // from now on beside the values of the tile before
-        values.copy(here + TILE_BYTES);
+        if (tiles.first + 1 < tiles.end) keys.copy(here, kv_len - (tiles.first + 1) * KEYS);  // from now on beside the values of the tile before
+        values.copy(here + TILE_BYTES, kv_len - tiles.first * KEYS);
         cp_async_commit();
         cp_async_wait<1>();
         __syncthreads();
@@ -370,19 +366,25 @@ attention_tensor_cores(const T* q, const T* k, const T* v, T* out, float* lse, c
 
         typename OwnWarp::Scores next;
         warp.multiply_keys(scores, there, nothing);
-        hide(scores, tiles.first);
+        if (hides(tiles.first)) hide(scores, tiles.first);
         warp.find_max(max, scores, 0, 1);
         warp.rescale(max);
         for (int tile = tiles.first; tile < tiles.end - 1; ++tile) {
             cp_async_wait<0>();
             __syncthreads();  // these values and the next keys are here, and everybody is through with what lies there
-            if (tile + 2 < tiles.end) keys.copy(there);
-            values.copy(there + TILE_BYTES);
-            cp_async_commit();
-
-            warp.multiply_keys(next, here, [&](int step) { warp.exponentiate(weights, scores, 0, CHUNKS, step, OwnWarp::STEPS); });
-            hide(next, tile + 1);
-            warp.multiply_values(weights, here + TILE_BYTES, [&](int slot) { warp.find_max(max, next, slot, OwnWarp::SLOTS); });
+            const int rows = kv_len - (tile + 1) * KEYS;
+            const auto multiply = [&](auto hide_next) {
+                warp.multiply_keys(next, here, [&](int step) {
+                    keys.copy(there, tile + 2 < tiles.end ? rows - KEYS : 0, step, OwnWarp::STEPS);
+                    values.copy(there + TILE_BYTES, rows, step, OwnWarp::STEPS);
+                    warp.exponentiate(weights, scores, 0, CHUNKS, step, OwnWarp::STEPS);
+                });
+                cp_async_commit();
+                hide_next();
+                warp.multiply_values(weights, here + TILE_BYTES, [&](int slot) { warp.find_max(max, next, slot, OwnWarp::SLOTS); });
+            };
+            if (hides(tile + 1)) multiply([&] { hide(next, tile + 1); });
+            else multiply([] {});  // without a jump in between, over which the compiler would move no instruction
             warp.rescale(max);
 #pragma unroll
             for (int i = 0; i < Tiling::ROW_TILES; ++i) {
