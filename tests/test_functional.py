@@ -5,6 +5,7 @@ import torch
 
 import labkernels as lk
 from labkernels.attention import attention
+from labkernels.matmul import matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum as lk_sum
 
@@ -52,8 +53,17 @@ def test_attention(causal, launched):
     assert launched == accepting[-1:]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matmul(dtype, launched):
+    torch.manual_seed(0)
+    a, weight, bias = (torch.randn(*shape, device=DEVICE).to(dtype) for shape in ((20, 64), (48, 64), (48,)))
+    want = torch.nn.functional.silu(torch.nn.functional.linear(a.double(), weight.double(), bias.double()))
+    torch.testing.assert_close(matmul(a, weight.t(), bias, "silu").double(), want, rtol=1e-4 if dtype == torch.float32 else 2**-7, atol=1e-4)
+    assert launched[0] == next(v.name for v in reversed(lk.ops["matmul"].variants.values()) if v.accepts(a=a, b=weight.t()) is None)
+
+
 def test_functional_gathers_them():
-    assert (lk.functional.softmax, lk.functional.sum, lk.functional.attention) == (softmax, lk_sum, attention)
+    assert (lk.functional.softmax, lk.functional.sum, lk.functional.matmul, lk.functional.attention) == (softmax, lk_sum, matmul, attention)
 
 
 def test_wrong_inputs_are_named_before_anything_is_launched():

@@ -1,4 +1,4 @@
-"""How each version of `matmul` is launched, and on what it can run.
+"""How the versions of `matmul` on ordinary FMA units, v1 to v5, are launched, and on what they can run; and the whole ladder.
 
 Each takes a (m, k), b (k, n), bias (n,), an activation's name and residual (m, n), as `labkernels.matmul.matmul` does, and returns a new
 contiguous (m, n) of a's dtype.
@@ -14,6 +14,7 @@ import torch
 from labkernels.cuda.kernel import MAX_GRID
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, vector_width
 from labkernels.matmul.launch import activation_number, launch
+from labkernels.matmul.tensor_cores import V6
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
@@ -171,5 +172,6 @@ VARIANTS = {
             "16 bytes a load, and the next slice on its way while this one is multiplied",
             FOLDER / "v5_pipelined.cu",
         ),
+        V6,
     )
 }
