@@ -97,7 +97,7 @@ class ChildProcess:
         try:
             _receive(self._connection)
         except (EOFError, OSError) as error:
-            raise ChildDied(f"it could not be started: {self._printed().strip() or error}") from error
+            raise ChildDied(f"it could not be started: {self._printed()[0].strip() or error}") from error
         self._connection.settimeout(None)
         self._printed()  # what imports warn of was said in this process too
 
@@ -111,7 +111,7 @@ class ChildProcess:
             while (left := deadline - time.monotonic()) > 0:
                 ready = {key.fileobj for key, _ in selector.select(None if time_limit_s is None else left)}
                 if not self._write_printed() and self._process.stdout in ready:
-                    selector.unregister(self._process.stdout)  # the child has closed it
+                    selector.unregister(self._process.stdout)
                 if self._connection in ready:
                     answer, _ = _receive(self._connection)
                     self._write_printed()
@@ -119,20 +119,18 @@ class ChildProcess:
         raise NoAnswer(f"no answer within {time_limit_s:g} s")
 
     def _write_printed(self) -> bool:
-        """Write what the child has printed since it was last asked; is there any?"""
-        printed = self._printed()
+        """Write what the child has printed since it was last asked; False if it has closed its output."""
+        printed, is_open = self._printed()
         if printed:
             sys.stdout.write(printed)
-        return bool(printed)
+        return is_open
 
-    def _printed(self) -> str:
-        printed = ""
-        while self._process is not None and self._process.stdout is not None:
-            part = self._process.stdout.read(1 << 16)  # None: nothing now, b"": no more
-            if not part:
-                break
-            printed += self._text.decode(part)
-        return printed
+    def _printed(self) -> tuple[str, bool]:
+        """What the child has printed, though no more than a pipe holds: it may never stop. And can there be more?"""
+        if self._process is None or self._process.stdout is None:
+            return "", True
+        printed = self._process.stdout.read(1 << 16)  # None: nothing now, b"": no more
+        return self._text.decode(printed or b""), printed != b""
 
     def _cause_of_death(self) -> str:
         """What a child that has hung up died of; nothing if it lives."""

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,6 +99,20 @@ def test_no_answer_in_time_ends_it_and_what_it_started(child):
     assert time.monotonic() - begun < 3
     time.sleep(0.1)
     assert not runs(process) and not runs(sleep)
+
+
+def test_one_that_prints_for_ever_is_ended_in_time_too(child, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=seen.append, flush=lambda: None))
+    begun = time.monotonic()
+    with pytest.raises(NoAnswer):
+        ask(child, "while True: os.write(1, b'again and again ' * 1000)", time_limit_s=1)
+    assert time.monotonic() - begun < 4 and len("".join(seen)) > 100_000
+
+
+def test_a_letter_of_two_bytes_may_come_in_two_parts(child, capsys):
+    ask(child, "letter = 'ä'.encode(); os.write(1, letter[:1]); time.sleep(0.3); os.write(1, letter[1:]); time.sleep(0.3); os.write(1, b'!' * 200_000)")
+    assert capsys.readouterr().out == "ä" + "!" * 200_000
 
 
 def test_interrupting_ends_it(child):
