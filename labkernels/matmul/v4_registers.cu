@@ -4,8 +4,9 @@
 //   Predicts  0.25 loads from shared memory for an FMA, not 1.25 (v3): an SM's shared memory serves a warp's load each cycle, its
 //             FMA units 4 warps; 16 loads and 64 FMAs a thread now take 16 cycles each. And the tile of 128 asks global memory for
 //             2 * m * n * k * 4 / 128 bytes: 4.3 GB at 4096^3.
-//   Wastes    80 instructions issued for 64 FMAs, with the loads one word at a time; the block waits for its tile, then multiplies,
-//             and never does both; a matrix smaller than 128 x 128 leaves threads with nothing to do.
+//   Wastes    Of 1797 instructions a slice 1024 are FMAs (sm_90): each load is of one word, and most of the rest works out where it lies.
+//             The block waits for its tile, then multiplies, and never does both. A result smaller than 128 x 128 leaves threads
+//             with nothing to do.
 #include "epilogue.cuh"
 
 constexpr int TILE = 128, DEPTH = 16;  // a block's share of the result, and how much of k comes at a time

@@ -2,9 +2,8 @@
 //   Idea      Shared memory holds two slices of the tiles: one is multiplied while the next is on its way from global memory, in
 //             registers, to be stored when the multiplying is done; so there is one barrier a slice. All loads are of 4 numbers. For
 //             shared memory to give 4 neighbours in a column of a, a's slice lies transposed.
-//   Predicts  4 loads of 16 bytes from shared memory for 64 FMAs, half of what shared memory can give: 512 of the 571 instructions of
-//             a slice are FMAs, where v4 has 64 of 80 and those that fetch the tile besides. Bound by FP32 arithmetic: 137 GFLOP at
-//             4096^3, 2.7 ms at the measured ceiling of 50.9 TFLOP/s.
+//   Predicts  4 loads of 16 bytes from shared memory for 64 FMAs, half of what shared memory can give. 90% of the instructions are FMAs,
+//             not 57% (v4): bound by FP32 arithmetic, 137 GFLOP at 4096^3, 2.7 ms at the measured ceiling of 50.9 TFLOP/s.
 //   Small     Tiles of 128 x 128 leave most SMs idle at 1024^2. Smaller tiles have too few warps to hide anything, so teams of warps
 //             share the depth of a slice, each with sums of its own, which are added up at the end.
 //   Wastes    The tensor cores. The last wave: 4096^2 is 1024 tiles for 264 places (2 blocks on each of 132 SMs), 3.88 waves that take
