@@ -63,6 +63,7 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
     constexpr int THREADS = WARPS * 32, BLOCK_Q = WARPS * WARP_QUERIES;
     constexpr int SCORES = BLOCK_K / 16, OUTPUTS = HEAD_DIM / 16;  // columns of a thread's patches
     constexpr int VECTOR = OUTPUTS % 4 == 0 ? 4 : 2;
+    constexpr int UNROLL = sizeof(T) == 4 ? 2 : 1;  // steps of the two products; the conversion of 16-bit elements takes registers, too
     using Tile = Shared<T, HEAD_DIM, WARPS, BLOCK_K>;
 
     extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -116,7 +117,7 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
         __syncthreads();  // K has come; nobody reads V any more
         start_copy<THREADS, WIDTH>(shared.v, v, v_strides.seq, first_key, window.kv_len, head_dim, HEAD_DIM);
         if (busy) {
-#pragma unroll 2
+#pragma unroll UNROLL
             for (int d = 0; d < HEAD_DIM; d += 4) {
                 float key[SCORES][4];
 #pragma unroll
@@ -187,7 +188,7 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
                 weight[2 * i + y][x + 16] = score[i][2 * chunk + 1];
             }
             __syncwarp();
-#pragma unroll 2
+#pragma unroll UNROLL
             for (int key = 0; key < CHUNK; key += 4) {
                 float value[4][OUTPUTS / VECTOR][VECTOR];
 #pragma unroll

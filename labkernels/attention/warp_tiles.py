@@ -78,7 +78,7 @@ def best_tile(q, batched_heads: int, seq_len: int, kv_len: int, masked: bool) ->
     for warps in (8, 4):
         for keys in (128, 64, 32):
             wasteful = keys > most_keys or keys > 32 and kv_len <= keys // 2
-            if warps == 8 and (seq_len <= 64 or not enough_blocks or keys < min(most_keys, 64)):
+            if warps == 8 and (seq_len <= 64 or not enough_blocks or keys < 64):
                 continue
             if not wasteful and tile_bytes(q.element_size(), padded, warps, keys) <= shared_memory:
                 return warps, keys
