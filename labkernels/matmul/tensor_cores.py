@@ -46,7 +46,7 @@ class Config:
         return ceil_div(m, self.block_m) * ceil_div(n, self.block_n)
 
 
-CONFIGS = {
+CONFIGS = {  # by the block, m x n x k, and where it takes that to tell two apart, the stages or the warps
     "128x256x64_4": Config(128, 256, 64, 64, 64, 4, 1, 1.0),
     "128x256x64": Config(128, 256, 64, 64, 64, 3, 1, 1.0),
     "128x256x32": Config(128, 256, 32, 64, 64, 4, 1, 1.02),
@@ -54,6 +54,7 @@ CONFIGS = {
     "256x128x64": Config(256, 128, 64, 64, 64, 3, 1, 1.0),
     "256x128x32": Config(256, 128, 32, 64, 64, 4, 1, 1.02),
     "128x128x64": Config(128, 128, 64, 64, 64, 3, 2, 1.02),
+    "128x128x64_8": Config(128, 128, 64, 64, 32, 3, 1, 1.1),
     "128x128x32": Config(128, 128, 32, 64, 64, 4, 2, 1.05),
     "128x128x32_5": Config(128, 128, 32, 64, 64, 5, 2, 1.05),
     "64x256x32": Config(64, 256, 32, 64, 64, 4, 2, 1.1),

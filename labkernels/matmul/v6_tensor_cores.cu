@@ -7,7 +7,8 @@
 //             KiB of it, at 128 bytes a cycle 352 cycles, for 256 mma, 64 in each quarter of a multiprocessor. An A100 takes 512
 //             cycles for them. A Hopper GPU, whose mma.sync is slower than its wgmma but not slower than that, has less to spare.
 //   Wastes    On Hopper, the tensor cores that only wgmma reaches, and registers and instructions for addresses that TMA would compute.
-//             A block computes nothing while it writes its result, unless another one shares its multiprocessor.
+//             A block computes nothing while it writes its result, unless another one shares its multiprocessor. And k is never split:
+//             a result of fewer tiles than there are multiprocessors leaves some of them idle.
 //
 // Shared memory is swizzled: vectors of 16 bytes change places within their row so that neither eight rows of a column (ldmatrix) nor
 // eight vectors of a row (cp.async) meet in a bank.
@@ -103,7 +104,7 @@ __device__ void write_warp_tile(const float (&sums)[WARP_M / 16][WARP_N / 8][4],
             for (int element = 8 * lane; element < 16 * WARP_N; element += 256) {
                 const int row = element / WARP_N, to_row = first_row + 16 * i + row, col = element % WARP_N;
                 if (to_row >= m || first_col + col >= n) continue;
-                float values[8];
+                __align__(16) float values[8];
                 *reinterpret_cast<float4*>(values) = *reinterpret_cast<const float4*>(staged + place(row, col));
                 *reinterpret_cast<float4*>(values + 4) = *reinterpret_cast<const float4*>(staged + place(row, col + 4));
                 finish<ACTIVATION>(values, bias, residual, residual_stride, to_row, first_col + col);
@@ -125,7 +126,8 @@ __device__ void write_warp_tile(const float (&sums)[WARP_M / 16][WARP_N / 8][4],
 // c (m, n), contiguous. Sums in float32. T: __half or __nv_bfloat16. All rows (columns of b) lie on multiples of WIDTH elements: 8, 4,
 // 2 or 1. Launch ceil(m / BLOCK_M) * ceil(n / BLOCK_N) blocks, 32 threads for each WARP_M x WARP_N of BLOCK_M x BLOCK_N, and
 // 2 * STAGES * BLOCK_K * (BLOCK_M + BLOCK_N) bytes of shared memory, or what write_warp_tile takes for all warps if that is more.
-template <class T, int BLOCK_M, int BLOCK_N, int BLOCK_K, int WARP_M, int WARP_N, int STAGES, int BLOCKS, bool B_ROWS, int WIDTH, int ACTIVATION>
+template <class T, int BLOCK_M, int BLOCK_N, int BLOCK_K, int WARP_M, int WARP_N, int STAGES, int BLOCKS, bool B_ROWS, int WIDTH,
+          int ACTIVATION>
 __global__ void __launch_bounds__(BLOCK_M / WARP_M * (BLOCK_N / WARP_N) * 32, BLOCKS)  // BLOCKS a multiprocessor
 matmul_tensor_cores(const T* a, const T* b, T* c, int m, int n, int k, long long a_stride, long long b_stride, const T* bias,
                     const T* residual, long long residual_stride) {
@@ -140,7 +142,7 @@ matmul_tensor_cores(const T* a, const T* b, T* c, int m, int n, int k, long long
     TileA next_a(a + block_row * a_stride, a_stride, BLOCK_K);
     TileB next_b(b + block_col * (B_ROWS ? 1 : b_stride), b_stride, BLOCK_K * (B_ROWS ? b_stride : 1));
 
-    // Asks for one part of the tiles that come next, and of which `left` columns of A, or fewer, are left.
+    // Asks for one part of the tiles that come next; from where they begin, `left` columns of A, and rows of B, are left.
     const auto copy = [&](int stage, int left, int part, int parts) {
         next_a.copy(stages + stage, m - block_row, left, part, parts);
         next_b.copy(stages + stage + TileA::BYTES, B_ROWS ? left : n - block_col, B_ROWS ? n - block_col : left, part, parts);
