@@ -51,6 +51,19 @@ GROUPS = Kernel(
     "groups",
 )
 
+# Each thread copies 16 bytes where its flag says so, from an address that is nowhere where it does not.
+COPY_IF = Kernel(
+    DEFINITIONS
+    + r"""
+    extern "C" __global__ void copy_if(const char* x, const bool* inside, char* y) {
+        __shared__ __align__(16) char tile[64 * 16];
+        cp_async_l2_if(inside[ID], tile + ID * 16, inside[ID] ? x + ID * 16 : x + (1ll << 40));
+        cp_async_wait_all();
+        for (int i = 0; i < 16; ++i) y[ID * 16 + i] = tile[ID * 16 + i];
+    }""",
+    "copy_if",
+)
+
 # A buffer used twice, with a mistake to choose: what a wait, and the barriers before and after it, are for.
 PIPELINE = DEFINITIONS + r"""
     extern "C" __global__ void pipeline(const float* x, float* y, int rounds) {
@@ -68,6 +81,17 @@ PIPELINE = DEFINITIONS + r"""
 
 def pipeline(mistake: int) -> Kernel:
     return Kernel(PIPELINE, "pipeline", defines={"MISTAKE": mistake})
+
+
+def test_copy_if_fills_with_zeros_and_does_not_read(device):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randint(1, 127, (64, 16), generator=generator).to(torch.int8)
+    inside = torch.randint(0, 2, (64,), generator=generator).bool()
+    assert 10 < inside.sum() < 54
+    y = torch.full_like(x, -1).to(device)
+    COPY_IF(1, 64, (x.to(device), inside.to(device), y))
+    assert torch.equal(y.cpu(), x * inside[:, None])
+    assert sanitize(COPY_IF, 1, 64, (x, inside, torch.full_like(x, -1))).clean
 
 
 @pytest.mark.parametrize("width", [4, 8, 16])
