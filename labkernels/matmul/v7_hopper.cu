@@ -1,80 +1,44 @@
-// C (m x n) = activation(A (m x k) B (k x n) + bias) + residual on Hopper's tensor cores, in bf16 or fp16, summed in float32 (sm_90a).
-#include "cluster_tmp.cuh"
-#include "epilogue.cuh"
-#include "ldmatrix.cuh"
-#include "mbarrier.cuh"
-#include "named_barrier.cuh"
-#include "pack.cuh"
+// v7: matmul on Hopper (sm_90a), activation(A B + bias) + residual for bf16, fp16 and fp8, summed in float32.
+//
+// The idea. Three engines, and each one has its own thread to drive it.
+//
+//   producer    one thread of a warpgroup that does nothing else. It asks the copy engine (TMA) for tiles of A and B, four stages ahead; the
+//               engine computes the addresses, swizzles, fills with zeros what lies outside, and tells an mbarrier when all bytes are there.
+//   consumers   two warpgroups, 64 x 256 of C each. wgmma reads both operands from shared memory, 64 x 256 x 16 in one instruction, so a
+//               byte from shared memory is used by four warps. One group of wgmmas is always in flight while the next is issued.
+//   stores      a finished tile goes to shared memory (stmatrix), and the copy engine writes it while the next tile is multiplied.
+//
+// A block stays and takes every 132nd tile, in bands of 16 rows of tiles, so that blocks at work share rows of A and columns of B in L2. In a
+// cluster of two blocks, one above the other, each fetches half of B's tile for both (multicast).
+//
+// What it predicts. 128 x 256 of C take 128 x 256 x 64 / 2048 = 1024 clocks a stage, which reads 48 KB: 48 bytes a clock, and 80 of the 128
+// that shared memory gives. Only the tensor cores are busy all the time.
+//
+// What it measured on an H200, bf16 at 4096^3: 783 TFLOP/s, cuBLAS 772. On the way:
+//
+//   fence.proxy.async in the epilogue also waited for all stores to global memory; with .shared::cta   743 -> 781
+//   a cluster's mbarrier.arrive.release.cluster waited for all memory, too; without release            502 -> 781
+//   a cluster of two                                                                                   781 -> 781: L2 keeps up without
+//   64 x 256 tiles, one consumer 619; 128 x 128 745; 128 x 192 669 (fills 132 multiprocessors worse)
+//
+// At large sizes the GPU lowers its clock, and a cooler kernel is a faster one: at 8192 x 8192 x 28672 799 TFLOP/s, cuBLAS 707.
+//
+// What it still wastes: the last wave of tiles (4096^3 has 512, that is 3.9 waves); the epilogue's conversion, which nobody multiplies under.
+#include "cluster.cuh"
+#include "hopper.cuh"
 #include "setmaxnreg.cuh"
-#include "tma.cuh"
 #include "wgmma.cuh"
 
-constexpr int GROUP = 128;       // threads of a warpgroup
-constexpr int ROW_BYTES = 128;   // of a tile in shared memory: what one swizzle spans
-constexpr int SLAB_ROWS = 64;    // of C: what a warpgroup writes at a time, 64 rows of 128 bytes
-
-// A stage holds ROWS x DEPTH of A and DEPTH x COLUMNS of B. Either lies with k dense, as rows of 128 bytes of k, or with m (n) dense, as
-// panels of 64 columns, each DEPTH rows of 128 bytes.
-template <class T, int ROWS, int COLUMNS, int STAGES, int SLABS>
-struct Layout {
-    static constexpr int DEPTH = ROW_BYTES / sizeof(T);
-    static constexpr int A_BYTES = ROWS * ROW_BYTES, B_BYTES = COLUMNS * ROW_BYTES, STAGE_BYTES = A_BYTES + B_BYTES;
-    static constexpr int SLAB_BYTES = SLAB_ROWS * ROW_BYTES;
-    static constexpr int BYTES = STAGES * STAGE_BYTES + SLABS * SLAB_BYTES + 2 * STAGES * 8;
-    char* base;
-
-    __device__ explicit Layout(char* shared) : base(shared) {}
-    __device__ char* a(int stage) const { return base + stage * STAGE_BYTES; }
-    __device__ char* b(int stage) const { return base + stage * STAGE_BYTES + A_BYTES; }
-    __device__ char* slab(int i) const { return base + STAGES * STAGE_BYTES + i * SLAB_BYTES; }
-    __device__ Mbarrier* full() const { return reinterpret_cast<Mbarrier*>(base + STAGES * STAGE_BYTES + SLABS * SLAB_BYTES); }
-    __device__ Mbarrier* empty() const { return full() + STAGES; }
-};
-
-// Which stage is next, and the parity of its phase.
-template <int STAGES>
-struct Ring {
-    int stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
-
-// The order of the tiles: bands of `band` tiles of rows, in which neighbours in time share rows of A or columns of B.
-struct Tile {
-    int row, column;
-    __device__ Tile(int index, int row_tiles, int column_tiles, int band) {
-        const int in_band = band * column_tiles, first = index / in_band * band;
-        const int height = min(band, row_tiles - first);
-        row = first + index % in_band % height;
-        column = index % in_band / height;
-    }
-};
-
-template <class T>
-__device__ __forceinline__ unsigned pack_pair(float low, float high);
-template <>
-__device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float high) { return pack_bf16x2(low, high); }
-template <>
-__device__ __forceinline__ unsigned pack_pair<__half>(float low, float high) { return pack_f16x2(low, high); }
-
-#if defined(CLUSTERS) && !defined(LK_EMULATOR)
-#define LK_CLUSTER __attribute__((cluster_dims(CLUSTERS, 1, 1)))
-#else
-#define LK_CLUSTER
-#endif
-template <class T, int ROWS, int COLUMNS, int CONSUMERS, int STAGES, int SLABS, int CLUSTER, bool A_COLUMNS, bool B_ROWS, bool FINISH, int ACTIVATION>
-__global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
-    matmul_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, int m, int n, int k, const T* bias, const T* residual, long long residual_stride, int band) {
+template <class T, class Out, int ROWS, int COLUMNS, int CONSUMERS, int STAGES, int SLABS, int CLUSTER, bool A_COLUMNS, bool B_ROWS, bool FINISH, int ACTIVATION>
+__global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
+    matmul_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, int m, int n, int k,
+                  const float* scale_a, const float* scale_b, const Out* bias, const Out* residual, long long residual_stride, int band) {
     using Memory = Layout<T, ROWS, COLUMNS, STAGES, SLABS>;
-    constexpr int DEPTH = Memory::DEPTH, PARTS = ROWS / CONSUMERS / 64, PANEL = ROW_BYTES / sizeof(T), SLAB_COLUMNS = COLUMNS % 64 ? 32 : 64;
+    constexpr int DEPTH = Memory::DEPTH, PARTS = ROWS / CONSUMERS / 64, PANEL = ROW_BYTES / sizeof(T);
     extern __shared__ __align__(1024) char dynamic[];
     const Memory memory(dynamic);
     Mbarrier *full = memory.full(), *empty = memory.empty();
-    const int rank = CLUSTER > 1 ? blockIdx.x % CLUSTER : 0;
+    const int rank = CLUSTER > 1 ? cluster_rank() : 0;
     const int steps = (k + DEPTH - 1) / DEPTH;
     const int row_tiles = (m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), column_tiles = (n + COLUMNS - 1) / COLUMNS;
     const int tiles = row_tiles * column_tiles, clusters = gridDim.x / CLUSTER;
@@ -94,13 +58,17 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         register_deallocate<40>();
         if (threadIdx.x == CONSUMERS * GROUP) {
             Ring<STAGES> ring;
+            auto wait_empty = [&](const Ring<STAGES>& at) {
+                if (CLUSTER > 1) mbarrier_wait_cluster(&empty[at.stage], at.parity ^ 1);
+                else mbarrier_wait(&empty[at.stage], at.parity ^ 1);
+            };
             for (int index = blockIdx.x / CLUSTER; index < tiles; index += clusters) {
                 const Tile tile(index, row_tiles, column_tiles, band);
                 const int row = (tile.row * CLUSTER + rank) * ROWS, column = tile.column * COLUMNS;
                 for (int step = 0; step < steps; ++step, ring.advance()) {
                     const int depth = step * DEPTH;
                     Mbarrier* arrived = &full[ring.stage];
-                    mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
+                    wait_empty(ring);
                     mbarrier_arrive_expect_tx(arrived, Memory::STAGE_BYTES);
                     if (A_COLUMNS)
                         for (int i = 0; i < ROWS / PANEL; ++i)
@@ -121,9 +89,8 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                     }
                 }
             }
-            if (CLUSTER > 1)  // the other blocks' last arrivals come to this block's barriers: stay until they are here
-                for (int s = 0; s < STAGES; ++s, ring.advance()) mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
         }
+        if (CLUSTER > 1) cluster_sync();  // what the other blocks send here must find this one's shared memory
         return;
     }
 
@@ -131,10 +98,11 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     const int thread = threadIdx.x % GROUP, lane = threadIdx.x % 32;
     float d[PARTS][COLUMNS / 2];
     Ring<STAGES> ring;
+    int slab = 0;
     auto release = [&](int stage) {
         __syncwarp();
         if (CLUSTER > 1) {
-            if (lane < CLUSTER) mbarrier_arrive_remote(&empty[stage], lane);
+            if (lane < CLUSTER) mbarrier_arrive_remote_read(&empty[stage], lane);
         } else if (lane == 0) {
             mbarrier_arrive(&empty[stage]);
         }
@@ -166,39 +134,18 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         for (int part = 0; part < PARTS; ++part) wgmma_wait<0>(d[part]);
         release(before);
 
-        // C leaves as slabs of 64 rows, through shared memory and the copy engine, while the next tile is multiplied.
-        const int warp_row = thread / 32 * 16;
+        constexpr int OWN = SLABS / CONSUMERS;  // slabs of this warpgroup
 #pragma unroll
         for (int part = 0; part < PARTS; ++part)
-#pragma unroll
-            for (int slab = 0; slab < COLUMNS / SLAB_COLUMNS; ++slab) {
-                constexpr int EACH = SLABS / CONSUMERS;
-                char* staged = memory.slab(warpgroup * EACH + (part * (COLUMNS / SLAB_COLUMNS) + slab) % EACH);
-                const int slab_row = row + part * 64, slab_column = column + slab * SLAB_COLUMNS;
-                if (thread == 0) tma_wait_read<EACH - 1>();
-                named_barrier_sync(1 + warpgroup, GROUP);
-#pragma unroll
-                for (int pair = 0; pair < SLAB_COLUMNS / 16; ++pair) {  // of blocks of 8 columns
-                    unsigned packed[4];
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const int at = (slab * SLAB_COLUMNS + 16 * pair) / 2 + 2 * i;
-                        float sums[2] = {d[part][at], d[part][at + 1]};
-                        const int r = slab_row + warp_row + lane / 4 + (i & 1) * 8, col = slab_column + 16 * pair + (i >> 1) * 8 + lane % 4 * 2;
-                        if (FINISH && r < m && col < n) finish<ACTIVATION>(sums, bias, residual, residual_stride, r, col);
-                        packed[i] = pack_pair<T>(sums[0], sums[1]);
-                    }
-                    const int staged_row = warp_row + lane % 16, piece = 2 * pair + lane / 16;
-                    const int swizzled = SLAB_COLUMNS == 64 ? piece ^ staged_row % 8 : piece ^ staged_row / 2 % 4;
-                    stmatrix(staged + staged_row * (2 * SLAB_COLUMNS) + (swizzled << 4), packed);
+            store_tile<Out, COLUMNS, OWN>(c, memory.slab(warpgroup * OWN), slab, d[part], row + part * 64, column, warpgroup, [&](float(&sums)[2], int r, int col) {
+                if (!FINISH || r >= m || col >= n) return;
+                if (scale_a != nullptr) {
+                    sums[0] *= scale_a[r] * scale_b[col];
+                    sums[1] *= scale_a[r] * scale_b[col + 1];
                 }
-                fence_proxy_async_shared();
-                named_barrier_sync(1 + warpgroup, GROUP);
-                if (thread == 0) {
-                    tma_store(c, staged, slab_column, slab_row);
-                    tma_commit();
-                }
-            }
+                finish<ACTIVATION>(sums, bias, residual, residual_stride, r, col);
+            });
     }
     if (thread == 0) tma_wait_read<0>();
+    if (CLUSTER > 1) cluster_sync();
 }

@@ -13,6 +13,7 @@ import torch
 
 from labkernels.cuda.kernel import MAX_GRID
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, vector_width
+from labkernels.matmul.hopper import V7
 from labkernels.matmul.launch import activation_number, launch
 from labkernels.matmul.tensor_cores import V6
 from labkernels.operation import Variant
@@ -173,5 +174,6 @@ VARIANTS = {
             FOLDER / "v5_pipelined.cu",
         ),
         V6,
+        V7,
     )
 }
