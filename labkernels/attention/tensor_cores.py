@@ -43,17 +43,24 @@ class Tiling:
         return f"Tiling<{', '.join(str(value).lower() for value in astuple(self))}>"
 
 
-TILINGS = {
+TILINGS = {  # of aligned rows without a mask
     "d32": Tiling(32, 4, 2, 64, 2, False, 2),
     "d64": Tiling(64, 4, 2, 64, 4, False, 2),
     "d96": Tiling(96, 4, 2, 64, 0, False, 2),
     "d128": Tiling(128, 4, 2, 64, 0, False, 2),
     "d256": Tiling(256, 4, 1, 32, 0, False, 2),
 }
+ROOMY_TILINGS = {  # smaller, so that registers are left for what a mask or unaligned rows need
+    "d32": Tiling(32, 4, 2, 32, 2, False, 2),
+    "d64": Tiling(64, 4, 2, 32, 4, False, 2),
+    "d96": Tiling(96, 4, 1, 64, 0, False, 2),
+    "d128": Tiling(128, 4, 1, 64, 0, False, 2),
+    "d256": Tiling(256, 4, 1, 16, 0, False, 2),
+}
 
 
 def attention(q, k, v, causal=False, scale=None, *, window=None, mask=None, return_lse=False):
-    return configured(best_tiling(q.shape[-1]), q, k, v, causal, scale, window=window, mask=mask, return_lse=return_lse)
+    return configured(best_tiling(q, k, v, mask), q, k, v, causal, scale, window=window, mask=mask, return_lse=return_lse)
 
 
 def configured(tiling: Tiling | str, q, k, v, causal=False, scale=None, *, window=None, mask=None, return_lse=False):
@@ -80,7 +87,7 @@ def attention_varlen(
     batch = len(cu_seqlens_q) - 1
     views = [tensor.transpose(0, 1).expand(batch, -1, -1, -1) for tensor in (q, k, v, out)]  # (batch, heads, total, head_dim), all batches the same
     packed = cu_seqlens_q, cu_seqlens_k, k.shape[0], max_seqlen_q
-    _launch(best_tiling(q.shape[-1]), *views, lse, (0, q.shape[0], 1), packed, causal, scale, window, None)
+    _launch(best_tiling(q, k, v), *views, lse, (0, q.shape[0], 1), packed, causal, scale, window, None)
     return (out, lse) if return_lse else out
 
 
@@ -90,8 +97,10 @@ def _with_positive_scale(q, scale) -> tuple[torch.Tensor, float]:
     return (q, scale) if scale > 0 else (-q, -scale) if scale < 0 else (0 * q, 1.0)
 
 
-def best_tiling(head_dim: int) -> Tiling:
-    return next(tiling for tiling in TILINGS.values() if tiling.head_dim >= head_dim)
+def best_tiling(q, k, v, mask=None) -> Tiling:
+    """The tiling for these inputs, head_dim last."""
+    easy = mask is None and vector_width(8, q, k, v) == 8
+    return next(tiling for tiling in (TILINGS if easy else ROOMY_TILINGS).values() if tiling.head_dim >= q.shape[-1])
 
 
 def _launch(tiling, q, k, v, out, lse, lse_strides, packed, causal, scale, window, mask) -> None:
@@ -101,7 +110,7 @@ def _launch(tiling, q, k, v, out, lse, lse_strides, packed, causal, scale, windo
     batch, heads, _, head_dim = q.shape
     group = heads // max(1, k.shape[1])
     tiles = ceil_div(seq_len, tiling.queries)
-    if 0 in (batch * heads * tiles, head_dim):
+    if batch * heads * tiles == 0:
         return
     kind, mask, mask_strides = mask_operand(mask, q, kv_len)
     sizes = (batch, heads, group, seq_len, kv_len, head_dim, *window_sides(causal, window))
@@ -115,8 +124,8 @@ def _launch(tiling, q, k, v, out, lse, lse_strides, packed, causal, scale, windo
 def accepts(q, k, v, *_, **__) -> str | None:
     if q.dtype not in DTYPES:
         return "takes bfloat16 and float16"
-    if q.shape[-1] > 256:
-        return "takes a head_dim of at most 256"
+    if not 1 <= q.shape[-1] <= 256:
+        return "takes a head_dim of 1 to 256"
     strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if tensor.stride(-1) != 1 and tensor.shape[-1] > 1]
     if strided:
         return f"takes rows whose elements are neighbours in memory, {strided[0]}'s are not"

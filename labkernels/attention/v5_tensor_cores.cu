@@ -1,12 +1,14 @@
 // Attention, v5: tensor cores. A warp owns 16 or 32 queries from q k^T to the output; both products are mma.sync on fragments in registers.
 //   Idea      Where a lane holds a score after q k^T is where the second product wants its weight: the accumulator of one product is the
 //             left operand of the next, so weights never leave the registers. Tiles of keys come by cp.async while the last are used.
-//   Predicts  A multiprocessor does 16 times as many multiplications a cycle as with FMA (v3). That leaves three other limits, of which each
-//             is met by how a tile is split. ldmatrix: every fragment of K and V serves 32 queries, not 16, or shared memory is
-//             the limit (a 16-byte row is 4 cycles for four multiplications that take 6). The exponential: 16 a cycle, so the
-//             exponentials of some keys run while the weights of others are multiplied. And the running maximum, below.
-//   Wastes    All warps of a block wait for each other once a tile. mma.sync itself: a Hopper GPU multiplies 1.6 times as fast when wgmma
-//             reads its operands from shared memory.
+//   Predicts  Tensor cores multiply 8 to 14 times as fast as FMA units (v3), if three others keep pace with them.
+//             Shared memory: four matrices by ldmatrix take 4 cycles, and a multiprocessor multiplies with four of its warps at a time. So each
+//             fragment of K and V must serve 32 queries; with 16 a warp, shared memory would be the limit.
+//             The exponential, 16 a cycle: a tile of 64 keys needs half as long for its exponentials as for its multiplications at
+//             head_dim 64, a quarter at 128. So those of some keys run while the weights of others are multiplied, within each warp.
+//             Everything else a tile needs: 3 instructions for each mma.sync, of which the copies run among the multiplications, too.
+//   Wastes    All warps of a block wait for each other once a tile, and the maximum of a tile waits for all of its scores. Tiles that the
+//             causal mask hides from a warp, but not from the last warp of its block, are computed. On Hopper, wgmma is faster.
 //
 // The output is rescaled only if some score of the warp's 32 queries exceeds the number that weights are relative to by a factor
 // of 2^8: until then weights are at most 256, which costs no accuracy, for sum and output grow alike. After a few tiles that is rare.
@@ -18,6 +20,7 @@
 #include "mma.cuh"
 #include "pack.cuh"
 #include "strides.cuh"
+#include "swizzled_rows.cuh"
 #include "visible.cuh"
 #include "warp.cuh"
 
@@ -45,66 +48,6 @@ struct Tiling {
     static constexpr int HEAD_DIM = HEAD_DIM_, WARPS = WARPS_, ROW_TILES = ROW_TILES_, KEYS = KEYS_, KEPT = KEPT_, BLOCKS = BLOCKS_;
     static constexpr bool AHEAD = AHEAD_;
     static constexpr int THREADS = 32 * WARPS, WARP_QUERIES = 16 * ROW_TILES, QUERIES = WARP_QUERIES * WARPS;
-};
-
-// Rows of HEAD_DIM 16-bit elements in shared memory, as chunks of 16 bytes. A chunk's place within its row depends on the row,
-// so that the same chunk of eight neighbouring rows, what ldmatrix takes at once, lies in different banks.
-template <int HEAD_DIM>
-struct Rows {
-    static constexpr int BYTES = 2 * HEAD_DIM, CHUNKS = HEAD_DIM / 8;
-    static constexpr int SPAN = CHUNKS % 8 == 0 ? 8 : 4;  // so many neighbours change places among themselves
-
-    __device__ static int at(unsigned row, unsigned chunk) { return row * BYTES + (chunk ^ row * SPAN / 8 % SPAN) * 16; }
-
-    // What a lane hands to ldmatrix for a 16 x 16 block, the `down`th from above and `right`th from the left, when `lane` is what it
-    // hands in for the first one.
-    __device__ static int block(int lane, int down, int right) {
-        return (lane ^ 32 * right % (16 * SPAN)) + (32 * right / (16 * SPAN) * (16 * SPAN) + 16 * down * BYTES);
-    }
-};
-
-// Copies a matrix to shared memory, COUNT rows at a time; zeros for what lies past its last row or past head_dim. WIDTH is 8 where each row
-// lies on a multiple of 16 bytes and head_dim is a multiple of 8: the copies go on while the thread computes. Else it is 1, and they do not.
-template <class T, int HEAD_DIM, int COUNT, int THREADS, int WIDTH>
-struct Copier {
-    using Row = Rows<HEAD_DIM>;
-    static constexpr int LANES = (Row::CHUNKS & (Row::CHUNKS - 1)) == 0 ? Row::CHUNKS : 4;  // side by side in a row
-    static constexpr int ROWS = THREADS / LANES;
-    static_assert(COUNT % ROWS == 0 && Row::CHUNKS % LANES == 0, "every thread copies as many chunks");
-
-    const T* source;  // this thread's first chunk of the next COUNT rows
-    long long stride;
-    int head_dim, row, chunk;
-
-    __device__ __forceinline__ Copier(const T* matrix, long long stride, int first, int head_dim, int thread)
-        : stride(stride), head_dim(head_dim), row(thread / LANES), chunk(thread % LANES) {
-        source = matrix + (first + row) * stride + 8 * chunk;
-    }
-
-    // Part `part` of `parts` of the next COUNT rows; the matrix has `rows` more.
-    __device__ __forceinline__ void copy(char* target, int rows, int part = 0, int parts = 1) {
-        constexpr int TIMES = COUNT / ROWS;
-        const int rows_left = rows - row, columns_left = head_dim - 8 * chunk;  // from this thread's first chunk on
-#pragma unroll
-        for (int i = part * TIMES / parts; i < (part + 1) * TIMES / parts; ++i) {
-#pragma unroll
-            for (int j = 0; j < Row::CHUNKS; j += LANES)
-                copy_chunk(target + Row::at(row + i * ROWS, chunk + j), source + i * ROWS * stride + 8 * j, rows_left > i * ROWS ? columns_left - 8 * j : 0);
-        }
-        if (part == parts - 1) source += COUNT * stride;
-    }
-
-private:
-    __device__ __forceinline__ static void copy_chunk(char* target, const T* from, int rest) {
-        if constexpr (WIDTH == 8) {
-            cp_async_l2(target, from, rest > 0 ? 16 : 0);
-        } else {
-            __align__(16) T values[8];
-#pragma unroll
-            for (int i = 0; i < 8; ++i) values[i] = i < rest ? from[i] : from_float<T>(0.0f);
-            *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(values);
-        }
-    }
 };
 
 __device__ __forceinline__ unsigned pack(float low, float high, __nv_bfloat16) { return pack_bf16x2(low, high); }

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from labkernels.attention import tensor_cores
 from labkernels.attention.reference import reference, visible
-from labkernels.attention.tensor_cores import TILINGS, VARIANT, Tiling, attention, attention_varlen, configured
+from labkernels.attention.tensor_cores import ROOMY_TILINGS, TILINGS, VARIANT, Tiling, attention, attention_varlen, configured
 from labkernels.cuda import sanitizing
 from labkernels.cuda.emulator import profile
 from labkernels.cuda.variants import kernel
@@ -67,7 +67,7 @@ def test_any_head_dim(head_dim, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS)
+@pytest.mark.parametrize("tiling", [*TILINGS.values(), *ROOMY_TILINGS.values(), Tiling(64, 4, 2, 32, 4, True, 2)], ids=str)
 def test_every_tiling(tiling, device):
     for seq_len, kv_len, window in ((3, 5, None), (150, 210, None), (140, 40, None), (200, 333, (50, 0)), (200, 200, (0, 100))):
         q, k, v = random(seq_len, kv_len, tiling.head_dim, heads=2, kv_heads=1, device=device)
@@ -185,7 +185,7 @@ def test_packed_sequences(head_dim, options, device):
             assert out[rows].eq(0).all() and lse[:, rows].eq(-math.inf).all()
 
 
-@pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS)
+@pytest.mark.parametrize("tiling", [*TILINGS.values(), Tiling(64, 4, 2, 32, 4, True, 2)], ids=str)
 def test_clean_under_the_sanitizer(tiling):
     with sanitizing():
         q, k, v = random(tiling.queries + 3, 2 * tiling.keys + 5, tiling.head_dim, heads=2, kv_heads=1)
@@ -208,13 +208,13 @@ def test_refusals_say_why():
     assert VARIANT.accepts(q=q, k=k, v=v, causal=True, scale=None) is None
     assert VARIANT.accepts(q=q.float(), k=k.float(), v=v.float()) == "takes bfloat16 and float16"
     q, k, v = random(3, head_dim=264)
-    assert VARIANT.accepts(q=q, k=k, v=v) == "takes a head_dim of at most 256"
+    assert VARIANT.accepts(q=q, k=k, v=v) == "takes a head_dim of 1 to 256"
     q, k, v = random(3)
     assert "k's are not" in VARIANT.accepts(q=q, k=k.transpose(2, 3).contiguous().transpose(2, 3), v=v)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS)
+@pytest.mark.parametrize("tiling", [*TILINGS.values(), Tiling(64, 4, 2, 32, 4, True, 2)], ids=str)
 def test_compiles_without_spills(tiling: Tiling, arch):
     resources = kernel(tensor_cores.FILE, "attention_tensor_cores", torch.bfloat16, tiling, 0, 8, "false").resources(arch)
     assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
