@@ -8,6 +8,7 @@
 //   Wastes    The tensor cores, still. The weights cross shared memory for the sake of the layout alone: each thread has 8 columns of 8
 //             rows and needs all columns of them. Tensor cores have the same question and answer it in registers (v5).
 // Also here, and in all that follow: windows, masks, packed sequences and the log-sum-exp, by the rules of visible.cuh.
+#include "approx.cuh"
 #include "cp_async.cuh"
 #include "opaque.cuh"
 #include "strides.cuh"
@@ -32,19 +33,27 @@ struct Shared {
 
 // Start to copy BLOCK_K rows of a matrix of `rows` rows, from first_row on; what lies outside of the matrix becomes 0. WIDTH is the number
 // of elements in 16 bytes if all rows lie on multiples of them, else 1: then the copy is over when the function returns.
-template <int THREADS, int WIDTH, int BLOCK_K, int STRIDE, class T>
-__device__ void start_copy(T (&target)[BLOCK_K][STRIDE], const T* matrix, long long stride, int first_row, int rows, int head_dim, int cols) {
-    constexpr int VECTOR = 16 / sizeof(T);
-    const int vectors = cols / VECTOR;
-    for (int i = threadIdx.x; i < BLOCK_K * vectors; i += THREADS) {
-        const int row = i / vectors, col = i % vectors * VECTOR;
-        const int valid = first_row + row < rows ? min(max(head_dim - col, 0), VECTOR) : 0;
-        const T* source = matrix + (valid > 0 ? (first_row + row) * stride + col : 0);
-        if (WIDTH == VECTOR) {
-            cp_async_l2(&target[row][col], source, valid * (int)sizeof(T));
-        } else {
+// A thread has the same columns of every row it copies.
+template <int HEAD_DIM, int THREADS, int WIDTH, int BLOCK_K, int STRIDE, class T>
+__device__ void start_copy(T (&target)[BLOCK_K][STRIDE], const T* matrix, long long stride, int first_row, int rows, int head_dim) {
+    constexpr int VECTOR = 16 / sizeof(T), ACROSS = HEAD_DIM / VECTOR, DOWN = THREADS / ACROSS;
+    const int col = threadIdx.x % ACROSS * VECTOR, own_row = threadIdx.x / ACROSS;
+    if (own_row >= DOWN) return;
+    matrix += (first_row + own_row) * stride + col;
+    if (WIDTH == VECTOR && first_row + BLOCK_K <= rows && head_dim == HEAD_DIM) {  // as nearly always: nothing to be asked for each row
 #pragma unroll
-            for (int u = 0; u < VECTOR; ++u) target[row][col + u] = u < valid ? source[u] : from_float<T>(0.0f);
+        for (int i = 0; i < (BLOCK_K + DOWN - 1) / DOWN; ++i) {
+            const int row = own_row + i * DOWN;
+            if (BLOCK_K % DOWN == 0 || row < BLOCK_K) cp_async_l2(&target[row][col], matrix + i * (DOWN * stride));
+        }
+        return;
+    }
+    for (int row = own_row; row < BLOCK_K; row += DOWN, matrix += DOWN * stride) {
+        const int elements = first_row + row < rows ? head_dim - col : 0;
+        if (WIDTH == VECTOR && elements > 0) cp_async_l2(&target[row][col], matrix);
+#pragma unroll
+        for (int u = 0; u < VECTOR; ++u) {
+            if (WIDTH != VECTOR || elements <= 0) target[row][col + u] = u < elements ? matrix[u] : from_float<T>(0.0f);
         }
     }
 }
@@ -63,7 +72,7 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
     constexpr int THREADS = WARPS * 32, BLOCK_Q = WARPS * WARP_QUERIES;
     constexpr int SCORES = BLOCK_K / 16, OUTPUTS = HEAD_DIM / 16;  // columns of a thread's patches
     constexpr int VECTOR = OUTPUTS % 4 == 0 ? 4 : 2;
-    constexpr int UNROLL = sizeof(T) == 4 ? 2 : 1;  // steps of the two products; the conversion of 16-bit elements takes registers, too
+    constexpr int UNROLL = sizeof(T) == 4 && HEAD_DIM <= 128 ? 2 : 1;  // steps of the two products at once, as far as registers go
     using Tile = Shared<T, HEAD_DIM, WARPS, BLOCK_K>;
 
     extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -106,7 +115,7 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
     for (int i = 0; i < ROWS; ++i) max[i] = -CUDART_INF_F, sum[i] = 0.0f;
 
     if (tiles.first < tiles.end) {
-        start_copy<THREADS, WIDTH>(shared.k, k, k_strides.seq, tiles.first * BLOCK_K, window.kv_len, head_dim, HEAD_DIM);
+        start_copy<HEAD_DIM, THREADS, WIDTH>(shared.k, k, k_strides.seq, tiles.first * BLOCK_K, window.kv_len, head_dim);
     }
     for (int tile = tiles.first; tile < tiles.end; ++tile) {
         const int first_key = tile * BLOCK_K;
@@ -115,7 +124,7 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
 
         cp_async_wait_all();
         __syncthreads();  // K has come; nobody reads V any more
-        start_copy<THREADS, WIDTH>(shared.v, v, v_strides.seq, first_key, window.kv_len, head_dim, HEAD_DIM);
+        start_copy<HEAD_DIM, THREADS, WIDTH>(shared.v, v, v_strides.seq, first_key, window.kv_len, head_dim);
         if (busy) {
 #pragma unroll UNROLL
             for (int d = 0; d < HEAD_DIM; d += 4) {
@@ -157,12 +166,12 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
                     new_max = fmaxf(new_max, __shfl_xor_sync(FULL_WARP, new_max, distance));
                 }
                 const float base = new_max == -CUDART_INF_F ? 0.0f : new_max;  // no key seen yet: -inf - -inf would be NaN
-                const float correction = exp2f(max[i] - base);
+                const float correction = exp2_approx(max[i] - base);
                 max[i] = new_max;
                 sum[i] *= correction;
 #pragma unroll
                 for (int j = 0; j < SCORES; ++j) {
-                    score[i][j] = exp2f(score[i][j] - base);
+                    score[i][j] = exp2_approx(score[i][j] - base);
                     sum[i] += score[i][j];
                 }
 #pragma unroll
@@ -173,7 +182,7 @@ attention_warp_tiles(const T* q, const T* k, const T* v, T* out, float* lse, Str
         cp_async_wait_all();
         __syncthreads();  // V has come; nobody reads K any more
         if (tile + 1 < tiles.end) {
-            start_copy<THREADS, WIDTH>(shared.k, k, k_strides.seq, first_key + BLOCK_K, window.kv_len, head_dim, HEAD_DIM);
+            start_copy<HEAD_DIM, THREADS, WIDTH>(shared.k, k, k_strides.seq, first_key + BLOCK_K, window.kv_len, head_dim);
         }
         if (!busy) continue;
 #pragma unroll
