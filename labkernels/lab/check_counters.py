@@ -6,6 +6,7 @@ Counters are exact and the same on every machine, which times are not.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,17 +168,22 @@ def _code(row: dict) -> str:
 
 
 def _apart(counted: Profile, kind: str, row: dict) -> str | None:
-    """How far neighbouring lanes are from each other in the line with most conflicts, if that is the same for all."""
+    """How far neighbouring lanes are from each other in the request of the line that has most conflicts, if that is the same for all."""
     samples = [s for s in counted.samples if (s.file, s.line, s.kind) == (row["file"], row["line"], kind) and len(s.addresses) > 1]
     if not samples:
         return None
-    addresses = list(max(samples, key=lambda s: len(s.addresses)).addresses.values())
+    addresses = max((list(s.addresses.values()) for s in samples), key=lambda addresses: (_passes(addresses), len(addresses)))
     steps = {(b - a) // _WORD_BYTES for a, b in zip(addresses, addresses[1:])}
     if len(steps) > 1:
         return f"Plot the line: .plot_line({row['line']}) of its profile shows which lanes meet in one bank."
     step = abs(steps.pop())
     same = "the same bank" if step % _BANKS == 0 else f"{_BANKS // _shared_factor(step)} of the {_BANKS} banks"
     return f"Neighbouring lanes are {step} words apart there, and so all lanes meet in {same}: bank = word % {_BANKS}."
+
+
+def _passes(addresses: list[int]) -> int:
+    """How many different words the fullest bank has to give for words at these addresses."""
+    return max(Counter(word % _BANKS for word in {address // _WORD_BYTES for address in addresses}).values())
 
 
 def _shared_factor(step: int) -> int:

@@ -117,3 +117,24 @@ def test_an_operation_is_judged_by_its_name():
 def test_a_counter_that_does_not_exist_is_named():
     with pytest.raises(ArgumentError, match="no counter 'bank_conflict'"):
         lk.check_counters(transposed, with_kernel("padded"), CASE, bank_conflict=0)
+
+
+def test_the_hint_speaks_of_the_request_that_conflicts_and_not_of_a_broadcast_in_the_same_line():
+    kernel = Kernel(
+        """__global__ void f(const float* x, float* out, int n) {
+            __shared__ float word[1024];
+            for (int i = threadIdx.x; i < 1024; i += 32) word[i] = x[i % n];
+            __syncthreads();
+            out[threadIdx.x] = word[0] + word[16 * threadIdx.x] - word[16 * threadIdx.x + 1] ;
+        }""",
+        "f",
+    )
+
+    def my_sums(x):
+        out = torch.empty(32)
+        kernel(1, 32, (x, out, 1024))
+        return out
+
+    with pytest.raises(lk.CheckFailed) as raised:
+        lk.check_counters(lambda x: x[0] + x[:512:16] - x[1:512:16], my_sums, {"x": (1024,)}, quiet=True, bank_conflicts=0)
+    assert "16 words apart there, and so all lanes meet in 2 of the 32 banks" in raised.value.hint
