@@ -75,8 +75,8 @@ class SanitizerReport:
 
 
 _REACHES = {  # into another block's shared memory, while that block is not surely there
-    "early": "before anything tells that this block has started: cluster_sync() comes first",
-    "late": "which may have left the kernel by then: after the last access a cluster_sync() keeps it there",
+    "early": "before anything tells that it has started: cluster_sync() comes first",
+    "late": "which may have left the kernel by then: a cluster_sync() after the last access keeps it there",
 }
 
 _IN_WORDS = {  # findings about what runs beside the threads, where there is no array to name

@@ -176,8 +176,29 @@ def test_a_grid_barrier_is_refused():
         launch("grid_barrier", "cpu", 1, 32, torch.zeros(1, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("partition", ["cg::tiled_partition<64>(cg::this_thread_block()).sync()", "cg::this_cluster()"])
-def test_what_is_not_supported_says_so(partition):
+def test_a_cluster_is_a_group(device):
+    source = r"""
+        #include <cooperative_groups.h>
+        namespace cg = cooperative_groups;
+        extern "C" __global__ void __cluster_dims__(1, 2, 2) ranks(int* y) {
+            __shared__ int mine;
+            cg::cluster_group cluster = cg::this_cluster();
+            if (threadIdx.x == 0) mine = cluster.block_index().z * 10 + cluster.block_index().y;
+            cluster.sync();
+            const int seen = *cluster.map_shared_rank(&mine, threadIdx.x % cluster.num_blocks());
+            const int block = (blockIdx.z * 2 + blockIdx.y) * 2 + blockIdx.x;
+            y[32 * block + threadIdx.x] = seen + 100 * cluster.block_rank() + 1000 * (cluster.thread_rank() - 32 * cluster.block_rank());
+            cluster.barrier_arrive();
+            cluster.barrier_wait();
+        }"""
+    y = torch.full((2, 2, 2, 32), -1, dtype=torch.int32, device=device)
+    Kernel(source, "ranks")((2, 2, 2), 32, (y,))
+    z, line, _, thread = torch.meshgrid(*map(torch.arange, (2, 2, 2, 32)), indexing="ij")
+    assert torch.equal(y.cpu(), (thread % 4 // 2 * 10 + thread % 2 + 100 * (2 * z + line) + 1000 * thread).int())
+
+
+def test_what_is_not_supported_says_so():
+    partition = "cg::tiled_partition<64>(cg::this_thread_block()).sync()"
     source = f"#include <cooperative_groups.h>\nnamespace cg = cooperative_groups;\n__global__ void f(int* y) {{ {partition}; }}"
     with pytest.raises(CompileError, match="not supported"):
         Kernel(source, "f")(1, 32, (torch.zeros(1, dtype=torch.int32),))

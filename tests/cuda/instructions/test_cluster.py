@@ -52,7 +52,7 @@ def test_reaching_into_another_block_is_clean_if_all_are_there(shared, bytes):
     report = sanitize(reduce(shared), 8, 48, (x, sums, 0), bytes, cluster=4, write_back=True)
     assert report.clean, report
     assert torch.equal(sums, x.view(2, -1).sum(1).int())
-    for mistake, words in {1: "before anything tells that this block has started", 2: "may have left the kernel by then"}.items():
+    for mistake, words in {1: "before anything tells that it has started", 2: "may have left the kernel by then"}.items():
         report = sanitize(reduce(shared), 8, 48, (x, sums, mistake), bytes, cluster=4)
         assert report.findings[0].kind == "race" and report.findings[0].array == "part", report
         assert re.search(rf"reads part\[0\] of block \d, .*{words}", str(report)), report
@@ -142,7 +142,7 @@ SHARED_TILES = r"""
         if (mistake != 3) cluster_sync();
     }"""
 MISTAKES = {
-    "the other block has perhaps not initialised its mbarriers": (1, "race", "before anything tells that this block has started", "tma_load_multicast"),
+    "the other block has perhaps not initialised its mbarriers": (1, "race", "before anything tells that it has started", "tma_load_multicast"),
     "the producer's wait takes up nothing of the other block": (2, "race", r"writes tile.* of block \d, which", "tma_load_multicast"),
     "a block leaves while the other one still arrives at its mbarriers": (3, "race", r"empty\[\d\] of block \d, which may have left", "mbarrier_arrive_remote"),
     "the consumers tell their own producer only": (4, "race", r"writes tile.* of block \d, which", "tma_load_multicast"),

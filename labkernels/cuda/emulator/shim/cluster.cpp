@@ -104,6 +104,7 @@ char* in_block(Worker& block, const void* address) {
 
 unsigned cluster_rank() { return this_worker().rank; }
 unsigned cluster_size() { return static_cast<unsigned>(this_worker().cluster->blocks.size()); }
+uint3 cluster_shape() { const dim3& shape = this_worker().launch->cluster; return uint3{shape.x, shape.y, shape.z}; }
 
 void cluster_sync() {
     Worker& worker = this_worker();

@@ -56,6 +56,7 @@ void wgmma_wait(unsigned pending);
 
 unsigned cluster_rank();
 unsigned cluster_size();
+uint3 cluster_shape();                  // blocks along x, y and z
 void cluster_sync();
 void cluster_arrive();
 void cluster_wait();

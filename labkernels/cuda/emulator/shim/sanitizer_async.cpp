@@ -19,10 +19,32 @@ const char* const kProduct = "wgmma";
 }  // namespace
 
 struct Sanitizer::Async {
-    struct Arrivals {               // what those who have arrived in this phase know, and those of the last one did
-        View now, now_fenced, now_proxied;
-        ViewPointer done, done_fenced, done_proxied;
+    struct Knowledge {              // what those who have arrived in this phase know, and those of the last one did
+        View now;
+        ViewPointer done;
+        ViewPointer merged;         // threads often share a view: the last one that came into `now`
+        ViewPointer before, after;  // and the last one that took up `done`, with what became of it
+
+        void arrive(const ViewPointer& view) {
+            if (view != merged) now.merge(*view);
+            merged = view;
+        }
+        void complete() {
+            done = std::make_shared<View>(std::move(now));
+            now = View{};
+            merged = before = after = nullptr;
+        }
+        void take(ViewPointer& mine) {
+            if (mine != before) {
+                auto view = std::make_shared<View>(*mine);
+                view->merge(*done);
+                before = mine;
+                after = view;
+            }
+            mine = after;
+        }
     };
+    struct Arrivals { Knowledge view, fenced, proxied; };
     struct Channel {
         Arrivals near, far;         // from the block whose channel it is, and from others of its cluster
         std::uint32_t phase = 1;
@@ -100,10 +122,10 @@ void Sanitizer::channel_arrive(Worker& worker, Thread& thread, std::uintptr_t ke
     worker.busy = true;
     Async::Channel& channel = async().channels[key];
     Async::Arrivals& arrivals = far ? channel.far : channel.near;
-    arrivals.now.merge(*views_[thread.actor]);
-    arrivals.now.set(thread.actor, clocks_[thread.actor]++);
-    arrivals.now_fenced.merge(*fenced_[thread.actor]);
-    arrivals.now_proxied.merge(*proxied_[thread.actor]);
+    arrivals.view.arrive(views_[thread.actor]);
+    arrivals.view.now.set(thread.actor, clocks_[thread.actor]++);
+    arrivals.fenced.arrive(fenced_[thread.actor]);
+    arrivals.proxied.arrive(proxied_[thread.actor]);
     worker.busy = false;
 }
 
@@ -112,28 +134,19 @@ void Sanitizer::arrives_again(Worker& worker, Thread& thread, void* pc) { report
 void Sanitizer::channel_complete(Worker& worker, std::uintptr_t key) {
     worker.busy = true;
     Async::Channel& channel = async().channels[key];
-    for (Async::Arrivals* arrivals : {&channel.near, &channel.far}) {
-        arrivals->done = std::make_shared<View>(std::move(arrivals->now));
-        arrivals->done_fenced = std::make_shared<View>(std::move(arrivals->now_fenced));
-        arrivals->done_proxied = std::make_shared<View>(std::move(arrivals->now_proxied));
-        arrivals->now = arrivals->now_fenced = arrivals->now_proxied = View{};
-    }
+    for (Async::Arrivals* arrivals : {&channel.near, &channel.far})
+        for (Async::Knowledge* knowledge : {&arrivals->view, &arrivals->fenced, &arrivals->proxied}) knowledge->complete();
     worker.busy = false;
 }
 
 void Sanitizer::channel_acquire(Worker& worker, Thread& thread, std::uintptr_t key, bool cluster_scope) {
     worker.busy = true;
-    const Async::Channel& channel = async().channels[key];
-    const auto take = [&](ViewPointer& mine, const ViewPointer& done) {
-        auto view = std::make_shared<View>(*mine);
-        view->merge(*done);
-        mine = view;
-    };
-    for (const Async::Arrivals* arrivals : {&channel.near, &channel.far}) {
-        if (!arrivals->done || (arrivals == &channel.far && !cluster_scope)) continue;
-        take(views_[thread.actor], arrivals->done);
-        take(fenced_[thread.actor], arrivals->done_fenced);
-        take(proxied_[thread.actor], arrivals->done_proxied);
+    Async::Channel& channel = async().channels[key];
+    for (Async::Arrivals* arrivals : {&channel.near, &channel.far}) {
+        if (!arrivals->view.done || (arrivals == &channel.far && !cluster_scope)) continue;
+        arrivals->view.take(views_[thread.actor]);
+        arrivals->fenced.take(fenced_[thread.actor]);
+        arrivals->proxied.take(proxied_[thread.actor]);
     }
     worker.busy = false;
 }
@@ -149,7 +162,7 @@ void Sanitizer::mbarrier_access(Worker& worker, Thread& thread, std::uint64_t* b
 void Sanitizer::phase_complete(Worker& worker, std::uint64_t* barrier) {
     const auto where = resting(worker, reinterpret_cast<std::uintptr_t>(barrier));
     Async::Channel& channel = async().channels[where];
-    if (channel.agent) channel.near.now.set(views_.size() + channel.agent - 1, channel.phase);
+    if (channel.agent) channel.near.view.now.set(views_.size() + channel.agent - 1, channel.phase);
     ++channel.phase;
     channel_complete(worker, where);
 }

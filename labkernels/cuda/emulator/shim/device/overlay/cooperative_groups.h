@@ -1,5 +1,5 @@
-// Cooperative groups: thread blocks, tiles of up to 32 threads, and coalesced groups. In place of NVIDIA's header.
-// Not here: grid-wide barriers, clusters, and tiles of more than one warp; each says so where it is used.
+// Cooperative groups: clusters, thread blocks, tiles of up to 32 threads, and coalesced groups. In place of NVIDIA's header.
+// Not here: grid-wide barriers, and tiles of more than one warp; each says so where it is used.
 #pragma once
 #include <lk_cuda.h>
 
@@ -182,9 +182,28 @@ public:
 };
 LK_DEVICE grid_group this_grid() { return grid_group(); }
 
-template <class T = void> void this_cluster() {
-    static_assert(!sizeof(T*), "labkernels emulator: thread block clusters are not supported");
-}
+class cluster_group {
+public:
+    using arrival_token = struct {};
+    static LK_DEVICE void sync() { lk::cluster_sync(); }
+    static LK_DEVICE arrival_token barrier_arrive() { return lk::cluster_arrive(), arrival_token(); }
+    static LK_DEVICE void barrier_wait() { lk::cluster_wait(); }
+    static LK_DEVICE void barrier_wait(arrival_token&&) { lk::cluster_wait(); }
+    template <class T> static LK_DEVICE T* map_shared_rank(T* address, int rank) {
+        return static_cast<T*>(lk::map_shared_rank(const_cast<const void*>(static_cast<const volatile void*>(address)), rank));
+    }
+    static LK_DEVICE dim3 dim_blocks() { return lk::cluster_shape(); }
+    static LK_DEVICE dim3 block_index() {
+        const uint3 shape = lk::cluster_shape();
+        return dim3(blockIdx.x % shape.x, blockIdx.y % shape.y, blockIdx.z % shape.z);
+    }
+    static LK_DEVICE unsigned block_rank() { return lk::cluster_rank(); }
+    static LK_DEVICE unsigned num_blocks() { return lk::cluster_size(); }
+    static LK_DEVICE unsigned thread_rank() { return block_rank() * details::block_size() + details::block_rank(); }
+    static LK_DEVICE unsigned num_threads() { return num_blocks() * details::block_size(); }
+    static LK_DEVICE unsigned size() { return num_threads(); }
+};
+LK_DEVICE cluster_group this_cluster() { return cluster_group(); }
 
 template <class Group> LK_DEVICE void sync(const Group& group) { group.sync(); }
 template <class Group> LK_DEVICE auto thread_rank(const Group& group) { return group.thread_rank(); }
