@@ -2,7 +2,8 @@
 
 from labkernels.attention import attention
 from labkernels.matmul import matmul
+from labkernels.scaled_matmul import scaled_matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum
 
-__all__ = ["attention", "matmul", "softmax", "sum"]
+__all__ = ["attention", "matmul", "scaled_matmul", "softmax", "sum"]

@@ -88,7 +88,7 @@ def test_implementation_finds_variants_and_peers_and_suggests():
 def test_registry_suggests_a_name():
     with pytest.raises(KeyError, match="no operation named 'atention'; did you mean 'attention'"):
         ops["atention"]
-    assert list(ops) == ["sum", "softmax", "matmul", "attention"]
+    assert list(ops) == ["sum", "softmax", "matmul", "scaled_matmul", "attention"]
 
 
 @pytest.mark.parametrize("name", list(ops))
@@ -106,7 +106,7 @@ def test_every_operation_describes_itself(name):
             assert want.dim() == len(op.axes)
             tolerance = op.tolerance(dtype, **shape)
             assert 0 < tolerance.relative < 0.05
-        assert {"float32"} <= {dtype_name(dtype) for dtype in op.dtypes}
+    assert torch.float32 in op.dtypes or name == "scaled_matmul"  # sums of 8-bit products are written with 16 bits
 
 
 def test_reading_an_operation_imports_no_compiler():

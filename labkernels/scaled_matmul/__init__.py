@@ -1,0 +1,23 @@
+"""Matrix multiplication of 8-bit floats, with the scales that brought the numbers into their range."""
+
+import torch
+
+
+def scaled_matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:
+    """(scale_a * a) @ (b * scale_b) + bias, by the fastest variant that accepts the inputs.
+
+    a (m, k) with dense rows and b (k, n) with dense columns (`weight.t()` of a linear layer) are float8_e4m3fn. Scales are float32:
+    scale_a one a row, (m, 1) or (m,), scale_b one a column, (1, n) or (n,), or either one number for the whole matrix, in a tensor without
+    axes. bias (n,) is of out_dtype, bfloat16 or float16. Returns a new contiguous tensor (m, n) of out_dtype. Raises ArgumentError that
+    names the wrong input. Forward only.
+    """
+    from labkernels.scaled_matmul.op import OP
+
+    return OP.run(a=a, b=b, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=out_dtype)
