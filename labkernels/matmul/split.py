@@ -14,7 +14,7 @@ import torch
 
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.tensor_map import tensor_map
-from labkernels.cuda.variants import ceil_div, kernel, vector_width
+from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, processors, vector_width
 from labkernels.matmul.launch import activation_number
 from labkernels.operation import Variant, dtype_name
 
@@ -55,18 +55,12 @@ CONFIGS = {  # by columns
 
 
 def v8_split(a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
-    return configured(best_config(a.shape[0], b.shape[1], a.device), a, b, bias, activation, residual)
+    return configured(best_config(a.shape[0], b.shape[1], processors(a)), a, b, bias, activation, residual)
 
 
-def best_config(m: int, n: int, device: torch.device) -> str:
-    """The name of the configuration for these sizes: narrow tiles where wide ones would leave multiprocessors idle."""
-    processors = _processors(device) if device.type == "cuda" else 132  # the emulator plays an H200
-    return "128" if ceil_div(m, ROWS) * ceil_div(n, 128) >= processors else "64"
-
-
-def _processors(device: torch.device) -> int:
-    """How many blocks run at a time; two in the emulator, so that each has several tiles."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+def best_config(m: int, n: int, at_once: int) -> str:
+    """The name of the configuration for these sizes: narrow tiles where wide ones would be fewer than the blocks that run at once."""
+    return "128" if ceil_div(m, ROWS) * ceil_div(n, 128) >= at_once else "64"
 
 
 def configured(config: str | Config, a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
@@ -99,8 +93,7 @@ def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @functools.lru_cache(None)
 def _kernel(config: Config, aligned: bool, activation: int) -> Kernel:
     sizes = (config.columns, config.stages, config.slabs, config.sets, config.promote, config.cluster, str(aligned).lower(), activation)
-    defines = {"CLUSTERS": config.cluster} if config.cluster > 1 else {}
-    return Kernel(FILE, f"matmul_split<{', '.join(map(str, sizes))}>", defines=defines)
+    return Kernel(FILE, f"matmul_split<{', '.join(map(str, sizes))}>")
 
 
 def multiply(config: Config, a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
@@ -114,19 +107,18 @@ def multiply(config: Config, a, b, bias=None, activation=None, residual=None) ->
     aligned = n % 4 == 0 and vector_width(2, *added) == 2
     map_c = tensor_map(out, (64, 32), 128) if aligned else map_a
     tiles = ceil_div(m, ROWS * config.cluster) * ceil_div(n, config.columns)
-    blocks = min(_processors(out.device) // config.cluster, tiles) * config.cluster
+    blocks = min(processors(out) // config.cluster, tiles) * config.cluster
     stride = residual.stride(0) if residual is not None else 0
+    cluster = config.cluster if config.cluster > 1 else None
     args = (map_a, map_b, map_c, out, m, n, k, scale_a, scale_b, bias, residual, stride, config.band)
-    _kernel(config, aligned, activation_number(activation))(blocks, 384, args, config.shared_mem)
+    _kernel(config, aligned, activation_number(activation))(blocks, 384, args, config.shared_mem, cluster)
     return out
 
 
 def _accepts(a, b, bias=None, activation=None, residual=None) -> str | None:
     if a.dtype != torch.float32:
         return f"takes float32, not {dtype_name(a.dtype)}"
-    if a.is_cuda and torch.cuda.get_device_capability(a.device)[0] != 9:
-        return f"needs wgmma, which {torch.cuda.get_device_name(a.device)} does not have; Hopper GPUs do"
-    return None
+    return hopper_refusal(a)
 
 
 V8 = Variant("v8_split", v8_split, "each float32 as two halves: three products on Hopper's tensor cores for one", FILE, _accepts)

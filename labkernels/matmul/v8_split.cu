@@ -12,17 +12,11 @@
 //
 // Infinity times low, which may be 0 or have the other sign than high, would be NaN. So tiles with an infinite row or column, which has a
 // negative scale, are multiplied once more, high with high alone: that is what their infinite rows and columns get, infinity or NaN.
-#include "cluster_tmp.cuh"
+#include "cluster.cuh"
 #include "hopper.cuh"
 #include "setmaxnreg.cuh"
 #include "warp.cuh"
 #include "wgmma.cuh"
-
-#if defined(CLUSTERS) && !defined(LK_EMULATOR)
-#define LK_CLUSTER __attribute__((cluster_dims(CLUSTERS, 1, 1)))
-#else
-#define LK_CLUSTER
-#endif
 
 constexpr int CONSUMERS = 2, ROWS = 64 * CONSUMERS, DEPTH = ROW_BYTES / 2;
 
@@ -38,7 +32,7 @@ __device__ __forceinline__ float scaled(float sum, float scale, float other) { r
 // looked at unless ALIGNED. If not, rows of C need not lie on 16 bytes, nor bias and residual on 8: elements are stored one by one.
 // SETS accumulators take turns; one is added up after 64 * PROMOTE of k. CLUSTER blocks share their columns of B.
 template <int COLUMNS, int STAGES, int SLABS, int SETS, int PROMOTE, int CLUSTER, bool ALIGNED, int ACTIVATION>
-__global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
+__global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     matmul_split(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, float* out,
                  int m, int n, int k, const float* scale_a, const float* scale_b, const float* bias, const float* residual,
                  long long residual_stride, int band) {
@@ -49,7 +43,7 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     const Memory memory(dynamic);
     Mbarrier *full = memory.full(), *empty = memory.empty();
     __shared__ bool again[STAGES];  // of a tile that begins in this stage: is it multiplied once more?
-    const int rank = CLUSTER > 1 ? blockIdx.x % CLUSTER : 0;
+    const int rank = CLUSTER > 1 ? cluster_rank() : 0;
     const int steps = (k + DEPTH - 1) / DEPTH;
     const int row_tiles = (m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), column_tiles = (n + COLUMNS - 1) / COLUMNS;
     const int tiles = row_tiles * column_tiles, clusters = gridDim.x / CLUSTER;
@@ -67,9 +61,8 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
 
     if (warpgroup == CONSUMERS) {
         register_deallocate<40>();
-        if (threadIdx.x >= CONSUMERS * GROUP + 32) return;
         Ring<STAGES> ring;
-        for (int index = blockIdx.x / CLUSTER; index < tiles; index += clusters) {
+        for (int index = blockIdx.x / CLUSTER; index < tiles && threadIdx.x < CONSUMERS * GROUP + 32; index += clusters) {
             const Tile tile(index, row_tiles, column_tiles, band);
             const int first_row = tile.row * CLUSTER * ROWS, row = first_row + rank * ROWS, column = tile.column * COLUMNS;
             bool infinite = false;
@@ -80,7 +73,8 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
             for (int step = 0; step < (infinite ? 2 * steps : steps); ++step, ring.advance()) {
                 const int depth = (step < steps ? step : step - steps) * DEPTH;
                 Mbarrier* arrived = &full[ring.stage];
-                mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
+                if (CLUSTER > 1) mbarrier_wait_cluster(&empty[ring.stage], ring.parity ^ 1);
+                else mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
                 if (step == 0) again[ring.stage] = infinite;
                 mbarrier_arrive_expect_tx(arrived, Memory::STAGE_BYTES);
 #pragma unroll
@@ -95,8 +89,7 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                 }
             }
         }
-        if (CLUSTER > 1 && lane == 0)  // the other blocks' last arrivals come to this block's barriers: stay until they are here
-            for (int s = 0; s < STAGES; ++s, ring.advance()) mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
+        if (CLUSTER > 1) cluster_sync();  // what the other blocks send here must find this one's shared memory
         return;
     }
 
@@ -128,7 +121,7 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         const int stage = ring.stage >= ago + 1 ? ring.stage - ago - 1 : ring.stage - ago - 1 + STAGES;
         __syncwarp();
         if (CLUSTER > 1) {
-            if (lane < CLUSTER) mbarrier_arrive_remote(&empty[stage], lane);
+            if (lane < CLUSTER) mbarrier_arrive_remote_read(&empty[stage], lane);
         } else if (lane == 0) {
             mbarrier_arrive(&empty[stage]);
         }
@@ -236,4 +229,5 @@ __global__ void LK_CLUSTER __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         }
     }
     if (ALIGNED && thread == 0) tma_wait_read<0>();
+    if (CLUSTER > 1) cluster_sync();
 }
