@@ -4,6 +4,8 @@
     lk.check, lk.bench, lk.draw             judging, measuring and picturing what you wrote
     lk.ops["attention"].variants            every operation and its ladder of implementations
     lk.functional.attention(q, k, v)        the operations themselves, by the fastest variant that accepts the inputs
+    lk.explain("attention", q, k, v)        which variant that is, and why no other
+    lk.nn.FlashAttention(embed_dim, heads)  layers made of them
 
 Names are loaded when they are first used, so that importing the package starts no compiler and looks for no GPU.
 """
@@ -12,6 +14,7 @@ from importlib import import_module
 
 _HOME = {
     "ops": "labkernels.operation",
+    "explain": "labkernels.explain",
     "Kernel": "labkernels.cuda",
     "sanitize": "labkernels.cuda",
     "profile": "labkernels.cuda",
@@ -23,7 +26,12 @@ _HOME = {
     "check_prediction": "labkernels.classroom.predictions",
     "load_ipython_extension": "labkernels.lab.magics",
 }
-_MODULES = {"functional": "labkernels.functional", "draw": "labkernels.lab.draw"}
+_MODULES = {
+    "functional": "labkernels.functional",
+    "nn": "labkernels.nn",
+    "torch_extension": "labkernels.torch_extension",
+    "draw": "labkernels.lab.draw",
+}
 
 __all__ = [*_HOME, *_MODULES]
 

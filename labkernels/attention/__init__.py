@@ -2,6 +2,8 @@
 
 import torch
 
+from labkernels.errors import ArgumentError
+
 Window = tuple[int | None, int | None]
 
 
@@ -28,11 +30,18 @@ def attention(
     sees no key gets zeros. NaN and inf in q, and in the keys and values that a query sees, make its result what they make of the formula;
     whether those in hidden ones do is up to the variant, as it is up to PyTorch's backends.
 
-    With `return_lse` also the log-sum-exp of each query's scores, (batch, heads, seq_len) float32, -inf for one that sees no key.
-    Raises ArgumentError that names the wrong input. Forward only.
+    With `return_lse` also the log-sum-exp of each query's scores, (batch, heads, seq_len) float32, -inf for one that sees no key; it carries no
+    gradient. q, k and v get theirs, a mask does not. Where a gradient is wanted, under torch.compile and under autocast this is the operator
+    `torch.ops.labkernels.attention`. Raises ArgumentError that names the wrong input.
     """
-    from labkernels.attention.op import OP
+    from labkernels.attention.op import OP, window_problem
+    from labkernels.torch_extension import goes_through_torch
 
+    if goes_through_torch(q, k, v, mask):
+        if window_wrong := window_problem(window):
+            raise ArgumentError(f"attention: {window_wrong}")
+        found = torch.ops.labkernels.attention(q, k, v, causal, scale, *(window or (None, None)), mask)
+        return found if return_lse else found[0]
     given = {"window": window, "mask": mask, "return_lse": return_lse or None}
     options = {name: value for name, value in given.items() if value is not None}
     return OP.run(q=q, k=k, v=v, causal=causal, scale=scale, **options)
@@ -57,7 +66,7 @@ def attention_varlen(
     and the keys cu_seqlens_k[b] to cu_seqlens_k[b + 1] - 1; both tensors are int32, batch + 1 long, on q's device, and begin with 0.
     `max_seqlen_q` is the length of the longest sequence of queries or more; not given, it is read from cu_seqlens_q, for which a GPU has to
     be waited for. Everything else as in `attention`, for each sequence by itself. Returns the shape and dtype of q; with `return_lse` also the
-    log-sum-exp, (heads, total_q) float32.
+    log-sum-exp, (heads, total_q) float32. Forward only.
     """
     from labkernels.attention.varlen import OP
 

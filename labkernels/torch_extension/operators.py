@@ -1,0 +1,124 @@
+"""Schemas of the operators, what they do launched from Python, and their fake kernels (shapes and dtypes without data).
+
+    labkernels::matmul(a, b, bias, activation, residual) -> Tensor                       as labkernels.matmul.matmul
+    labkernels::attention(q, k, v, causal, scale, window_left, window_right, mask) -> (out, lse)    as labkernels.attention.attention
+    labkernels::attention_backward(grad, q, k, v, out, lse, ...the same options) -> (grad_q, grad_k, grad_v)
+
+Any strides will do: what the kernels cannot read in place is copied first. Each operator NAME has a twin, NAME_rawkernel, that always launches
+from Python: with the C++ extension loaded, it serves the inputs for which the extension has no kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from labkernels.attention.op import OP as ATTENTION
+from labkernels.errors import ArgumentError
+from labkernels.matmul import hopper as hopper_matmul
+from labkernels.matmul.op import OP as MATMUL
+from labkernels.operation import Op
+from labkernels.torch_extension import backward
+
+_OPTIONS = "bool causal=False, float? scale=None, SymInt? window_left=None, SymInt? window_right=None, Tensor? mask=None"
+SCHEMAS = {
+    "matmul": "(Tensor a, Tensor b, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
+    "attention": f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor lse)",
+    "attention_backward": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_OPTIONS}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+}
+
+LIBRARY = torch.library.Library("labkernels", "DEF")
+_cuda = torch.library.Library("labkernels", "IMPL", "CUDA")  # in the C++ extension's place, until it is loaded
+_backend = "rawkernel"
+
+
+def backend() -> str:
+    """What launches the operators' kernels on CUDA tensors: "rawkernel" (Python, code from NVRTC) or "cpp" (C++, code from nvcc)."""
+    return _backend
+
+
+def give_way() -> None:
+    """Leave CUDA tensors to the C++ extension, which is about to register its own kernels."""
+    global _backend
+    _cuda._destroy()
+    _backend = "cpp"
+
+
+def matmul(a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
+    b, given = _readable(b), {"bias": _dense(bias), "activation": activation, "residual": _dense(residual)}
+    if a.dim() == 2 and a.stride(1) != 1:
+        _check(MATMUL, a=_like(a), b=b, **given)
+        if hopper_matmul.accepts(a, b) is None:  # Hopper's reads columns, too
+            return hopper_matmul.v7_hopper(a, b, **given)
+    return MATMUL.run(a=_dense(a), b=b, **given)
+
+
+def matmul_fake(a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
+    _check(MATMUL, a=_like(a), b=_like(b), bias=_like(bias), activation=activation, residual=_like(residual))
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def attention(q, k, v, causal=False, scale=None, window_left=None, window_right=None, mask=None) -> tuple[torch.Tensor, torch.Tensor]:
+    q, k, v = map(_dense, (q, k, v))
+    return ATTENTION.run(q=q, k=k, v=v, causal=causal, scale=scale, **options(window_left, window_right, mask), return_lse=True)
+
+
+def attention_fake(q, k, v, causal=False, scale=None, window_left=None, window_right=None, mask=None):
+    _check(ATTENTION, q=q, k=k, v=v, causal=causal, scale=scale, **options(window_left, window_right, mask))
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def attention_backward(grad, q, k, v, out, lse, causal=False, scale=None, window_left=None, window_right=None, mask=None):
+    grad, q, k, v, out = map(_dense, (grad, q, k, v, out))
+    given = options(window_left, window_right, mask)
+    _check(ATTENTION, q=q, k=k, v=v, causal=causal, scale=scale, **given)
+    for name, tensor in (("grad", grad), ("out", out)):
+        if tensor.shape != q.shape or tensor.dtype != q.dtype:
+            raise ArgumentError(f"attention_backward: {name} must have the shape and dtype of q, {tuple(q.shape)} and {q.dtype}")
+    if lse.shape != q.shape[:3] or lse.dtype != torch.float32:
+        raise ArgumentError(f"attention_backward: lse must be float32 of shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
+    return backward.gradients(grad, q, k, v, out, lse.contiguous(), causal, scale, **given)
+
+
+def attention_backward_fake(grad, q, k, v, out, lse, causal=False, scale=None, window_left=None, window_right=None, mask=None):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+
+
+def options(window_left, window_right, mask) -> dict:
+    """The options of `labkernels.attention.attention` that are given; not all of its variants know them."""
+    window = None if window_left is None and window_right is None else (window_left, window_right)
+    return {name: value for name, value in (("window", window), ("mask", mask)) if value is not None}
+
+
+def _check(op: Op, **inputs) -> None:
+    problem = op.problem(**inputs)
+    if problem is not None:
+        raise ArgumentError(f"{op.name}: {problem}")
+
+
+def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The same values, the last axis dense in memory."""
+    if tensor is None or tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def _like(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """A tensor of this shape with dense rows, for a check of all but the strides: one row stands for all."""
+    if tensor is None or tensor.dim() == 0:
+        return tensor
+    return tensor.new_empty((*[1] * (tensor.dim() - 1), tensor.shape[-1])).expand(tensor.shape)
+
+
+def _readable(b: torch.Tensor) -> torch.Tensor:
+    """b as it is if its rows or its columns are dense, else a copy."""
+    return b if b.dim() == 2 and (b.stride(0) == 1 or b.shape[0] <= 1) else _dense(b)
+
+
+for _name, _schema in SCHEMAS.items():
+    for _each in (_name, f"{_name}_rawkernel"):
+        LIBRARY.define(_each + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"labkernels::{_each}", globals()[f"{_name}_fake"], lib=LIBRARY)
+        LIBRARY.impl(_each, globals()[_name], "CPU")
+    LIBRARY.impl(f"{_name}_rawkernel", globals()[_name], "CUDA")
+    _cuda.impl(_name, globals()[_name])
