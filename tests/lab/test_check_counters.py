@@ -138,3 +138,12 @@ def test_the_hint_speaks_of_the_request_that_conflicts_and_not_of_a_broadcast_in
     with pytest.raises(lk.CheckFailed) as raised:
         lk.check_counters(lambda x: x[0] + x[:512:16] - x[1:512:16], my_sums, {"x": (1024,)}, quiet=True, bank_conflicts=0)
     assert "16 words apart there, and so all lanes meet in 2 of the 32 banks" in raised.value.hint
+
+
+def test_profiling_counts_each_launch_as_it_runs():
+    from labkernels.cuda import profiling
+
+    x = torch.randn(64, 96)
+    with profiling() as profiles:
+        result = with_kernel("tile", launches=2)(x)
+    assert torch.equal(result, x.t()) and [p.bytes_moved for p in profiles] == [BYTES, BYTES]
