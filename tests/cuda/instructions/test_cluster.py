@@ -136,7 +136,7 @@ SHARED_TILES = r"""
                 if (mistake == 7) mbarrier_arrive_remote(&empty[s], rank ^ 1);
                 for (int j = threadIdx.x; j < ROWS * COLUMNS; j += CONSUMERS) y[(2 * i + rank) * ROWS * COLUMNS + j] = (rank + 1) * tile[s][j];
                 mbarrier_arrive(&empty[s]);
-                if (mistake != 4 && mistake != 7) mbarrier_arrive_remote(&empty[s], rank ^ 1);
+                if (mistake != 4 && mistake != 7) mbarrier_arrive_remote_read(&empty[s], rank ^ 1);
             }
         }
         if (mistake != 3) cluster_sync();
