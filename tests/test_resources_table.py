@@ -10,7 +10,7 @@ from labkernels.cuda import Kernel
 from labkernels.cuda.source import INCLUDE_DIR
 from labkernels.lab import launched, resource_table
 from labkernels.lab.launched import launched_kernels
-from labkernels.lab.resource_table import ARCHITECTURES, Row, compile_rows, complaints, kernels_in_sources, read_table, write_table
+from labkernels.lab.resource_table import ARCHITECTURES, PACKAGE, Row, architectures, compile_rows, complaints, kernels_in_sources, read_table, write_table
 
 MANY_VALUES = """
 __global__ void BOUNDS f(float* y, int n) {
@@ -34,9 +34,15 @@ def test_every_kernel_takes_what_the_table_says_and_spills_nothing_new():
     assert not found, "\n".join([*found, "if that is as it should be, `labkernels resources --update` records it"])
 
 
-def test_every_kernel_in_the_sources_is_in_the_table_for_both_architectures():
+def test_every_kernel_in_the_sources_is_in_the_table_for_each_architecture_that_it_is_for():
     listed = {(row.file, row.kernel, row.arch) for row in read_table()}
-    assert {(*kernel, arch) for kernel in kernels_in_sources() for arch in ARCHITECTURES} == listed
+    assert {(file, kernel, arch) for file, kernel in kernels_in_sources() for arch in architectures(PACKAGE / file)} == listed
+
+
+def test_what_uses_hoppers_instructions_is_not_compiled_for_others():
+    assert architectures(PACKAGE / "matmul" / "v6_tensor_cores.cu") == ARCHITECTURES
+    assert architectures(PACKAGE / "matmul" / "v7_hopper.cu") == ("sm_90a",)
+    assert architectures(PACKAGE / "attention_backward" / "v3_hopper.cu") == ("sm_90a",)
 
 
 @pytest.mark.parametrize("header", sorted(path.name for path in INCLUDE_DIR.glob("*.cuh")))

@@ -6,25 +6,37 @@ PyTorch's `meta` tensors, which have shapes and strides and no memory; a launch 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from labkernels.cuda.compile import base_name
 from labkernels.cuda.kernel import Kernel
 from labkernels.operation import Op, Shape, ops, product_of
 
 
 def launched_kernels(*names: str) -> list[Kernel]:
-    """The kernels, template instantiations among them, that the named operations (default: all) launch.
+    """The kernels, template instantiations among them, that the named operations (default: all) launch, ordered by file and name.
 
-    On the shapes that they are checked on and on those that are measured, in all their dtypes. Ordered by file and name.
+    Those for the shapes that are measured, in float32 and in one 16-bit dtype; and of every kernel that these leave out one instantiation,
+    the first that a shape on which the operation is checked asks for.
     """
-    with _noted_launches() as kernels:
-        for name in names or ops:
-            _run_all(ops[name])
-    return [kernels[key] for key in sorted(kernels)]
+    found: dict[tuple[str, str], Kernel] = {}
+    for name in names or ops:
+        op = ops[name]
+        for dtype in op.dtypes:
+            if dtype != torch.float16 or torch.bfloat16 not in op.dtypes:  # the same code
+                found |= _launched(op, dtype, _measured_shapes(op, dtype))
+    known = {(file, base_name(kernel)) for file, kernel in found}
+    for name in names or ops:
+        for dtype in ops[name].dtypes:
+            for (file, kernel), launched in _launched(ops[name], dtype, _checked_shapes(ops[name])).items():
+                if (file, base_name(kernel)) not in known:
+                    known.add((file, base_name(kernel)))
+                    found[file, kernel] = launched
+    return [found[key] for key in sorted(found)]
 
 
 @contextmanager
@@ -42,22 +54,27 @@ def _noted_launches() -> Iterator[dict[tuple[str, str], Kernel]]:
         Kernel.__call__ = launch
 
 
-def _run_all(op: Op) -> None:
+def _launched(op: Op, dtype: torch.dtype, shapes: Iterable[Shape]) -> dict[tuple[str, str], Kernel]:
+    """The kernels that any variant launches for these shapes, by file and name."""
     variants = [variant for variant in op.variants.values() if variant.source is not None and variant.source.suffix == ".cu"]
-    for dtype in op.dtypes:
-        for shape in _shapes(op, dtype):
+    with _noted_launches() as kernels:
+        for shape in shapes:
             with _RandomMeta():
                 inputs = op.make_inputs(torch.Generator(), "meta", dtype, **shape)
             for variant in variants:
                 if variant.accepts(**inputs) is None:
                     variant.fn(**inputs)
+    return kernels
 
 
-def _shapes(op: Op, dtype: torch.dtype) -> Iterator[Shape]:
-    yield from (*op.small_shapes, *op.check_shapes, *op.large_shapes)
+def _measured_shapes(op: Op, dtype: torch.dtype) -> Iterator[Shape]:
     for sweep in (op.sweep, *op.record_sweeps):
         for sizes in product_of({name: values for name, values in sweep.items() if name != "dtype"}):
             yield op.complete_shape(dtype, **sizes)
+
+
+def _checked_shapes(op: Op) -> Iterator[Shape]:
+    yield from (*op.small_shapes, *op.check_shapes, *op.large_shapes)
 
 
 class _RandomMeta(TorchFunctionMode):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from labkernels.cuda.compile import base_name, nvrtc_version
 from labkernels.cuda.kernel import Kernel
+from labkernels.cuda.source import INCLUDE_DIR
 from labkernels.errors import LabKernelsError
 
 ARCHITECTURES = ("sm_80", "sm_90a")
+HOPPER_HEADERS = {"cluster.cuh", "mbarrier.cuh", "setmaxnreg.cuh", "tma.cuh", "wgmma.cuh"}
 PACKAGE = Path(__file__).parents[1]
 TABLE = PACKAGE.parent / "data" / "resources.csv"
 
@@ -53,9 +56,14 @@ def compile_rows(kernels: Iterable[Kernel], progress: Callable = iter) -> list[R
     """
     import cuda.core  # noqa: F401  two threads must not both be the first
 
-    jobs = [(kernel, arch) for kernel in kernels for arch in ARCHITECTURES]
+    jobs = [(kernel, arch) for kernel in kernels for arch in architectures(Path(kernel.source.filename))]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return sorted(progress(pool.map(lambda job: _row(*job), jobs)), key=lambda row: row.key)
+
+
+def architectures(file: Path) -> tuple[str, ...]:
+    """Those of ARCHITECTURES for which a source is meant: not sm_80 if it includes a header of Hopper's instructions, itself or by way of another."""
+    return ARCHITECTURES[1:] if _includes(file) & HOPPER_HEADERS else ARCHITECTURES
 
 
 def read_table(path: Path = TABLE) -> list[Row]:
@@ -134,6 +142,21 @@ def _row(kernel: Kernel, arch: str) -> Row:
 
 def _spilled(row: Row) -> int:
     return row.spill_stores + row.spill_loads
+
+
+def _includes(file: Path) -> set[str]:
+    """The names of the package's headers that a source includes, directly or not."""
+    found: set[str] = set()
+    waiting = [file]
+    while waiting:
+        including = waiting.pop()
+        text = including.read_text(encoding="utf-8") if including.is_file() else ""  # a cell has no file
+        for name in re.findall(r'^\s*#include\s+"([^"]+)"', text, re.MULTILINE):
+            path = next((folder / name for folder in (including.parent, INCLUDE_DIR) if (folder / name).is_file()), None)
+            if path is not None and path.name not in found:
+                found.add(path.name)
+                waiting.append(path)
+    return found
 
 
 def _within_package(path: Path) -> str:
