@@ -316,18 +316,18 @@ attention_tensor_cores(const T* q, const T* k, const T* v, T* out, float* lse, c
             cp_async_wait<0>();
             __syncthreads();  // these values and the next keys are here, and everybody is through with what lies there
             const int rows = kv_len - (tile + 1) * KEYS;
-            const auto multiply = [&](auto hide_next) {
+            const auto multiply = [&](bool hide_next) {
                 warp.multiply_keys(next, here, [&](int step) {
                     keys.copy(there, tile + 2 < tiles.end ? rows - KEYS : 0, step, OwnWarp::STEPS);
                     values.copy(there + TILE_BYTES, rows, step, OwnWarp::STEPS);
                     warp.exponentiate(weights, scores, 0, CHUNKS, step, OwnWarp::STEPS);
                 });
                 cp_async_commit();
-                hide_next();
+                if (hide_next) hide(next, tile + 1);
                 warp.multiply_values(weights, here + TILE_BYTES, [&](int slot) { warp.find_max(max, next, slot, OwnWarp::SLOTS); });
             };
-            if (hides(tile + 1)) multiply([&] { hide(next, tile + 1); });
-            else multiply([] {});  // without a jump in between, over which the compiler would move no instruction
+            if (hides(tile + 1)) multiply(true);
+            else multiply(false);  // without a jump in between, over which the compiler would move no instruction
             warp.rescale(max);
 #pragma unroll
             for (int i = 0; i < Tiling::ROW_TILES; ++i) {

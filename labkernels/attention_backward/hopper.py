@@ -64,7 +64,7 @@ def backward(grad, q, k, v, out, lse, causal=False, scale=None, *, window=None, 
         scale * math.log2(math.e),
     )  # fmt: skip
     main = _kernel("attention_backward_hopper", q.dtype, padded, rows, kind, deterministic)
-    main((batches * kv_heads, ceil_div(kv_len, BLOCK_K)), 384, args, shared_mem(padded))
+    main((ceil_div(kv_len, BLOCK_K), batches * kv_heads), 384, args, shared_mem(padded))
     finish = _kernel("attention_backward_finish", q.dtype, padded, rows)
     finish((tiles, batches * heads), 256, (sums, dq, strides(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale))
     return tuple(results)

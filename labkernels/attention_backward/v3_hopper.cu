@@ -48,12 +48,16 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     extern __shared__ __align__(1024) char dynamic[];
     const Memory memory(dynamic);
     const int warpgroup = threadIdx.x / GROUP, thread = threadIdx.x % GROUP, lane = threadIdx.x % 32;
-    const int kv_heads = heads / group, batch = blockIdx.x / kv_heads, kv_head = blockIdx.x % kv_heads, first_key = blockIdx.y * BLOCK_K;
+    const int kv_heads = heads / group, batch = blockIdx.y / kv_heads, kv_head = blockIdx.y % kv_heads, key_tile = DETERMINISTIC ? gridDim.x - 1 - blockIdx.x : blockIdx.x, first_key = key_tile * BLOCK_K;
     const Bounds bounds = bounds_of(cu_seqlens_q, cu_seqlens_k, batch, seq_len, kv_len);
     if (first_key >= bounds.kv_len) return;
     const Window window(bounds.seq_len, bounds.kv_len, window_left, window_right);
     Tiles tiles = window.template queries<BLOCK_Q, BLOCK_K>(first_key);
     const int count = max(0, tiles.end - tiles.first), steps = group * count;
+    // Blocks of a head begin at different queries, so that they do not all add to the same sums of dq. In deterministic mode the blocks with the
+    // last keys come first, each at the first queries that see it, which is the order in which the sums of dq want them.
+    const int offset = DETERMINISTIC || count == 0 ? 0 : blockIdx.x % count;
+    auto tile_of = [&](int step) { return tiles.first + (step + offset) % count; };
     const int q_batch = cu_seqlens_q ? 0 : batch, k_batch = cu_seqlens_k ? 0 : batch;
     const RowTiles rows{cu_seqlens_q ? bounds.first_query / BLOCK_Q + batch : 0, row_tiles, cu_seqlens_q ? 0 : batch * heads};
 
@@ -79,7 +83,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         }
         Ring<STAGES> ring;
         for (int step = 0; step < steps; ++step, ring.advance()) {
-            const int head = kv_head * group + step / count, tile = tiles.first + step % count, row = bounds.first_query + tile * BLOCK_Q;
+            const int head = kv_head * group + step / count, tile = tile_of(step), row = bounds.first_query + tile * BLOCK_Q;
             const long long values = rows.index(head, tile) * BLOCK_Q;
             mbarrier_wait(memory.q_empty() + ring.stage, ring.parity ^ 1);
             Mbarrier* arrived = memory.q_full() + ring.stage;
@@ -146,7 +150,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     Ring<STAGES> ring;
     auto q_arrived = [&](const Ring<STAGES>& at, int step) {
         mbarrier_wait(memory.q_full() + at.stage, at.parity);
-        const int queries = bounds.seq_len - (tiles.first + step % count) * BLOCK_Q;
+        const int queries = bounds.seq_len - tile_of(step) * BLOCK_Q;
         if (cu_seqlens_q != nullptr && queries < BLOCK_Q) {
             mbarrier_wait(memory.grad_full() + at.stage, at.parity);
             if (warpgroup == 0)
@@ -165,7 +169,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         wgmma_wait<0>(s);
     }
     for (int step = 0; step < steps; ++step) {
-        const int head = kv_head * group + step / count, first_query = (tiles.first + step % count) * BLOCK_Q;
+        const int head = kv_head * group + step / count, first_query = tile_of(step) * BLOCK_Q;
         Ring<STAGES> next = ring;
         next.advance();
         mbarrier_wait(memory.grad_full() + ring.stage, ring.parity);
@@ -224,9 +228,9 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         fence_proxy_async_shared();
         named_barrier_sync(1 + warpgroup, GROUP);
         if (thread == 0) {
-            const long long tile = rows.index(head, tiles.first + step % count);
+            const long long tile = rows.index(head, tile_of(step));
             int* turn = turns + 2 * tile + warpgroup;
-            if (DETERMINISTIC) wait_for_turn(turn, blockIdx.y - window.template keys<BLOCK_Q, BLOCK_K>(first_query).first);
+            if (DETERMINISTIC) wait_for_turn(turn, window.template keys<BLOCK_Q, BLOCK_K>(first_query).end - 1 - key_tile);
             constexpr int LINES = Memory::DQ_BYTES / 2 / 1024;  // of 256 floats
             tma_reduce_add(dq_sums, staged, 0, static_cast<int>(2 * tile + warpgroup) * LINES);
             tma_commit();
