@@ -327,7 +327,7 @@ lk.bench("matmul", [*steps, my_registers, "cublas"], dtype="float32", m=[512, 10
 # stay; how to feed tensor cores from them is a lab of its own.
 
 # %%
-beyond = [name for name in lk.ops["matmul"].variants if name >= "v5"]
+beyond = [name for name in lk.ops["matmul"].variants if name.startswith(("v5", "v6", "v7"))]
 lk.bench("matmul", [*beyond, "cublas"], dtype="bfloat16", m=[512, 1024, 2048, 4096, 8192]).plot()
 
 # %% [markdown]
