@@ -41,6 +41,14 @@ _HOME = {  # picture: the file it lives in
     "attention_tiles": "flash",
     "tile_barriers": "flash",
     "causal_tiles": "flash",
+    "mma_fragments": "fragments",
+    "swizzled_pieces": "fragments",
+    "mbarrier_phases": "hopper",
+    "wgmma_tile": "hopper",
+    "specialised_block": "hopper",
+    "attention_gradients": "gradients",
+    "softmax_gradient": "gradients",
+    "gradient_walks": "gradients",
 }
 __all__ = list(_HOME)
 

@@ -1,0 +1,13 @@
+// reason: mismatch
+float score = 0.0f, dp = 0.0f;
+for (int d = 0; d < HEAD_DIM; ++d) {
+    score += q_tile[i][d] * k_row[d];
+    dp += grad_tile[i][d] * v_row[d];
+}
+const bool visible = !causal || key <= query;
+const float p = visible ? __expf(scale * score - lse_tile[i]) : 0.0f;
+const float ds = p * (dp - delta_tile[i]);
+for (int d = 0; d < HEAD_DIM; ++d) {
+    dk_row[d] += ds * q_tile[i][d];
+    dv_row[d] += p * grad_tile[i][d];
+}

@@ -1,0 +1,2 @@
+# reason: exception RuntimeError
+return p * (dp - (p * dp).sum(-1))
