@@ -1,0 +1,8 @@
+// reason: sanitizer race
+mbarrier_wait(&full[s], round % 2);
+const MatrixDescriptor left = matrix_descriptor(a_tile[s], 0, 1024, 128);
+const MatrixDescriptor right = matrix_descriptor(b_tile[s], 0, 1024, 128);
+for (int part = 0; part < 4; ++part) wgmma<__nv_bfloat16>(d, left + 2 * part, right + 2 * part, true);
+wgmma_commit();
+wgmma_wait<0>(d);
+mbarrier_arrive(&empty[s]);

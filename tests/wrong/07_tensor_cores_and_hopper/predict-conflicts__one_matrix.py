@@ -1,0 +1,2 @@
+# reason: mismatch
+conflicts, place_of_3 = 7, 6

@@ -1,0 +1,2 @@
+# reason: mismatch
+stride, wgmmas, advance = 128, 4, 2

@@ -1,0 +1,2 @@
+# reason: mismatch
+stride, wgmmas, advance = 512, 4, 1

@@ -1,0 +1,2 @@
+# reason: mismatch
+stride, wgmmas, advance = 1024, 4, 32

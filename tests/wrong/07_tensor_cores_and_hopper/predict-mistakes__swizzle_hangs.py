@@ -1,0 +1,2 @@
+# reason: mismatch
+first, second, third = "race", "deadlock", "deadlock"

@@ -1,0 +1,2 @@
+# reason: mismatch
+stage_of_5, full_parity, empty_parity = 1, 2, 1

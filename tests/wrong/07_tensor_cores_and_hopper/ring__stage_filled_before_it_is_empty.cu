@@ -1,0 +1,16 @@
+// reason: sanitizer race
+if (producer) {
+    for (int k = 0; k < tiles; ++k) {
+        const int s = k % STAGES, round = k / STAGES;
+        mbarrier_arrive_expect_tx(&full[s], BOX_BYTES);
+        tma_load(box[s], x, &full[s], 0, k * ROWS);
+    }
+}
+if (consumer) {
+    for (int k = 0; k < tiles; ++k) {
+        const int s = k % STAGES, round = k / STAGES;
+        mbarrier_wait(&full[s], round % 2);
+        for (int i = 0; i < ROWS; ++i) sum += box[s][i][lane];
+        mbarrier_arrive(&empty[s]);
+    }
+}

@@ -1,0 +1,2 @@
+// reason: mismatch
+return piece ^ row / 2;
