@@ -26,17 +26,25 @@ class CompileReport:
 def compile_report(kernels: dict) -> CompileReport | None:
     """Registers, shared memory and spills of each kernel for sm_80 and sm_90a; None where NVRTC is not installed.
 
-    A kernel that the emulator runs and NVRTC refuses gets NVRTC's first message instead: it would not run on a GPU.
+    A kernel with Hopper's instructions has no line for sm_80. One that the emulator runs and NVRTC refuses for both gets NVRTC's first message
+    instead: it would not run on a GPU.
     """
-    lines = []
-    for name, kernel in kernels.items():
+    try:
+        return CompileReport(tuple(_line(name, kernel) for name, kernel in kernels.items()))
+    except ToolchainError:
+        return None
+
+
+def _line(name: str, kernel) -> str:
+    compiled, refused = [], None
+    for arch in ARCHITECTURES:
         try:
-            lines.append(f"{name}: " + "; ".join(_resources(kernel, arch) for arch in ARCHITECTURES))
-        except ToolchainError:
-            return None
+            compiled.append(_resources(kernel, arch))
         except CompileError as error:
-            lines.append(f"{name}: does not compile for a GPU: {str(error).splitlines()[0]}")
-    return CompileReport(tuple(lines))
+            refused = error
+    if not compiled:
+        return f"{name}: does not compile for a GPU: {str(refused).splitlines()[0]}"
+    return f"{name}: " + "; ".join(compiled) + (" (for no older GPU)" if refused else "")
 
 
 def _resources(kernel, arch: str) -> str:

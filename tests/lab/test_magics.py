@@ -54,6 +54,12 @@ def test_cuda_compiles_the_cell_and_puts_its_kernels_into_the_namespace(shell, r
     assert torch.equal(shell.user_ns["y"], 2 * shell.user_ns["x"])
 
 
+def test_a_kernel_for_hopper_is_reported_for_hopper_and_one_for_no_gpu_says_so(run):
+    waits = '#include "mbarrier.cuh"\n__global__ void f() { __shared__ Mbarrier b; mbarrier_init(&b, 1); mbarrier_wait(&b, 1); }'
+    assert run(f"%%cuda\n{waits}")[1].startswith("f: sm_90a ") and run(f"%%cuda\n{waits}")[1].rstrip().endswith("no spills (for no older GPU)")
+    assert "f: does not compile for a GPU" in run("%%cuda\n#include <vector>\n__global__ void f() { std::vector<int> numbers(3); }")[1]
+
+
 def test_without_a_name_every_kernel_of_the_cell_is_taken_and_templates_by_their_instantiation(shell, run):
     second = TWICE.replace("twice", "thrice").replace("F *", "(F + 1) *")
     assert run(f"%%cuda -D F=2\n{TWICE}\n{second}")[0] is None
