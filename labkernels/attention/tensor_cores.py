@@ -47,7 +47,7 @@ TILINGS = {  # of aligned rows without a mask
     "d32": Tiling(32, 4, 2, 64, 2, False, 2),
     "d64": Tiling(64, 4, 2, 64, 4, False, 2),
     "d96": Tiling(96, 4, 2, 64, 0, False, 2),
-    "d128": Tiling(128, 4, 2, 64, 0, False, 2),
+    "d128": Tiling(128, 4, 2, 32, 4, False, 2),
     "d256": Tiling(256, 4, 1, 32, 0, False, 2),
 }
 ROOMY_TILINGS = {  # smaller, so that registers are left for what a mask or unaligned rows need

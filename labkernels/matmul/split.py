@@ -41,11 +41,11 @@ class Config:
         return self.stages * (ROWS + self.columns) * 256 + self.slabs * 8192 + 16 * self.stages
 
 
+FEWEST_ROWS = 128
 CONFIGS = {  # by columns
     "128": Config(),
     "128_one_set": Config(sets=1),
     "128_every_2": Config(sets=1, promote=2),
-    "128_every_4": Config(sets=1, promote=4),
     "128_cluster": Config(cluster=2),
     "128_cluster_every_2": Config(sets=1, promote=2, cluster=2),
     "192": Config(columns=192, stages=2, sets=1),
@@ -118,6 +118,8 @@ def multiply(config: Config, a, b, bias=None, activation=None, residual=None) ->
 def _accepts(a, b, bias=None, activation=None, residual=None) -> str | None:
     if a.dtype != torch.float32:
         return f"takes float32, not {dtype_name(a.dtype)}"
+    if a.is_cuda and min(a.shape[0], b.shape[1]) < FEWEST_ROWS:
+        return f"takes results of at least {FEWEST_ROWS} x {FEWEST_ROWS}: for fewer it costs more to split a and b than to multiply them"
     return hopper_refusal(a)
 
 

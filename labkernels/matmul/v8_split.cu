@@ -7,6 +7,8 @@
 //             added to float32 registers by the threads, while the tensor cores work on the next (SETS = 2) or for the other warpgroup.
 //   Predicts  Three times the work of v7 in bf16, so a third of its speed: five times what FMAs can do. To split a matrix moves 8 bytes
 //             an element, and 12 if its columns are dense: at 4096^3 a tenth of the time.
+//   Measured  On an H200 at 2048^3: 165 TFLOP/s, 4.7 times cuBLAS's float32 (218 when the matrices are split already), with an error against
+//             float64 of 1.7e-7, cuBLAS's 8e-7. A new sum only every 128 of k: 3.9e-7, every 256: 8.4e-7, and neither is faster.
 //   Wastes    The split matrices are written, and read again. tf32 would need neither scales nor another copy for its high part, and three
 //             products as well; but wgmma multiplies tf32 at half the speed of halves, and a number takes twice the room in shared memory.
 //
@@ -19,11 +21,6 @@
 #include "wgmma.cuh"
 
 constexpr int CONSUMERS = 2, ROWS = 64 * CONSUMERS, DEPTH = ROW_BYTES / 2;
-
-template <int COUNT>
-struct Pending {
-    static constexpr int count = COUNT;
-};
 
 // A sum times both of its scales, in the order in which nothing overflows or vanishes on the way.
 __device__ __forceinline__ float scaled(float sum, float scale, float other) { return sum * fminf(scale, other) * fmaxf(scale, other); }
@@ -126,10 +123,11 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
             mbarrier_arrive(&empty[stage]);
         }
     };
-    // The sums in `of` are complete but for the last PENDING groups of wgmma, which work on others: they are added up.
-    auto promote = [&](auto pending, float(&of)[COLUMNS / 2]) {
-        wgmma_wait<pending.count>(of);
-        release(pending.count);
+    // The sums in `of` are complete but for the last `pending` groups of wgmma, which work on others: they are added up.
+    auto promote = [&](int pending, float(&of)[COLUMNS / 2]) {
+        if (pending == 1) wgmma_wait<1>(of);
+        else wgmma_wait<0>(of);
+        release(pending);
 #pragma unroll
         for (int i = 0; i < COLUMNS / 2; ++i) sums[i] += of[i];
     };
@@ -146,16 +144,16 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
             int step = 1;
             for (; step + 1 < steps; step += 2) {
                 multiply(d[1], false, false);
-                promote(Pending<1>(), d[0]);
+                promote(1, d[0]);
                 multiply(d[0], false, false);
-                promote(Pending<1>(), d[1]);
+                promote(1, d[1]);
             }
             if (step < steps) {
                 multiply(d[1], false, false);
-                promote(Pending<1>(), d[0]);
-                promote(Pending<0>(), d[1]);
+                promote(1, d[0]);
+                promote(0, d[1]);
             } else {
-                promote(Pending<0>(), d[0]);
+                promote(0, d[0]);
             }
         } else {
             for (int step = 0; step < steps; step += PROMOTE) {
@@ -165,7 +163,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                     wgmma_wait<1>();
                     release(1);
                 }
-                promote(Pending<0>(), d[0]);
+                promote(0, d[0]);
             }
         }
         if (infinite) {

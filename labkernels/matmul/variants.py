@@ -15,6 +15,7 @@ from labkernels.cuda.kernel import MAX_GRID
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, vector_width
 from labkernels.matmul.hopper import V7
 from labkernels.matmul.launch import activation_number, launch
+from labkernels.matmul.split import V8
 from labkernels.matmul.tensor_cores import V6
 from labkernels.operation import Variant
 
@@ -175,5 +176,6 @@ VARIANTS = {
         ),
         V6,
         V7,
+        V8,
     )
 }

@@ -13,11 +13,6 @@
 
 constexpr int CONSUMERS = 2, ROWS = 64 * CONSUMERS, DEPTH = ROW_BYTES;
 
-template <int COUNT>
-struct Pending {
-    static constexpr int count = COUNT;
-};
-
 // a, b and c: tensor maps of (m, k), (n, k) and the result (m, n). Scales: one a row of a, one a column of b. CLUSTER blocks, one above the
 // other, share their columns of B. Tiles are taken in bands of `band` rows of tiles.
 template <class Out, int COLUMNS, int STAGES, int SLABS, int SETS, int PROMOTE, int CLUSTER>
@@ -91,10 +86,11 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
             mbarrier_arrive(&empty[stage]);
         }
     };
-    // The sums in `of` are complete but for the last groups of wgmma, which work on others: they are added up.
-    auto promote = [&](auto pending, float(&of)[COLUMNS / 2]) {
-        wgmma_wait<pending.count>(of);
-        release(pending.count);
+    // The sums in `of` are complete but for the last `pending` groups of wgmma, which work on others: they are added up.
+    auto promote = [&](int pending, float(&of)[COLUMNS / 2]) {
+        if (pending == 1) wgmma_wait<1>(of);
+        else wgmma_wait<0>(of);
+        release(pending);
 #pragma unroll
         for (int i = 0; i < COLUMNS / 2; ++i) sums[i] += of[i];
     };
@@ -109,16 +105,16 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
             int step = 1;
             for (; step + 1 < steps; step += 2) {
                 multiply(d[1], false);
-                promote(Pending<1>(), d[0]);
+                promote(1, d[0]);
                 multiply(d[0], false);
-                promote(Pending<1>(), d[1]);
+                promote(1, d[1]);
             }
             if (step < steps) {
                 multiply(d[1], false);
-                promote(Pending<1>(), d[0]);
-                promote(Pending<0>(), d[1]);
+                promote(1, d[0]);
+                promote(0, d[1]);
             } else {
-                promote(Pending<0>(), d[0]);
+                promote(0, d[0]);
             }
         } else {
             for (int step = 0; step < steps; step += PROMOTE) {
@@ -128,7 +124,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                     wgmma_wait<1>();
                     release(1);
                 }
-                promote(Pending<0>(), d[0]);
+                promote(0, d[0]);
             }
         }
         constexpr int OWN = SLABS / CONSUMERS;  // slabs of this warpgroup
