@@ -284,7 +284,7 @@ one_box(1, 32, (tensor_map(x, box=(8, 64), swizzle=128), lies))
 lies[:, ::8].int()      # one number of each piece
 
 # %% [markdown]
-# Your swizzle, in hardware: place 4 ^ 7 = 3 of row 4 holds piece 7.
+# The picture's swizzle, in hardware: row 4 keeps piece 7 in place 4 ^ 7 = 3.
 #
 # ## Phases and parity
 # With two tiles, or *stages*, in shared memory there are two kinds of news. `full[s]` says that stage *s* has been filled; `empty[s]` says
@@ -295,7 +295,7 @@ lk.draw.mbarrier_phases()
 
 # %% [markdown]
 # Tile *k* goes to stage *k* % 2, in round *k* / 2. An mbarrier tells its phases apart by *parity*: phase 0 has parity 0, phase 1 parity 1, phase 2
-# parity 0 again. `mbarrier_wait(&b, p)` returns if the phase with parity *p* is over. So the consumer waits for `full[s]` with the parity of
+# parity 0 again. `mbarrier_wait(&b, p)` returns when the phase with parity *p* is over. So the consumer waits for `full[s]` with the parity of
 # its round.
 #
 # The producer, in round *r*, waits until the stage was emptied in round *r* - 1. In round 0 nobody has to empty anything. And so it is: on a
@@ -521,8 +521,8 @@ lk.check_against(lambda a, b: whole(a) @ whole(b).mT, my_hopper, cases);
 # 2. `mistake=2`: it announces 16 bytes more than will come.
 # 3. `swizzle=0`: TMA does not swizzle, but your descriptors say that it does.
 #
-# **Predict** what the sanitizer will say of each: `"race"`, `"deadlock"`, `"out_of_bounds"` or `"misaligned"`, which is also its word for
-# data that do not lie as an instruction takes them to lie.
+# **Predict** what the sanitizer will say of each: `"race"`, `"deadlock"` (threads wait for what never comes), `"out_of_bounds"` or
+# `"misaligned"`, which is also its word for data that do not lie as an instruction takes them to lie.
 
 # %% solution="predict-mistakes"
 first = second = third = None
@@ -542,6 +542,9 @@ for choice in ({"mistake": 1}, {"mistake": 2}, {"swizzle": 0}):
     print(lk.sanitize(hopper, *launch(a, b, **choice)[:3]).findings[0].text, end="\n\n")
 
 # %% [markdown]
+# Each names an array or a barrier, the threads, and the line. The second is a circle: the warpgroup waits for bytes, the producer for the
+# warpgroup.
+#
 # Now one of your own. Leave `wgmma_fence()` or `wgmma_commit()` out, or arrive at `empty` before `wgmma_wait`, and run the tests again.
 #
 # ## Clusters
