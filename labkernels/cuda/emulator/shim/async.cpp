@@ -238,6 +238,8 @@ void find_static_shared(Worker& worker) {
         wanted->worker->static_shared_bytes = info->dlpi_tls_data ? bytes : 0;
         return 1;
     }, &search);
+    alignas(kSwizzlePeriod) static char nothing;  // found out once: the kernel has none
+    if (!worker.static_shared) worker.static_shared = &nothing;
 }
 
 unsigned shared_offset(const void* address) {
@@ -247,7 +249,7 @@ unsigned shared_offset(const void* address) {
     if (offset >= 0 && offset < kSharedWindow) return static_cast<unsigned>(offset);
     if (!worker.static_shared) find_static_shared(worker);
     const std::ptrdiff_t beyond = byte - worker.static_shared;
-    if (!worker.static_shared || beyond < 0 || beyond >= static_cast<std::ptrdiff_t>(worker.static_shared_bytes)) return ~0u;
+    if (beyond < 0 || beyond >= static_cast<std::ptrdiff_t>(worker.static_shared_bytes)) return ~0u;
     return static_window(worker) + static_cast<unsigned>(beyond);
 }
 

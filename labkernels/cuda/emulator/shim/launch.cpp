@@ -51,7 +51,7 @@ struct Seat {
     // Give the block's static shared memory, which is storage of the OS thread, a place while others of its cluster run.
     void park() {
         find_static_shared(worker);
-        if (!worker.static_shared) return;
+        if (!worker.static_shared_bytes) return;
         parked.reset(new SharedMemory);
         worker.parked_shared = parked->data() + reinterpret_cast<std::uintptr_t>(worker.static_shared) % kSwizzlePeriod;
         std::memcpy(worker.parked_shared, worker.static_shared, worker.static_shared_bytes);
