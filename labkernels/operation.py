@@ -86,14 +86,16 @@ class Op:
 
     # How it is judged
     make_inputs: Callable[..., dict[str, Any]]  # make_inputs(generator, device, dtype, **shape): random inputs
-    axes: tuple[str, ...]  # names of the result's axes, for messages
+    axes: tuple[str, ...]  # names of the result's axes, for messages; of all results the same
     dtypes: tuple[torch.dtype, ...]
     small_shapes: tuple[Shape, ...]  # for the sanitizer
     check_shapes: tuple[Shape, ...]  # for every device, small enough for the emulator
     tolerance: Callable[..., Tolerance]  # tolerance(dtype, **shape) for float32 accuracy scaled by dtype and reduction length
+    element_times: float = 2.0  # in low precision, by how much one element may err beyond rounding: so many times PyTorch's own worst
     large_shapes: tuple[Shape, ...] = ()  # in addition, where there is a GPU
     optional: frozenset[str] = frozenset()  # options that a function may lack: it is not judged on the shapes that name one of these
-    deterministic: bool = True  # must the same inputs give the same bits each time?
+    results: tuple[str, ...] = ("",)  # the names of the results where a function returns a tuple of several
+    deterministic: bool = True  # must the same inputs give the same bits each time? If not, then those with deterministic=True
     hints: Callable[[Any], str | None] = lambda failure: None  # hints(Failure): a sentence about the likely mistake
 
     # Where no kernel is needed
@@ -112,6 +114,15 @@ class Op:
     def variants(self) -> Ladder:
         """The ladder: our implementations by name, in teaching order."""
         return Ladder(self.load_variants())
+
+    def each(self, result: Any) -> tuple[torch.Tensor, ...]:
+        """The results one by one, whether there is one or a tuple of them; ArgumentError for fewer or more than `results` names."""
+        if len(self.results) == 1:
+            return (result,)
+        if not isinstance(result, (tuple, list)) or len(result) != len(self.results):
+            what = f"{len(result)} of them" if isinstance(result, (tuple, list)) else "None" if result is None else f"one {type(result).__name__}"
+            raise ArgumentError(f"{self.name}: the result must be the tuple ({', '.join(self.results)}), got {what}")
+        return tuple(result)
 
     def implementation(self, name: str) -> Variant | Peer:
         """The variant or peer called `name`; KeyError with the names there are."""

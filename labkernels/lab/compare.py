@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from labkernels.errors import LabKernelsError
+from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.lab.error_map import error_map
 from labkernels.lab.failure import CheckFailed, Failure
 from labkernels.lab.poison import unwritten
@@ -37,23 +37,34 @@ def _writer(again: Callable[[], torch.Tensor], got: torch.Tensor, index: tuple[i
     return trace.writer(result.reshape(got.shape), index)
 
 
-def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch.Tensor], repeat: bool, owner: Callable | None) -> None:
-    """Raise CheckFailed unless `got` is the operation's result for `inputs`, and, if `repeat`, `again()` gives it once more."""
-    want = op.reference(**doubled(inputs))  # float64
-    got = _expect_tensor(got, want, case)
+def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], Any], repeat: bool, owner: Callable | None) -> None:
+    """Raise CheckFailed unless `got` is the operation's result for `inputs`, and, if `repeat`, `again()` gives it once more.
 
+    Of an operation with several results, one after the other is judged."""
+    wants = op.each(op.reference(**doubled(inputs)))  # float64
+    try:
+        gots = op.each(got)
+    except ArgumentError as error:
+        raise CheckFailed("wrong_shape", got=str(error), case=str(case)) from None
+    natives = op.each(op.native(**inputs)) if case.dtype != torch.float32 else wants
+    for which, name in enumerate(op.results):
+        result = _expect_tensor(gots[which], wants[which], case, name)
+        _compare_one(op, case, inputs, name, result, wants[which], natives[which], lambda which=which: op.each(again())[which], repeat, owner)
+
+
+def _compare_one(op: Op, case, inputs, name: str, got, want, native, again, repeat: bool, owner: Callable | None) -> None:
     missing = unwritten(got)
     infinite = ~got.isfinite()
     error = (got.double() - want).abs()
-    allowed, own_error = _allowed(op, case, inputs, want)
+    allowed, own_error = _allowed(op, case, native, want)
     wrong = ~(error <= allowed)  # a comparison with nan is false
 
     def fail(reason: str, guilty: torch.Tensor, detail: str):
         index = tuple(int(i) for i in guilty.nonzero()[0]) if got.dim() else ()
-        failure = Failure(op, reason, case.shape, case.dtype, inputs, got, want, allowed, guilty, index)
+        failure = Failure(op, reason, case.shape, case.dtype, inputs, got, want, allowed, guilty, index, name)
         raise CheckFailed(
             reason,
-            where=", ".join(f"{axis} {i}" for axis, i in zip(op.axes, index)),
+            where=_place(op, name, index),
             got="nothing" if reason == "not_written" else float(got[index]),
             want=float(want[index]),
             case=str(case),
@@ -68,7 +79,7 @@ def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch
     if infinite.any():
         fail("not_finite", infinite, f"{_count(infinite)} are nan or infinite")
     if wrong.any():
-        _expect_repeatable(op, case, got, again, "the result is wrong, and another one each time: look for a race, or a variable read before it has a value")
+        _expect_repeatable(op, case, name, got, again, "the result is wrong, and another one each time: look for a race, or a variable read before it has a value")
         count = f"{_count(wrong)} are wrong; " if wrong.numel() > 1 else ""
         worst = f"the largest error is {error.max():.3g} where {allowed.flatten()[error.argmax()]:.3g} is allowed"
         fail("mismatch", wrong, count + worst)
@@ -79,38 +90,43 @@ def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], torch
             detail = f"as a whole {times:.1f} times as far from float64 as PyTorch's own {dtype_name(case.dtype)}; {TIMES_PYTORCH:.0f} is allowed"
             fail("mismatch", error >= error.max(), detail)
     if repeat:
-        _expect_repeatable(op, case, got, again, "two runs on the same input differ: look for a race, or memory read before it is written")
+        _expect_repeatable(op, case, name, got, again, "two runs on the same input differ: look for a race, or memory read before it is written")
 
 
-def _expect_tensor(got, want: torch.Tensor, case) -> torch.Tensor:
+def _place(op: Op, name: str, index: tuple[int, ...]) -> str:
+    """Which element of which result."""
+    return ", ".join([name] * bool(name) + [f"{axis} {i}" for axis, i in zip(op.axes, index)])
+
+
+def _expect_tensor(got, want: torch.Tensor, case, name: str) -> torch.Tensor:
     """`got` as a tensor of the expected shape, dtype and device; one element where a scalar is wanted may come with an axis."""
     if not isinstance(got, torch.Tensor):
         what = "None: is a `return` missing?" if got is None else f"a {type(got).__name__}"
-        raise CheckFailed("wrong_shape", got=what, want=f"a tensor of shape {tuple(want.shape)}", case=str(case))
+        raise CheckFailed("wrong_shape", where=name, got=what, want=f"a tensor of shape {tuple(want.shape)}", case=str(case))
     if got.shape != want.shape and not (want.dim() == 0 and got.shape == (1,)):
-        raise CheckFailed("wrong_shape", got=f"shape {tuple(got.shape)}", want=str(tuple(want.shape)), case=str(case))
+        raise CheckFailed("wrong_shape", where=name, got=f"shape {tuple(got.shape)}", want=str(tuple(want.shape)), case=str(case))
     if got.dtype != case.dtype:
-        raise CheckFailed("wrong_dtype", got=dtype_name(got.dtype), want=dtype_name(case.dtype), case=str(case))
+        raise CheckFailed("wrong_dtype", where=name, got=dtype_name(got.dtype), want=dtype_name(case.dtype), case=str(case))
     if got.device.type != case.device:
-        raise CheckFailed("wrong_dtype", where="the result's device", got=str(got.device), want=case.device, case=str(case))
+        raise CheckFailed("wrong_dtype", where=f"{name or 'the result'}'s device", got=str(got.device), want=case.device, case=str(case))
     return got.detach().reshape(want.shape)
 
 
-def _allowed(op: Op, case, inputs: dict[str, Any], want: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _allowed(op: Op, case, native: torch.Tensor, want: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest error each element may have, and in low precision how far PyTorch's own result is as a whole (a norm)."""
     tolerance = op.tolerance(case.dtype, **case.shape)
     allowed = tolerance.absolute + tolerance.relative * want.abs()
     if case.dtype == torch.float32:
         return allowed, torch.zeros(())
     epsilon = torch.finfo(case.dtype).eps  # rounding the right result errs by epsilon / 2, some epsilon / 4 in the mean
-    own = (op.native(**inputs).double() - want).abs()
+    own = (native.double() - want).abs()
     beyond_rounding = (own - epsilon * want.abs()).clamp(min=0).max()
     whole = torch.maximum(own.norm(), epsilon / 4 * want.norm() + tolerance.absolute * want.numel() ** 0.5)
-    return allowed + epsilon * want.abs() + TIMES_PYTORCH * beyond_rounding, whole
+    return allowed + epsilon * want.abs() + op.element_times * beyond_rounding, whole
 
 
-def _expect_repeatable(op: Op, case, first: torch.Tensor, again: Callable[[], torch.Tensor], detail: str) -> None:
-    if not op.deterministic:
+def _expect_repeatable(op: Op, case, name: str, first: torch.Tensor, again: Callable[[], torch.Tensor], detail: str) -> None:
+    if not op.deterministic and not case.shape.get("deterministic"):
         return
     second = again().detach().reshape(first.shape)
     moved = differing_bits(first, second)
@@ -119,7 +135,7 @@ def _expect_repeatable(op: Op, case, first: torch.Tensor, again: Callable[[], to
     index = tuple(int(i) for i in moved.nonzero()[0]) if first.dim() else ()
     raise CheckFailed(
         "nondeterministic",
-        where=", ".join(f"{axis} {i}" for axis, i in zip(op.axes, index)),
+        where=_place(op, name, index),
         got=f"{float(first[index]):.9g} the first time, {float(second[index]):.9g} the second",
         case=str(case),
         detail=detail,

@@ -117,6 +117,7 @@ class Failure:
     allowed: torch.Tensor  # the largest error each element may have
     wrong: torch.Tensor  # True where an element is wrong
     index: tuple[int, ...]  # the first wrong element
+    result: str = ""  # the name of the wrong result, where the operation has several
 
     def matching(self, mistakes: Iterable[tuple[str, torch.Tensor]]) -> str | None:
         """The first of `mistakes`, pairs of a description and the float64 result it would give, that this result equals.

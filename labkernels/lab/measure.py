@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from labkernels.errors import ArgumentError
 from labkernels.lab.ceilings import Ceilings
 from labkernels.lab.environment import environment
 from labkernels.lab.timing import input_sets_needed, time_calls
 from labkernels.operation import Op, Peer, Shape, Variant, dtype_name
 
-RESULT_COLUMNS = ["ms", "ms_p20", "ms_p80", "tflops", "gb_per_s", "limit_ms", "share_of_limit", "note"]
+RESULT_COLUMNS = ["ms", "ms_p20", "ms_p80", "tflops", "gb_per_s", "limit_ms", "share_of_limit", "peak_mb", "note"]
 ENVIRONMENT_COLUMNS = ["gpu", "driver", "cuda", "torch", "commit", "date"]
 
 
@@ -66,7 +67,8 @@ def measure(op: Op, entry: Entry, dtype: torch.dtype, shape: Shape, ceilings: Ce
         if refusal is not None:
             return row | {"note": refusal}
         timing = time_calls(lambda kwargs: entry.fn(**kwargs), inputs, budget_ms)
-        if not _agrees(op, dtype, shape, inputs[0], entry.fn(**inputs[0])):
+        peak_bytes, got = peak_memory(lambda: entry.fn(**inputs[0]))
+        if not _agrees(op, dtype, shape, inputs[0], got):
             return row | {"note": "wrong result"}
     except torch.OutOfMemoryError:
         return row | {"note": "out of memory"}
@@ -75,7 +77,7 @@ def measure(op: Op, entry: Entry, dtype: torch.dtype, shape: Shape, ceilings: Ce
             raise
         return row | {"note": str(error).splitlines()[0]}
     finally:
-        inputs = None
+        inputs = got = None
         torch.cuda.empty_cache()
     return row | {
         "ms": timing.ms,
@@ -84,15 +86,31 @@ def measure(op: Op, entry: Entry, dtype: torch.dtype, shape: Shape, ceilings: Ce
         "tflops": op.flops(**shape) / timing.ms / 1e9,
         "gb_per_s": op.bytes_moved(dtype, **shape) / timing.ms / 1e6,
         "share_of_limit": row["limit_ms"] / timing.ms,
+        "peak_mb": peak_bytes / 1e6,
     }
+
+
+def peak_memory(call: Callable) -> tuple[int, object]:
+    """The most bytes that PyTorch has allocated at once within `call()` beyond those it had before, its result's included; and the result."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, result
 
 
 def _agrees(op: Op, dtype: torch.dtype, shape: Shape, inputs: dict, got) -> bool:
     """Is the result, as a whole, as close to PyTorch's as two honest implementations are? `check` is the strict judge."""
-    if not isinstance(got, torch.Tensor):
+    try:
+        pairs = list(zip(op.each(got), op.each(op.native(**inputs))))
+    except ArgumentError:
         return False
-    want = op.native(**inputs)
-    if got.numel() != want.numel() or got.dtype != want.dtype:
+    return all(_close(op, dtype, shape, *pair) for pair in pairs)
+
+
+def _close(op: Op, dtype: torch.dtype, shape: Shape, got, want: torch.Tensor) -> bool:
+    if not isinstance(got, torch.Tensor) or got.numel() != want.numel() or got.dtype != want.dtype:
         return False
     got, want = got.detach().reshape(want.shape).float(), want.float()
     tolerance = op.tolerance(dtype, **shape)
