@@ -1,9 +1,10 @@
 """The operations as functions: each picks the fastest variant that accepts its inputs, on the device where they live."""
 
 from labkernels.attention import attention
+from labkernels.attention_backward import attention_backward
 from labkernels.matmul import matmul
 from labkernels.scaled_matmul import scaled_matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum
 
-__all__ = ["attention", "matmul", "scaled_matmul", "softmax", "sum"]
+__all__ = ["attention", "attention_backward", "matmul", "scaled_matmul", "softmax", "sum"]

@@ -204,4 +204,4 @@ class Registry(Mapping[str, Op]):
         return "\n".join(f"{name}: {op.summary}" for name, op in self.items())
 
 
-ops = Registry(["sum", "softmax", "matmul", "scaled_matmul", "attention"])
+ops = Registry(["sum", "softmax", "matmul", "scaled_matmul", "attention", "attention_backward"])

@@ -88,7 +88,7 @@ def test_implementation_finds_variants_and_peers_and_suggests():
 def test_registry_suggests_a_name():
     with pytest.raises(KeyError, match="no operation named 'atention'; did you mean 'attention'"):
         ops["atention"]
-    assert list(ops) == ["sum", "softmax", "matmul", "scaled_matmul", "attention"]
+    assert list(ops) == ["sum", "softmax", "matmul", "scaled_matmul", "attention", "attention_backward"]
 
 
 @pytest.mark.parametrize("name", list(ops))

@@ -38,7 +38,8 @@ def scores(q, k, causal=False, scale=None, *, window=None, mask=None) -> torch.T
 def weighted(scores: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """softmax(scores) v; zeros for a query all of whose scores are -inf. v has as many heads as the scores, or fewer (grouped)."""
     nothing_seen = scores.eq(-torch.inf).all(dim=-1, keepdim=True)
-    weights = torch.softmax(scores, dim=-1).masked_fill(nothing_seen, 0.0)
+    # In a row of -inf the softmax is NaN, and so is its gradient, whatever is filled in behind it.
+    weights = torch.softmax(scores.masked_fill(nothing_seen, 0.0), dim=-1).masked_fill(nothing_seen, 0.0)
     return weights @ v.repeat_interleave(scores.shape[1] // v.shape[1], dim=1)
 
 
