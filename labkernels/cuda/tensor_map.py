@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -51,9 +52,11 @@ def tensor_map(tensor: torch.Tensor, box: Sequence[int], swizzle: int = 0) -> Te
     box = tuple(box)[::-1]
     item = tensor.element_size()
     _check(tensor, sizes, strides, box, item, swizzle)
-    stride_bytes = [stride * item for stride in strides[1:]]
+    stride_bytes = tuple(stride * item for stride in strides[1:])
     made = TensorMap.from_buffer_copy(
-        _encoded(tensor, sizes, stride_bytes, box, swizzle) if tensor.is_cuda else _emulated(tensor, sizes, stride_bytes, box, swizzle)
+        _encoded(tensor.data_ptr(), tensor.dtype, tensor.device.index, tuple(sizes), stride_bytes, box, swizzle)
+        if tensor.is_cuda
+        else _emulated(tensor, sizes, stride_bytes, box, swizzle)
     )
     made.tensor = tensor
     return made
@@ -93,28 +96,29 @@ def _emulated(tensor, sizes, stride_bytes, box, swizzle) -> _Emulated:
     return made
 
 
-def _encoded(tensor, sizes, stride_bytes, box, swizzle) -> bytes:
+@functools.lru_cache(4096)  # the driver takes 60 us, and a model's tensors lie where they lay in the step before
+def _encoded(address: int, dtype: torch.dtype, device: int, sizes: tuple, stride_bytes: tuple, box: tuple, swizzle: int) -> bytes:
     try:
         from cuda.bindings import driver
     except ImportError as error:
         raise ToolchainError("tensor_map needs cuda.bindings: pip install 'labkernels[cuda13]'") from error
-    if torch.cuda.get_device_capability(tensor.device) < (9, 0):
-        raise ArgumentError(f"tensor_map: {torch.cuda.get_device_name(tensor.device)} has no copy engine TMA; Hopper and newer have")
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        raise ArgumentError(f"tensor_map: {torch.cuda.get_device_name(device)} has no copy engine TMA; Hopper and newer have")
     wide = driver.cuuint64_t
-    with torch.cuda.device(tensor.device):
+    with torch.cuda.device(device):
         error, made = driver.cuTensorMapEncodeTiled(
-            getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_DRIVER_TYPES[tensor.dtype]}"),
-            tensor.dim(),
-            tensor.data_ptr(),
+            getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_DRIVER_TYPES[dtype]}"),
+            len(sizes),
+            address,
             [wide(size) for size in sizes],
             [wide(stride) for stride in stride_bytes] or [wide(16)],  # one axis has no stride; the driver wants a pointer all the same
             [driver.cuuint32_t(size) for size in box],
-            [driver.cuuint32_t(1)] * tensor.dim(),
+            [driver.cuuint32_t(1)] * len(sizes),
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
             getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{_SWIZZLES[swizzle]}"),
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     if error != driver.CUresult.CUDA_SUCCESS:
-        raise ArgumentError(f"tensor_map: the driver refuses shape {tuple(tensor.shape)}, box {tuple(box[::-1])}: {error.name}")
+        raise ArgumentError(f"tensor_map: the driver refuses shape {sizes[::-1]}, box {box[::-1]}: {error.name}")
     return b"".join(int(word).to_bytes(8, "little") for word in made.opaque)
