@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import inspect
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Explanation:
 
 
 def explain(op_name: str, *args, **kwargs) -> Explanation:
-    """How `lk.functional.OP_NAME(*args, **kwargs)` would be computed: each variant, chosen or refused because of what. Computes nothing.
+    """How the operation's function would do it: each variant, chosen or refused because of what. Computes nothing.
 
     Raises KeyError for an operation that does not exist, and ArgumentError for inputs that the function itself would refuse.
     """
@@ -77,9 +78,7 @@ def explain(op_name: str, *args, **kwargs) -> Explanation:
 
 def _bound(op: Op, args, kwargs) -> dict:
     """The inputs by name, without the options left at their defaults: not all variants know all options."""
-    from labkernels import functional
-
-    signature = inspect.signature(getattr(functional, op.name))
+    signature = inspect.signature(getattr(importlib.import_module(f"labkernels.{op.name}"), op.name))
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:

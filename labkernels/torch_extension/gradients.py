@@ -54,5 +54,6 @@ def matmul_gradient(ctx, grad):
     )
 
 
-torch.library.register_autograd("labkernels::attention", attention_gradient, setup_context=attention_saves, lib=LIBRARY)
-torch.library.register_autograd("labkernels::matmul", matmul_gradient, setup_context=matmul_saves, lib=LIBRARY)
+for _name, _gradient, _saves in (("attention", attention_gradient, attention_saves), ("matmul", matmul_gradient, matmul_saves)):
+    for _each in (_name, f"{_name}_autograd"):
+        torch.library.register_autograd(f"labkernels::{_each}", _gradient, setup_context=_saves, lib=LIBRARY)

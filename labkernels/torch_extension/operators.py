@@ -2,10 +2,11 @@
 
     labkernels::matmul(a, b, bias, activation, residual) -> Tensor                       as labkernels.matmul.matmul
     labkernels::attention(q, k, v, causal, scale, window_left, window_right, mask) -> (out, lse)    as labkernels.attention.attention
-    labkernels::attention_backward(grad, q, k, v, out, lse, ...the same options) -> (grad_q, grad_k, grad_v)
+    labkernels::attention_backward(grad_out, q, k, v, out, lse, ...the same options) -> (grad_q, grad_k, grad_v)
 
-Any strides will do: what the kernels cannot read in place is copied first. Each operator NAME has a twin, NAME_rawkernel, that always launches
-from Python: with the C++ extension loaded, it serves the inputs for which the extension has no kernel.
+Any strides will do: what the kernels cannot read in place is copied first. Each operator NAME has two twins for the C++ extension to call:
+NAME_rawkernel always launches from Python, and serves the inputs for which the extension has no kernel; NAME_autograd has the gradients
+(gradients.py), so that a call that wants none does not pass through Python on its way.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from __future__ import annotations
 import torch
 
 from labkernels.attention.op import OP as ATTENTION
+from labkernels.attention_backward.op import OP as BACKWARD
 from labkernels.errors import ArgumentError
 from labkernels.matmul import hopper as hopper_matmul
 from labkernels.matmul.op import OP as MATMUL
 from labkernels.operation import Op
-from labkernels.torch_extension import backward
 
-_OPTIONS = "bool causal=False, float? scale=None, SymInt? window_left=None, SymInt? window_right=None, Tensor? mask=None"
+_OPTIONS = "bool causal=False, float? scale=None, int? window_left=None, int? window_right=None, Tensor? mask=None"
 SCHEMAS = {
     "matmul": "(Tensor a, Tensor b, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
     "attention": f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor lse)",
-    "attention_backward": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    "attention_backward": "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     f"{_OPTIONS}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
 }
 
@@ -68,19 +69,16 @@ def attention_fake(q, k, v, causal=False, scale=None, window_left=None, window_r
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def attention_backward(grad, q, k, v, out, lse, causal=False, scale=None, window_left=None, window_right=None, mask=None):
-    grad, q, k, v, out = map(_dense, (grad, q, k, v, out))
+def attention_backward(grad_out, q, k, v, out, lse, causal=False, scale=None, window_left=None, window_right=None, mask=None):
+    """As labkernels.attention_backward.attention_backward; deterministic where PyTorch is told to be."""
+    grad_out, q, k, v, out = map(_dense, (grad_out, q, k, v, out))
+    given = options(window_left, window_right, mask) | ({"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {})
+    return tuple(BACKWARD.run(grad_out=grad_out, q=q, k=k, v=v, out=out, lse=lse.contiguous(), causal=causal, scale=scale, **given))
+
+
+def attention_backward_fake(grad_out, q, k, v, out, lse, causal=False, scale=None, window_left=None, window_right=None, mask=None):
     given = options(window_left, window_right, mask)
-    _check(ATTENTION, q=q, k=k, v=v, causal=causal, scale=scale, **given)
-    for name, tensor in (("grad", grad), ("out", out)):
-        if tensor.shape != q.shape or tensor.dtype != q.dtype:
-            raise ArgumentError(f"attention_backward: {name} must have the shape and dtype of q, {tuple(q.shape)} and {q.dtype}")
-    if lse.shape != q.shape[:3] or lse.dtype != torch.float32:
-        raise ArgumentError(f"attention_backward: lse must be float32 of shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
-    return backward.gradients(grad, q, k, v, out, lse.contiguous(), causal, scale, **given)
-
-
-def attention_backward_fake(grad, q, k, v, out, lse, causal=False, scale=None, window_left=None, window_right=None, mask=None):
+    _check(BACKWARD, grad_out=grad_out, q=q, k=k, v=v, out=out, lse=lse, causal=causal, scale=scale, **given)
     return tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v))
 
 
@@ -116,9 +114,10 @@ def _readable(b: torch.Tensor) -> torch.Tensor:
 
 
 for _name, _schema in SCHEMAS.items():
-    for _each in (_name, f"{_name}_rawkernel"):
+    for _each in (_name, f"{_name}_rawkernel", f"{_name}_autograd"):
         LIBRARY.define(_each + _schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"labkernels::{_each}", globals()[f"{_name}_fake"], lib=LIBRARY)
         LIBRARY.impl(_each, globals()[_name], "CPU")
     LIBRARY.impl(f"{_name}_rawkernel", globals()[_name], "CUDA")
     _cuda.impl(_name, globals()[_name])
+    _cuda.impl(f"{_name}_autograd", globals()[_name])

@@ -4,7 +4,9 @@
 // variants, and which argument to blame.
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
@@ -48,6 +50,21 @@ bool on_16_bytes(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tens
 
 // Code for an architecture runs on GPUs of the same major version and a minor version at least as high; Hopper's on Hopper alone.
 bool runs_on(int built_for, int gpu) { return built_for == 90 ? gpu == 90 : gpu / 10 == built_for / 10 && gpu >= built_for; }
+
+// An operator by its name. `Schema` is the type of the C++ function that implements it.
+template <class Schema>
+c10::TypedOperatorHandle<Schema> find(const char* name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Schema>();
+}
+
+template <class... Tensors>
+bool wants_gradient(const Tensors&... tensors) {
+    const auto wants = [](const auto& given) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(given)>, Tensor>) return given.requires_grad();
+        else return given && given->requires_grad();
+    };
+    return at::GradMode::is_enabled() && (wants(tensors) || ...);
+}
 
 // ---- matmul
 
@@ -100,9 +117,16 @@ bool run_matmul(const Tensor& a, const Tensor& b, const MaybeTensor& bias, int a
 Tensor matmul(const Tensor& a, const Tensor& b, const MaybeTensor& bias, std::optional<c10::string_view> activation, const MaybeTensor& residual) {
     Tensor c;
     if (run_matmul(a, b, bias, activation_number(activation), residual, c)) return c;
-    using Schema = Tensor(const Tensor&, const Tensor&, const MaybeTensor&, std::optional<c10::string_view>, const MaybeTensor&);
-    static const auto other = c10::Dispatcher::singleton().findSchemaOrThrow("labkernels::matmul_rawkernel", "").typed<Schema>();
+    static const auto other = find<decltype(matmul)>("labkernels::matmul_rawkernel");
     return other.call(a, b, bias, activation, residual);
+}
+
+Tensor matmul_autograd(const Tensor& a, const Tensor& b, const MaybeTensor& bias, std::optional<c10::string_view> activation,
+                       const MaybeTensor& residual) {
+    static const auto with_gradients = find<decltype(matmul)>("labkernels::matmul_autograd"), itself = find<decltype(matmul)>("labkernels::matmul");
+    if (wants_gradient(a, b, bias, residual)) return with_gradients.call(a, b, bias, activation, residual);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return itself.call(a, b, bias, activation, residual);
 }
 
 // ---- attention
@@ -159,9 +183,17 @@ Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, bool causa
             return {std::move(out), std::move(lse)};
         }
     }
-    using Schema = Attended(const Tensor&, const Tensor&, const Tensor&, bool, std::optional<double>, MaybeInt, MaybeInt, const MaybeTensor&);
-    static const auto other = c10::Dispatcher::singleton().findSchemaOrThrow("labkernels::attention_rawkernel", "").typed<Schema>();
+    static const auto other = find<decltype(attention)>("labkernels::attention_rawkernel");
     return other.call(q, k, v, causal, scale, left, right, mask);
+}
+
+Attended attention_autograd(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, std::optional<double> scale, MaybeInt left, MaybeInt right,
+                            const MaybeTensor& mask) {
+    static const auto with_gradients = find<decltype(attention)>("labkernels::attention_autograd"),
+                      itself = find<decltype(attention)>("labkernels::attention");
+    if (wants_gradient(q, k, v, mask)) return with_gradients.call(q, k, v, causal, scale, left, right, mask);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return itself.call(q, k, v, causal, scale, left, right, mask);
 }
 
 const BackwardKernel* backward_kernel(const AttentionCall& call, Element of) {
@@ -196,9 +228,7 @@ Gradients attention_backward(const Tensor& grad, const Tensor& q, const Tensor& 
             return {std::move(grad_q), std::move(grad_k), std::move(grad_v)};
         }
     }
-    using Schema = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, std::optional<double>,
-                             MaybeInt, MaybeInt, const MaybeTensor&);
-    static const auto other = c10::Dispatcher::singleton().findSchemaOrThrow("labkernels::attention_backward_rawkernel", "").typed<Schema>();
+    static const auto other = find<decltype(attention_backward)>("labkernels::attention_backward_rawkernel");
     return other.call(grad, q, k, v, out, lse, causal, scale, left, right, mask);
 }
 
@@ -207,8 +237,15 @@ Gradients attention_backward(const Tensor& grad, const Tensor& q, const Tensor& 
 
 // Called once, when Python's own kernels have made room: see build.py.
 extern "C" __attribute__((visibility("default"))) void labkernels_register() {
-    static torch::Library library(torch::Library::IMPL, "labkernels", std::make_optional(c10::DispatchKey::CUDA), __FILE__, __LINE__);
-    library.impl("matmul", &labkernels::matmul);
-    library.impl("attention", &labkernels::attention);
-    library.impl("attention_backward", &labkernels::attention_backward);
+    using torch::Library;
+    static Library cuda(Library::IMPL, "labkernels", std::make_optional(c10::DispatchKey::CUDA), __FILE__, __LINE__);
+    cuda.impl("matmul", &labkernels::matmul);
+    cuda.impl("matmul_autograd", &labkernels::matmul);
+    cuda.impl("attention", &labkernels::attention);
+    cuda.impl("attention_autograd", &labkernels::attention);
+    cuda.impl("attention_backward", &labkernels::attention_backward);
+    cuda.impl("attention_backward_autograd", &labkernels::attention_backward);
+    static Library autograd(Library::IMPL, "labkernels", std::make_optional(c10::DispatchKey::AutogradCUDA), __FILE__, __LINE__);
+    autograd.impl("matmul", &labkernels::matmul_autograd);
+    autograd.impl("attention", &labkernels::attention_autograd);
 }
