@@ -13,7 +13,7 @@ import pandas
 from labkernels.lab import style
 from labkernels.lab.ladder import draw_bars, draw_lines, size_words
 
-_NOT_SIZES = {"op", "variant", "kind", "ms", "ms_p20", "ms_p80", "tflops", "gb_per_s", "limit_ms", "share_of_limit", "note"}
+_NOT_SIZES = {"op", "variant", "kind", "ms", "ms_p20", "ms_p80", "tflops", "gb_per_s", "limit_ms", "share_of_limit", "peak_mb", "note"}
 _SAME_AS = {"kv_heads": "heads", "kv_len": "seq_len"}
 _NOT_SIZES |= {"gpu", "driver", "cuda", "torch", "commit", "date"}
 

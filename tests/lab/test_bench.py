@@ -13,7 +13,7 @@ from labkernels.lab import measured, record
 from labkernels.lab.bench import bench, sweep_points
 from labkernels.lab.ceilings import READ_BLOCK, READ_FILE, measure_ceilings, read_all
 from labkernels.lab.environment import commit
-from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry
+from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry, peak_memory
 from labkernels.operation import Variant, ops
 from tests.lab.recorded_figures import CEILINGS, ENVIRONMENT, pretend_to_measure
 
@@ -182,7 +182,7 @@ def test_recorded_frames_follow_the_schema(name, monkeypatch):
     op = ops[name]
     frame = record.measure_sweeps(op, CEILINGS, 100.0, timer=pretend_to_measure)
     assert list(frame.columns[:3]) == ["op", "variant", "kind"]
-    assert list(frame.columns[-14:]) == RESULT_COLUMNS + ENVIRONMENT_COLUMNS
+    assert list(frame.columns[-15:]) == RESULT_COLUMNS + ENVIRONMENT_COLUMNS
     assert set(frame["variant"]) == {*op.variants, *op.peers}
     assert not frame.duplicated(list(frame.columns[: frame.columns.get_loc("ms")])).any()
     assert (frame["ms"].isna() == (frame["note"] != "")).all()
@@ -254,6 +254,28 @@ def test_times_on_a_gpu_are_measured_and_make_sense():
     assert 3 < rows.loc["slow_softmax", "ms"] / rows.loc["torch", "ms"] < 5
     assert 0.2 < rows.loc["torch", "share_of_limit"] < 1.1
     assert table.source.startswith("measured now on NVIDIA")
+
+
+def test_figures_recorded_before_peak_memory_was_are_still_shown(figures):
+    path = figures / "h200" / "softmax.csv"
+    frame = pandas.read_csv(path)
+    frame.drop(columns="peak_mb").to_csv(path, index=False)
+    shown = bench("softmax", ["torch"], cols=1024).frame if not torch.cuda.is_available() else frame.assign(peak_mb=math.nan)
+    assert shown["ms"].notna().all() and shown["peak_mb"].isna().all()
+
+
+@pytest.mark.gpu
+def test_peak_memory_is_what_a_call_adds_its_result_included():
+    kept = torch.empty(3 << 20, dtype=torch.uint8, device="cuda")
+
+    def call():
+        temporary = torch.empty(4 << 20, dtype=torch.uint8, device="cuda")
+        result = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+        del temporary
+        return result
+
+    peak, result = peak_memory(call)
+    assert peak == 5 << 20 and result.numel() == 1 << 20 and kept.numel() == 3 << 20
 
 
 @pytest.mark.gpu
