@@ -4,7 +4,8 @@
 # computes the same output and never stores that matrix.
 #
 # Two ideas are enough. The running pair of lab 02 learns to carry the output along. Then a block of queries shares what it
-# reads. Together they are flash attention (Dao et al., 2022). You write a kernel for the first, then one for both.
+# reads. Together they are flash attention (Dao et al., 2022). You write a kernel for the first, then one for both, and a third one
+# for tensor cores.
 
 # %% tags=["parameters"] again={"seed": 7, "queries": 70, "keys": 101}
 seed = 0
@@ -16,9 +17,11 @@ keys = 133
 import dataclasses
 import math
 
+import pandas
 import torch
 
 import labkernels as lk
+from labkernels.lab.published import published
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -398,15 +401,240 @@ print(f"{scores_hidden / (visible + scores_hidden):.1%} of the scores are comput
 print(f"{1 - visible / 1024**2:.1%} would be, if no tile were skipped")
 
 # %% [markdown]
+# ## Parts that wait
+# In your second kernel all copy, then all multiply, then all take exponentials. Memory, multipliers and the unit for exponentials are
+# different parts of a multiprocessor, and most of them always wait. The upper rungs of the ladder are about that.
+
+# %%
+lk.draw.attention_schedules()
+
+# %% [markdown]
+# `v4_warp_tiles` copies with `cp.async`: a thread asks for 16 bytes to go from memory to shared memory, and goes on. So the next tile
+# comes while this one is in use. And a warp owns 16 queries from their scores to their output. Its softmax needs no other warp, and
+# barriers remain only where a tile changes hands.
+#
+# ## Scores that are weights already
+# *Tensor cores* multiply small matrices. One instruction, `mma`, multiplies 16 x 16 numbers of bfloat16 with 16 x 8 and adds the
+# product to 16 x 8 float32 numbers, for a warp as a whole. The matrices lie in registers, spread over the 32 lanes in a way that the
+# hardware prescribes. A lane's share is called a *fragment*; lab 07 takes them apart.
+#
+# The first product makes scores, 16 queries by 8 keys at a time. After the softmax they are the left operand of the second product.
+# Which lane has which number, before and after?
+
+# %%
+lk.draw.scores_become_weights()
+
+# %% [markdown]
+# Each cell has the number of its lane, and those of lane 9 are green: `s0` is its `score[0]`, `s1` its `score[1]`, `w` its `weight`. Before
+# and after, a lane has the same eight places. So `exp`, rounding to bfloat16, two neighbours into one register, and the operand is there.
+# Nothing goes through shared memory, no lane asks another one. This is what makes flash attention and tensor cores fit together.
+#
+# Write the lane as 4 *g* + *t*. It has four numbers of row *g* and four of row *g* + 8. `score[0]` is the left accumulator, `score[1]`
+# the right one; in each, elements 0 and 1 are of row *g*, elements 2 and 3 of row *g* + 8.
+#
+# **Predict.** Over how many lanes is one row of the 16 scores spread? And after how many shuffles with `__shfl_xor_sync` does each of
+# these lanes know the row's maximum?
+
+# %% solution="predict-fragments"
+lanes_a_row = shuffles = None
+### BEGIN SOLUTION
+lanes_a_row = 16 // 4
+shuffles = 2              # with the lane 1 apart, then with the one 2 apart
+### END SOLUTION
+
+# %% tests="predict-fragments" points=1
+lk.check_prediction("a row's lanes", lanes_a_row, shuffles)
+
+# %% [markdown]
+# **Write** the middle of a flash attention on tensor cores. A block is one warp with 16 queries, and 16 keys are a tile. Loading and
+# both products are given. `o` is 8 accumulators side by side, the 64 columns of the output, with rows as in `score`. For both rows of
+# the lane, `r` = 0 and 1:
+#
+# 1. Find the row's new maximum: of the lane's four scores, `max[r]`, and the other lanes of the row.
+# 2. Rescale `sum[r]` and the row's elements of `o`.
+# 3. Make the scores weights, and add the lane's own four to `sum[r]`. The lanes' sums meet after the loop.
+#
+# Then fill `weight[0]` to `weight[3]`, as in the picture. `pack_bf16x2(low, high)` puts the left one of two neighbours first.
+
+# %% solution="fragments"
+%%cuda --name attention_mma
+#include <cuda_bf16.h>
+#include <math_constants.h>
+#include "mma.cuh"     // mma_m16n8k16(d, a, b, c): d = a b + c
+#include "pack.cuh"    // pack_bf16x2(low, high): two bfloat16s in a register
+#include "warp.cuh"
+
+__device__ unsigned pair(const __nv_bfloat16* at) { return *reinterpret_cast<const unsigned*>(at); }
+__device__ unsigned pair(__nv_bfloat16 low, __nv_bfloat16 high) { return __bfloat16_as_ushort(low) | __bfloat16_as_ushort(high) << 16; }
+
+// One warp has 16 queries. All matrices have 64 columns.
+__global__ void attention_mma(const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, __nv_bfloat16* out,
+                              int seq_len, int kv_len, int group, bool causal, float scale) {
+    const int first_query = 16 * blockIdx.x, g = lane_id() / 4, t = lane_id() % 4;
+    const long long z = blockIdx.y;
+    q += z * seq_len * 64;
+    out += z * seq_len * 64;
+    k += z / group * kv_len * 64;
+    v += z / group * kv_len * 64;
+    int visible[2];                       // keys that the queries g and g + 8 may see
+    for (int r = 0; r < 2; ++r) visible[r] = causal ? min(kv_len, first_query + g + 8 * r + kv_len - seq_len + 1) : kv_len;
+    const int end = causal ? min(kv_len, first_query + 16 + kv_len - seq_len) : kv_len;
+
+    unsigned query[4][4];                 // 4 times 16 columns
+    for (int i = 0; i < 16; ++i) {
+        const int row = min(first_query + g + i % 2 * 8, seq_len - 1);
+        query[i / 4][i % 4] = pair(q + row * 64 + i / 2 * 8 + 2 * t);
+    }
+    float o[8][4] = {}, max[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {};
+    for (int first = 0; first < end; first += 16) {
+        float score[2][4] = {};           // 16 keys: two accumulators
+        for (int half = 0; half < 2; ++half) {
+            const __nv_bfloat16* row = k + min(first + 8 * half + g, kv_len - 1) * 64 + 2 * t;
+            for (int step = 0; step < 4; ++step) {
+                const unsigned key[2] = {pair(row + 16 * step), pair(row + 16 * step + 8)};
+                mma_m16n8k16<__nv_bfloat16>(score[half], query[step], key, score[half]);
+            }
+            for (int i = 0; i < 4; ++i) {
+                const int column = first + 8 * half + 2 * t + i % 2;
+                score[half][i] = column < visible[i / 2] ? scale * score[half][i] : -CUDART_INF_F;
+            }
+        }
+
+        unsigned weight[4];
+        // BEGIN SOLUTION
+        for (int r = 0; r < 2; ++r) {
+            float new_max = max[r];
+            for (int half = 0; half < 2; ++half) new_max = fmaxf(new_max, fmaxf(score[half][2 * r], score[half][2 * r + 1]));
+            new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 1));
+            new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 2));
+            const float correction = __expf(max[r] - new_max);
+            max[r] = new_max;
+            sum[r] *= correction;
+            for (int i = 0; i < 16; ++i) o[i / 2][2 * r + i % 2] *= correction;
+            for (int i = 0; i < 4; ++i) {
+                float& s = score[i / 2][2 * r + i % 2];
+                s = __expf(s - new_max);
+                sum[r] += s;
+            }
+        }
+        weight[0] = pack_bf16x2(score[0][0], score[0][1]);
+        weight[1] = pack_bf16x2(score[0][2], score[0][3]);
+        weight[2] = pack_bf16x2(score[1][0], score[1][1]);
+        weight[3] = pack_bf16x2(score[1][2], score[1][3]);
+        // END SOLUTION
+
+        for (int d = 0; d < 8; ++d) {
+            unsigned value[2];
+            for (int i = 0; i < 2; ++i) {
+                const int row = first + 8 * i + 2 * t, low = min(row, kv_len - 1), high = min(row + 1, kv_len - 1);
+                value[i] = pair(v[low * 64 + 8 * d + g], v[high * 64 + 8 * d + g]);
+            }
+            mma_m16n8k16<__nv_bfloat16>(o[d], weight, value, o[d]);
+        }
+    }
+
+    for (int r = 0; r < 2; ++r) {         // until here sum[r] is of this lane's own columns
+        sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+        sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+        const int row = first_query + g + 8 * r;
+        if (row >= seq_len) continue;
+        for (int i = 0; i < 16; ++i) out[row * 64 + i / 2 * 8 + 2 * t + i % 2] = __float2bfloat16(o[i / 2][2 * r + i % 2] / sum[r]);
+    }
+}
+
+# %%
+def my_mma_attention(q, k, v, causal=False, scale=None):
+    """softmax(q k^T * scale) v in bfloat16 for a head_dim of 64, 16 queries a warp, on tensor cores."""
+    batch, heads, seq_len, head_dim = q.shape
+    kv_heads, kv_len = k.shape[1:3]
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    tensors = (q.contiguous(), k.contiguous(), v.contiguous(), out)
+    args = (*tensors, seq_len, kv_len, heads // kv_heads, causal, scale)
+    attention_mma((blocks(seq_len, 16), batch * heads), 32, args)
+    return out
+
+
+# %% tests="fragments" points=5
+lk.check("attention", my_mma_attention, dtypes=["bfloat16"], head_dim=64);
+
+# %% [markdown]
+# There is no shared memory in it and no barrier. It reads k and v once for every 16 queries, which is far too often. `v5_tensor_cores`
+# shares tiles between its warps, as your second kernel does, and takes fragments from there.
+
+# %%
+attention_mma.resources("sm_90a")
+
+# %% [markdown]
+# ## Turns
+# In a clock cycle a multiprocessor of an H200 can do 4096 FLOPs of bfloat16 on its tensor cores: times 132 multiprocessors and
+# 1.83 GHz, these are the 989 TFLOP/s of the data sheet. And it can take 16 exponentials.
+#
+# **Predict.** 64 queries, 128 keys, `head_dim` 64. How many cycles do both products take, and how many the exponentials? If one comes
+# after the other, in what share of the time do tensor cores work?
+
+# %% solution="predict-turns"
+product_cycles = exponential_cycles = share = None
+### BEGIN SOLUTION
+product_cycles = 2 * 2 * 64 * 128 * 64 / 4096
+exponential_cycles = 64 * 128 / 16
+share = product_cycles / (product_cycles + exponential_cycles)
+### END SOLUTION
+
+# %% tests="predict-turns" points=1
+lk.check_prediction("products and exponentials", product_cycles, exponential_cycles, share)
+
+# %% [markdown]
+# So the fastest multipliers of the chip would idle while exponentials are taken. `v5` mixes the two within each warp: exponentials of
+# some keys run while weights of others are multiplied. `v6_hopper` has two or three groups of four warps that take turns, as in the
+# picture's last part: one multiplies while another one takes exponentials. Copies are left to one more thread, which asks a copy
+# engine for whole tiles. Lab 07 is about these parts.
+
+# %%
+entries = ["v3_tiled", my_mma_attention, "v4_warp_tiles", "v5_tensor_cores", "v6_hopper", "flash", "cudnn"]
+lk.bench("attention", entries, dtype="bfloat16", head_dim=64).plot()
+
+# %% [markdown]
+# `flash` is FlashAttention-2 as it comes with PyTorch, `cudnn` NVIDIA's own library.
+#
+# ## A published table, run again
+# A published flash attention in float32, 32 heads of 128, is compared on an RTX 3090 with PyTorch's `scaled_dot_product_attention`,
+# SDPA for short. `data/published` keeps the figures. Here they stand beside ours on an H200, the fastest of v3 and later, at the same
+# sizes. SDPA has more than one implementation for float32, so there are two ratios: to `math`, which stores the matrix, and to
+# `efficient`, which does not.
+
+# %%
+others = published("attention_rtx3090").set_index("seq_len")
+names = [*list(lk.ops["attention"].variants)[3:], "math", "efficient"]
+table = lk.bench("attention", names, dtype="float32", head_dim=128, seq_len=list(others.index))
+rows = table.frame
+ours = rows[rows["kind"] == "ours"].sort_values("ms").groupby("seq_len").head(1).set_index("seq_len")
+math_, efficient = (rows[rows["variant"] == name].set_index("seq_len") for name in ("math", "efficient"))
+
+print("ours and SDPA:", table.source)
+pandas.DataFrame({
+    "published, times SDPA": others["speedup"],
+    "ours, times math": (math_["ms"] / ours["ms"]).round(2),
+    "ours, times efficient": (efficient["ms"] / ours["ms"]).round(2),
+    "memory saved, published": others["memory_saved_percent"].map("{:.1f}%".format).replace("nan%", ""),
+    "by sizes": [f"{1 - 128 / (2 * n):.1%}" for n in others.index],
+    "ours, against math": (1 - ours["peak_mb"] / math_["peak_mb"]).map("{:.1%}".format).replace("nan%", "not recorded"),
+})
+
+# %% [markdown]
+# A ratio says little until it says to what. Whoever compares with `math` wins by leaving out the matrix; `efficient` has left it out
+# already.
+#
+# The published savings of memory, of which only the ends are known, are what sizes alone give: an output of N x 128 against two matrices
+# of N x N. They would be the same on any GPU, for any kernel that stores no matrix, a slow one too.
+#
 # ## Still wasted
-# - **Shared memory.** Each multiplication takes one of its two numbers fresh from shared memory. A patch of 8 x 8 scores, as
-#   in `v3_tiled`, takes 16 numbers for 64 multiplications.
-# - **Waiting.** While a tile is copied nobody computes, and while a tile is computed nothing is copied. Two tiles, one to
-#   fill and one to use, would let both go on.
-# - **The arithmetic itself.** These products run on ordinary float32 units. Tensor cores multiply whole tiles at a time, and
-#   an H200's data sheet gives them 989 TFLOP/s of bfloat16 where ordinary float32 has 67.
-# - **Few queries.** A model that writes asks with one new token at a time: one block a head, and one useful thread in it,
-#   for a million keys. There the keys should be split, not the queries.
+# - **Tiles on the diagonal.** Half of their scores are hidden, and the products compute them all.
+# - **Short sentences.** A row's first softmax has no product of the same row to hide under. With few tiles that shows.
+# - **float32.** Tensor cores take bfloat16. A float32 number can be split into two or three smaller ones, and a product into several,
+#   so that float32 can be computed on them too.
+# - **Few queries.** A model that writes asks with one new token at a time: one block a head, and one useful row in it, for a million
+#   keys. There the keys should be split, not the queries.
 #
 # What would you add next? And a question to take along: if each query saw only the last 128 keys before it, its first tiles
-# could be hidden as a whole. Which line of your kernel would then give nan?
+# could be hidden as a whole. Which line of your kernels would then give nan?

@@ -31,4 +31,15 @@ PREDICTIONS = {
         asks=("tiles visited", "scores computed in vain"),
         hint="Block 0 sees 64 keys, 4 tiles of 16; each block after it sees 64 keys more. Hidden scores lie in the last 64 keys of each block only.",
     ),
+    "a row's lanes": Prediction(
+        (4, 2),
+        asks=("lanes that share a row", "shuffles until each knows the maximum"),
+        hint="Count the different lane numbers in one row of the picture. Each shuffle doubles the number of lanes that a maximum is of.",
+    ),
+    "products and exponentials": Prediction(
+        (512, 512, 0.5),
+        asks=("cycles of both products", "cycles of the exponentials", "share of the tensor cores' time"),
+        tolerance=0.01,
+        hint="Each pair of a query and a key takes 64 FMAs, 2 FLOPs each, in the first product, as many in the second, and one exponential.",
+    ),
 }

@@ -41,6 +41,8 @@ _HOME = {  # picture: the file it lives in
     "attention_tiles": "flash",
     "tile_barriers": "flash",
     "causal_tiles": "flash",
+    "scores_become_weights": "flash_warps",
+    "attention_schedules": "flash_warps",
     "mma_fragments": "fragments",
     "swizzled_pieces": "fragments",
     "mbarrier_phases": "hopper",
