@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def load(verbose: bool = False) -> None:
 def build(arch: int, verbose: bool = False) -> Path:
     """The extension's library for GPUs of architecture `arch`, such as 80 or 90, built now if it is not in the cache."""
     toolkit = find_toolkit()
-    if shutil.which("ninja") is None:
+    if shutil.which("ninja", path=_path()) is None:
         raise ToolchainError(f"the C++ extension is built by ninja, which is missing: pip install ninja; {HINT}")
     facts = {"torch": torch.__version__, "nvcc": nvcc_version(toolkit), "arch": arch, "flags": NVCC_FLAGS, "units": units(arch)}
     key = cache.key("torch_extension", Source("", "units"), files=sources(), **facts)
@@ -91,7 +92,7 @@ def _compile_into(folder: Path, arch: int, toolkit: Path, verbose: bool) -> None
     for name, text in units(arch).items():
         (work / f"{name}.cu").write_text(text)
     files = [CSRC / "operators.cpp", *sorted(work.glob("*.cu"))]
-    libraries = [folder for folder in (toolkit / "lib64", toolkit / "targets" / "x86_64-linux" / "lib", toolkit / "lib") if folder.is_dir()]
+    libraries = [path for path in (toolkit / "lib64", toolkit / "targets" / "x86_64-linux" / "lib", toolkit / "lib") if path.is_dir()]
     try:
         with _home_of_cpp_extension(toolkit):
             cpp_extension.load(
@@ -114,11 +115,18 @@ def _compile_into(folder: Path, arch: int, toolkit: Path, verbose: bool) -> None
 
 @contextmanager
 def _home_of_cpp_extension(toolkit: Path):
-    """cpp_extension decides where CUDA is when it is imported; for the time of the build it is `toolkit`."""
+    """cpp_extension decides where CUDA is when it is imported; for the time of the build it is `toolkit`, and ninja is found."""
     from torch.utils import cpp_extension
 
-    before, cpp_extension.CUDA_HOME = cpp_extension.CUDA_HOME, str(toolkit)
+    before, path = cpp_extension.CUDA_HOME, os.environ.get("PATH")
+    cpp_extension.CUDA_HOME, os.environ["PATH"] = str(toolkit), _path()
     try:
         yield
     finally:
         cpp_extension.CUDA_HOME = before
+        os.environ["PATH"] = path or ""
+
+
+def _path() -> str:
+    """Where programs are looked for; pip puts ninja beside Python, which need not be among the folders of PATH."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])

@@ -4,7 +4,7 @@
     labkernels::attention(q, k, v, causal, scale, window_left, window_right, mask) -> (out, lse)    as labkernels.attention.attention
     labkernels::attention_backward(grad_out, q, k, v, out, lse, ...the same options) -> (grad_q, grad_k, grad_v)
 
-Any strides will do: what the kernels cannot read in place is copied first. Each operator NAME has two twins for the C++ extension to call:
+Any strides will do: what the kernels cannot read in place is copied first. Each operator NAME but the last has two twins for the C++ extension to call:
 NAME_rawkernel always launches from Python, and serves the inputs for which the extension has no kernel; NAME_autograd has the gradients
 (gradients.py), so that a call that wants none does not pass through Python on its way.
 """
@@ -19,6 +19,7 @@ from labkernels.errors import ArgumentError
 from labkernels.matmul import hopper as hopper_matmul
 from labkernels.matmul.op import OP as MATMUL
 from labkernels.operation import Op
+from labkernels.scaled_matmul.op import OP as SCALED_MATMUL
 
 _OPTIONS = "bool causal=False, float? scale=None, int? window_left=None, int? window_right=None, Tensor? mask=None"
 SCHEMAS = {
@@ -82,6 +83,17 @@ def attention_backward_fake(grad_out, q, k, v, out, lse, causal=False, scale=Non
     return tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v))
 
 
+def scaled_matmul(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
+    b = b.t().contiguous().t() if b.dim() == 2 and b.stride(0) != 1 else b
+    return SCALED_MATMUL.run(a=_dense(a), b=b, scale_a=scale_a, scale_b=scale_b, bias=_dense(bias), out_dtype=out_dtype)
+
+
+def scaled_matmul_fake(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
+    like_b = _like(b.t()).t() if b.dim() == 2 else b
+    _check(SCALED_MATMUL, a=_like(a), b=like_b, scale_a=scale_a, scale_b=scale_b, bias=_like(bias), out_dtype=out_dtype)
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+
+
 def options(window_left, window_right, mask) -> dict:
     """The options of `labkernels.attention.attention` that are given; not all of its variants know them."""
     window = None if window_left is None and window_right is None else (window_left, window_right)
@@ -121,3 +133,11 @@ for _name, _schema in SCHEMAS.items():
     LIBRARY.impl(f"{_name}_rawkernel", globals()[_name], "CUDA")
     _cuda.impl(_name, globals()[_name])
     _cuda.impl(f"{_name}_autograd", globals()[_name])
+
+LIBRARY.define(
+    "scaled_matmul(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, Tensor? bias=None, ScalarType out_dtype=bfloat16) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.register_fake("labkernels::scaled_matmul", scaled_matmul_fake, lib=LIBRARY)
+for _key in ("CPU", "CUDA"):
+    LIBRARY.impl("scaled_matmul", scaled_matmul, _key)

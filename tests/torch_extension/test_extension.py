@@ -61,7 +61,7 @@ def test_without_a_gpu_it_says_so():
 
 
 def test_without_nvcc_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     monkeypatch.setattr(build.Path, "exists", lambda path: False)
     monkeypatch.setattr(build.Path, "glob", lambda path, pattern: [])
     with pytest.raises(ToolchainError, match="nvcc, which is missing. Install NVIDIA's CUDA toolkit .* CUDA_HOME"):
@@ -70,7 +70,7 @@ def test_without_nvcc_it_says_what_to_install(monkeypatch):
 
 def test_without_ninja_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "find_toolkit", lambda: tmp_path)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     with pytest.raises(ToolchainError, match="pip install ninja"):
         build.build(90)
 

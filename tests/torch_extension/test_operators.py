@@ -53,6 +53,23 @@ def test_opcheck_of_the_backward():
     torch.library.opcheck(ops.attention_backward.default, (torch.randn_like(out), q, k, v, out, lse))
 
 
+def scaled_inputs():
+    a, weight = (torch.randn(shape).to(torch.float8_e4m3fn) for shape in ((9, 32), (16, 32)))
+    return a, weight.t(), torch.rand(9, 1) + 0.5, torch.rand(1, 16) + 0.5, torch.randn(16).bfloat16()
+
+
+def test_opcheck_of_scaled_matmul():
+    """But for test_schema, which asks PyTorch whether two float8 tensors are close, and PyTorch cannot say."""
+    utilities = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(ops.scaled_matmul.default, scaled_inputs(), test_utils=utilities)
+
+
+def test_torch_compile_takes_scaled_matmul_whole():
+    inputs = scaled_inputs()
+    compiled = torch.compile(lambda *given: lk.functional.scaled_matmul(*given) * 2, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), lk.functional.scaled_matmul(*inputs) * 2)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_matmul(activation):
     a, weight, bias, residual = normal(9, 16), normal(24, 16), normal(24), normal(9, 24)
