@@ -427,7 +427,7 @@ lk.draw.scores_become_weights()
 # %% [markdown]
 # Each cell has the number of its lane, and those of lane 9 are green: `s0` is its `score[0]`, `s1` its `score[1]`, `w` its `weight`. Before
 # and after, a lane has the same eight places. So `exp`, rounding to bfloat16, two neighbours into one register, and the operand is there.
-# Nothing goes through shared memory, no lane asks another one. This is what makes flash attention and tensor cores fit together.
+# No weight goes through shared memory or to another lane. This is what makes flash attention and tensor cores fit together.
 #
 # Write the lane as 4 *g* + *t*. It has four numbers of row *g* and four of row *g* + 8. `score[0]` is the left accumulator, `score[1]`
 # the right one; in each, elements 0 and 1 are of row *g*, elements 2 and 3 of row *g* + 8.
@@ -465,7 +465,9 @@ lk.check_prediction("a row's lanes", lanes_a_row, shuffles)
 #include "warp.cuh"
 
 __device__ unsigned pair(const __nv_bfloat16* at) { return *reinterpret_cast<const unsigned*>(at); }
-__device__ unsigned pair(__nv_bfloat16 low, __nv_bfloat16 high) { return __bfloat16_as_ushort(low) | __bfloat16_as_ushort(high) << 16; }
+__device__ unsigned pair(__nv_bfloat16 low, __nv_bfloat16 high) {
+    return __bfloat16_as_ushort(low) | __bfloat16_as_ushort(high) << 16;
+}
 
 // One warp has 16 queries. All matrices have 64 columns.
 __global__ void attention_mma(const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, __nv_bfloat16* out,
@@ -476,9 +478,9 @@ __global__ void attention_mma(const __nv_bfloat16* q, const __nv_bfloat16* k, co
     out += z * seq_len * 64;
     k += z / group * kv_len * 64;
     v += z / group * kv_len * 64;
+    const int earlier = kv_len - seq_len, end = causal ? min(kv_len, first_query + 16 + earlier) : kv_len;
     int visible[2];                       // keys that the queries g and g + 8 may see
-    for (int r = 0; r < 2; ++r) visible[r] = causal ? min(kv_len, first_query + g + 8 * r + kv_len - seq_len + 1) : kv_len;
-    const int end = causal ? min(kv_len, first_query + 16 + kv_len - seq_len) : kv_len;
+    for (int r = 0; r < 2; ++r) visible[r] = causal ? min(kv_len, first_query + g + 8 * r + earlier + 1) : kv_len;
 
     unsigned query[4][4];                 // 4 times 16 columns
     for (int i = 0; i < 16; ++i) {
@@ -504,7 +506,7 @@ __global__ void attention_mma(const __nv_bfloat16* q, const __nv_bfloat16* k, co
         // BEGIN SOLUTION
         for (int r = 0; r < 2; ++r) {
             float new_max = max[r];
-            for (int half = 0; half < 2; ++half) new_max = fmaxf(new_max, fmaxf(score[half][2 * r], score[half][2 * r + 1]));
+            for (int i = 0; i < 4; ++i) new_max = fmaxf(new_max, score[i / 2][2 * r + i % 2]);
             new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 1));
             new_max = fmaxf(new_max, __shfl_xor_sync(0xffffffffu, new_max, 2));
             const float correction = __expf(max[r] - new_max);
@@ -538,7 +540,8 @@ __global__ void attention_mma(const __nv_bfloat16* q, const __nv_bfloat16* k, co
         sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
         const int row = first_query + g + 8 * r;
         if (row >= seq_len) continue;
-        for (int i = 0; i < 16; ++i) out[row * 64 + i / 2 * 8 + 2 * t + i % 2] = __float2bfloat16(o[i / 2][2 * r + i % 2] / sum[r]);
+        for (int i = 0; i < 16; ++i)
+            out[row * 64 + i / 2 * 8 + 2 * t + i % 2] = __float2bfloat16(o[i / 2][2 * r + i % 2] / sum[r]);
     }
 }
 

@@ -104,13 +104,18 @@ def softmax_gradient(scores, dp):
         return torch.autograd.grad(scores.softmax(-1), scores, dp)[0]
 
 
+def with_plain_average(scores, dp):
+    return scores.softmax(-1) * (dp - dp.mean(-1, keepdim=True))
+
+
 mistakes = {
     "p times dp, without what is taken from the other weights": lambda scores, dp: scores.softmax(-1) * dp,
-    "off by the plain average of dp; each dp counts with its weight": lambda scores, dp: scores.softmax(-1) * (dp - dp.mean(-1, keepdim=True)),
+    "off by the plain average of dp; each dp counts with its weight": with_plain_average,
 }
 
 # %% tests="softmax-backward" points=2
-lk.check_against(softmax_gradient, my_softmax_gradient, [{"scores": (5, 9), "dp": (5, 9)}, {"scores": (33, 70), "dp": (33, 70)}], mistakes=mistakes)
+sizes = [(5, 9), (33, 70)]
+lk.check_against(softmax_gradient, my_softmax_gradient, [{"scores": size, "dp": size} for size in sizes], mistakes=mistakes);
 
 # %% [markdown]
 # ## Keep it or compute it again
@@ -156,7 +161,7 @@ print(f"compute the scores again {again_flops / 989e12 * 1000:4.1f} ms, nothing 
 
 # %%
 def forward(q, k, v, causal, scale):
-    """The output, and the log-sum-exp of each row: what a flash attention's forward pass leaves behind. Heads first: (heads, tokens, 32)."""
+    """What flash attention leaves behind: output and log-sum-exp. q, k, v and output are (heads, tokens, 32)."""
     out, lse = lk.functional.attention(q[None], k[None], v[None], causal, scale, return_lse=True)
     return out[0], lse[0]
 
@@ -294,12 +299,14 @@ def gradients_of_keys(q, k, v, grad, causal, scale):
 
 
 mistakes = {
-    "right for dv; dk lacks the factor `scale`": lambda q, k, v, grad, causal, scale: without_scale(q, k, v, grad, causal, scale)[1:],
-    "that of attention without a causal mask": lambda q, k, v, grad, causal, scale: autograd(q, k, v, grad, False, scale)[1:],
+    "right for dv; dk lacks the factor `scale`": lambda q, k, v, grad, causal, scale: (
+        without_scale(q, k, v, grad, causal, scale)[1:]),
+    "that of attention without a causal mask": lambda q, k, v, grad, causal, scale: (
+        autograd(q, k, v, grad, False, scale)[1:]),
 }
 
 # %% tests="key-gradients" points=4
-lk.check_against(gradients_of_keys, my_key_gradients, cases, mistakes=mistakes)
+lk.check_against(gradients_of_keys, my_key_gradients, cases, mistakes=mistakes);
 
 # %% [markdown]
 # In the result, axis 0 counts dk and dv, then come heads, tokens and head_dim. Two of the three gradients are done.
@@ -416,12 +423,14 @@ def gradient_of_queries(q, k, v, grad, causal, scale):
 
 
 mistakes = {
-    "right but for the factor `scale`": lambda q, k, v, grad, causal, scale: without_scale(q, k, v, grad, causal, scale)[0],
-    "that of attention without a causal mask": lambda q, k, v, grad, causal, scale: autograd(q, k, v, grad, False, scale)[0],
+    "right but for the factor `scale`": lambda q, k, v, grad, causal, scale: (
+        without_scale(q, k, v, grad, causal, scale)[0]),
+    "that of attention without a causal mask": lambda q, k, v, grad, causal, scale: (
+        autograd(q, k, v, grad, False, scale)[0]),
 }
 
 # %% tests="query-gradients" points=4
-lk.check_against(gradient_of_queries, my_query_gradients, cases, mistakes=mistakes)
+lk.check_against(gradient_of_queries, my_query_gradients, cases, mistakes=mistakes);
 
 # %% [markdown]
 # ## All of it, for autograd
@@ -462,14 +471,14 @@ for name, leaf, want in zip(("dq", "dk", "dv"), leaves, exact):
 # PyTorch can train through it. Nothing of size N x N was kept, and nothing of that size was ever made.
 #
 # ## The ladder
-# Your kernels multiply on float32 units, a number at a time. The upper rungs of this package's ladder put the five products on tensor
-# cores. With a GPU all are measured now; without one you see what an H200 has recorded.
+# Your kernels multiply on float32 units, a number at a time, and so does the first rung of this package's ladder. Those above it put
+# the products on tensor cores. With a GPU all are measured now; without one you see what an H200 has recorded.
 
 # %%
-if "attention_backward" in lk.ops:
-    display(lk.bench("attention_backward").plot())
-else:
-    print("this version of the package has no ladder of the backward pass yet")
+lk.bench("attention_backward", dtype="bfloat16").plot()
+
+# %%
+lk.ops["attention_backward"].variants
 
 # %% [markdown]
 # ## Still wasted
