@@ -109,7 +109,8 @@ def _compile_into(folder: Path, arch: int, toolkit: Path, verbose: bool) -> None
             )
     except (RuntimeError, OSError) as error:
         raise CompileError(f"the C++ extension does not build:\n{error}", log=str(error)) from error
-    shutil.move(work / f"{NAME}.so", folder / f"{NAME}.so")
+    built = next(work.glob("*.so"))  # not always NAME.so: a second build in one process has a number in its name
+    shutil.move(built, folder / f"{NAME}.so")
     shutil.rmtree(work)
 
 
