@@ -22,8 +22,11 @@ def _graph(backend: SDPBackend | None, q, k, v, causal, scale, window, mask) -> 
 
 
 def native(grad_out, q, k, v, out, lse, causal=False, scale=None, *, window=None, mask=None, deterministic=False):
-    """The gradients of `scaled_dot_product_attention`, by whichever backend PyTorch picks; its forward pass runs first, every time."""
-    found, leaves = _graph(None, q, k, v, causal, scale, window, mask)
+    """The gradients of `scaled_dot_product_attention`, by whichever backend PyTorch picks; its forward pass runs first, every time.
+
+    With a mask by its own arithmetic: cuDNN 9.19 fails on some (CUDNN_STATUS_INTERNAL_ERROR), and the process's GPU context with it.
+    """
+    found, leaves = _graph(None if mask is None else SDPBackend.MATH, q, k, v, causal, scale, window, mask)
     gradients = torch.autograd.grad(found, leaves, grad_out)
     if all(gradient.isfinite().all() for gradient in gradients):
         return gradients

@@ -46,7 +46,7 @@ class Tiling:
 
 
 TILINGS = {  # by name: for each head_dim the first one that fits in shared memory is taken
-    "d64": Tiling(64, 4, 2, 64, 1),
+    "d64": Tiling(64, 2, 2, 64, 3),
     "d128": Tiling(128, 4, 2, 64, 1),
     "d128_small": Tiling(128, 4, 2, 32, 1),
     "d256": Tiling(256, 4, 1, 64, 1),
