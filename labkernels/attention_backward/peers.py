@@ -15,7 +15,7 @@ from labkernels.operation import Peer
 Graph = tuple[torch.Tensor, list[torch.Tensor]]  # the result of a forward pass, and what its gradients are wanted of
 
 
-def _graph(backend: SDPBackend | None, q, k, v, causal, scale, window, mask) -> Graph:
+def _graph(backend: SDPBackend | list[SDPBackend] | None, q, k, v, causal, scale, window, mask) -> Graph:
     leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
     with torch.enable_grad(), nullcontext() if backend is None else sdpa_kernel(backend):
         return forward.native(*leaves, causal, scale, window=window, mask=mask), leaves
@@ -24,9 +24,10 @@ def _graph(backend: SDPBackend | None, q, k, v, causal, scale, window, mask) -> 
 def native(grad_out, q, k, v, out, lse, causal=False, scale=None, *, window=None, mask=None, deterministic=False):
     """The gradients of `scaled_dot_product_attention`, by whichever backend PyTorch picks; its forward pass runs first, every time.
 
-    With a mask by its own arithmetic: cuDNN 9.19 fails on some (CUDNN_STATUS_INTERNAL_ERROR), and the process's GPU context with it.
+    With a mask not by cuDNN: 9.19 fails on some (CUDNN_STATUS_INTERNAL_ERROR), and the process's GPU context with it.
     """
-    found, leaves = _graph(None if mask is None else SDPBackend.MATH, q, k, v, causal, scale, window, mask)
+    backends = None if mask is None or not q.is_cuda else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    found, leaves = _graph(backends, q, k, v, causal, scale, window, mask)
     gradients = torch.autograd.grad(found, leaves, grad_out)
     if all(gradient.isfinite().all() for gradient in gradients):
         return gradients
