@@ -5,9 +5,8 @@
 //             vector each, for a patch of 8 x 8 scores. The softmax, its statistics and the weights stay within the warp.
 //   Predicts  The same 4 * S^2 * head_dim FLOPs and the same 4 vector loads for 64 multiplications as v3, but 2 barriers instead of 16 for
 //             128 keys, no instruction spent on carrying K and V, and no warp that works on keys that only the others may see.
-//   Measured  On an H200, float32, 32 heads of 128, 4096 queries: 6.94 ms, v3 6.63; causal 3.53 and 3.36. With heads of 64, 3.84 and 3.75. So the
-//             barriers were no loss: FMAs are the limit of both, and a warp of 16 queries has fewer of them for each word it loads. Faster at
-//             512 causal queries with heads of 64 alone (0.060, 0.067): fewer tiles that the mask hides.
+//   Measured  On an H200, float32, 32 heads, 4096 queries: 6.53 ms at head_dim 128, v3 6.61; causal 3.32 and 3.36. At head_dim 64 3.62 and 3.74. So
+//             the barriers were a small loss: both are bound by FMAs, which reach 82% of the limit.
 //   Wastes    The tensor cores, still. The weights cross shared memory for the sake of the layout alone: each thread has 8 columns of 8
 //             rows and needs all columns of them. Tensor cores have the same question and answer it in registers (v5).
 // Also here, and in all that follow: windows, masks, packed sequences and the log-sum-exp, by the rules of visible.cuh.
