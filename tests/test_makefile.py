@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ["help", "lab", "test", "book", "bench", "gpu-test", "browser-test"]
+TARGETS = ["help", "lab", "test", "book", "bench", "gpu-test", "gpu-sanitize", "browser-test"]
 
 # Stands for `python3` and for the environment's python: logs its arguments, "creates" environments, says it is new enough.
 PYTHON = """#!/bin/sh

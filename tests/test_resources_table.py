@@ -36,7 +36,9 @@ def test_every_kernel_takes_what_the_table_says_and_spills_nothing_new():
 
 def test_every_kernel_in_the_sources_is_in_the_table_for_each_architecture_that_it_is_for():
     listed = {(row.file, row.kernel, row.arch) for row in read_table()}
-    assert {(file, kernel, arch) for file, kernel in kernels_in_sources() for arch in architectures(PACKAGE / file)} == listed
+    of_operations = {(file, kernel) for file, kernel in kernels_in_sources() if not file.startswith("lab/")}
+    assert {(file, kernel, arch) for file, kernel in of_operations for arch in architectures(PACKAGE / file)} <= listed
+    assert {file for file, _, _ in listed} == {file for file, _ in of_operations}  # of which some have kernels in their headers
 
 
 def test_what_uses_hoppers_instructions_is_not_compiled_for_others():
@@ -60,7 +62,7 @@ def test_the_table_has_each_kernel_once_and_all_of_it_from_one_version_of_nvrtc(
 def test_finding_the_kernels_launches_none_and_leaves_launching_as_it_was():
     launch = Kernel.__call__
     names = [kernel.name for kernel in launched_kernels("sum", "softmax")]
-    assert {"sum_tree", "sum_warp<1>", "sum_warp<4>", "softmax_online<__nv_bfloat16>", "softmax_streamed<float, 4>"} <= set(names)
+    assert {"sum_tree", "sum_warp<4>", "softmax_online<__nv_bfloat16>", "softmax_streamed<float, 4>"} <= set(names)
     assert Kernel.__call__ is launch
 
 
@@ -117,8 +119,8 @@ def test_the_command_updates_compares_and_refuses(tmp_path, monkeypatch):
     code, shown = run()
     assert code == 1 and "sum_tree on sm_80: is not in the table" in shown and "resources --update" in shown
     code, shown = run("--update")
-    assert code == 0 and "8 rows, 4 kernels, 0 rows with spills" in shown
-    assert run() == (0, "8 rows, 4 kernels, 0 rows with spills\n")
+    assert code == 0 and "6 rows, 3 kernels, 0 rows with spills" in shown
+    assert run() == (0, "6 rows, 3 kernels, 0 rows with spills\n")
     rows = read_table(table)
     write_table([replace(rows[0], registers=rows[0].registers + 1), *rows[1:]], table)
     code, shown = run()
