@@ -28,12 +28,15 @@ def environment() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this package: from its repository, with a `+` when files differ from it; else LABKERNELS_COMMIT; else `unknown`."""
+    """The commit of this package: LABKERNELS_COMMIT where it is set, as on a machine that got a copy of the files; else from the repository, with
+    a `+` when files differ from it; else `unknown`."""
+    if named := os.environ.get("LABKERNELS_COMMIT"):
+        return named
     if (REPOSITORY / ".git").exists():
         name = _output_of("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
         if name:
             return name + ("+" if _output_of("git", "-C", str(REPOSITORY), "status", "--porcelain", "--", "labkernels") else "")
-    return os.environ.get("LABKERNELS_COMMIT") or "unknown"
+    return "unknown"
 
 
 def _output_of(*command: str) -> str:
