@@ -7,17 +7,8 @@
 #include "strides.cuh"
 #include "tma.cuh"
 #include "visible.cuh"
+#include "warpgroups.cuh"
 #include "wgmma.cuh"
-
-constexpr int GROUP = 128;      // threads of a warpgroup
-constexpr int ROW_BYTES = 128;  // of a tile in shared memory: 64 elements, what one swizzle spans
-
-template <class T>
-__device__ unsigned pack_pair(float low, float high);
-template <>
-__device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float high) { return pack_bf16x2(low, high); }
-template <>
-__device__ __forceinline__ unsigned pack_pair<__half>(float low, float high) { return pack_f16x2(low, high); }
 
 // Tiles of q, k and v are panels of 64 columns, one below the other.
 template <int HEAD_DIM, int BLOCK_Q_, int BLOCK_K, int STAGES, int Q_BUFFERS>
@@ -36,18 +27,6 @@ struct AttentionLayout {
     __device__ Mbarrier* k_empty() const { return k_full() + STAGES; }
     __device__ Mbarrier* v_full() const { return k_empty() + STAGES; }
     __device__ Mbarrier* v_empty() const { return v_full() + STAGES; }
-};
-
-// Which buffer is next, and the parity of its phase.
-template <int COUNT>
-struct Ring {
-    int stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == COUNT) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
 };
 
 struct Item {

@@ -53,8 +53,6 @@ struct Tiling {
     static constexpr int THREADS = 32 * WARPS, WARP_QUERIES = 16 * ROW_TILES, QUERIES = WARP_QUERIES * WARPS;
 };
 
-__device__ __forceinline__ unsigned pack(float low, float high, __nv_bfloat16) { return pack_bf16x2(low, high); }
-__device__ __forceinline__ unsigned pack(float low, float high, __half) { return pack_f16x2(low, high); }
 
 // One warp's part: its queries' rows of the output, and of each row the base that weights are relative to and their sum.
 // Lane 4 * g + t holds the rows g and g + 8 of each 16 and the columns 2 * t and 2 * t + 1 of each 8, of scores and output alike.
@@ -156,7 +154,7 @@ struct Warp {
             const float low = exp2_approx(fmaf(pair[0], factor, minus_base[i][half])), high = exp2_approx(fmaf(pair[1], factor, minus_base[i][half]));
             sum[i][half] += low;
             sum[i][half] += high;
-            weights[chunk][i][part_of_a] = pack(low, high, T());
+            weights[chunk][i][part_of_a] = pack_pair<T>(low, high);
         }
     }
 
@@ -213,7 +211,7 @@ struct Warp {
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; ++n)
                 *reinterpret_cast<unsigned*>(staged + Row::at(query, n) + lane_id() % 4 * 4) =
-                    pack(output[i][n][2 * half] * inverse, output[i][n][2 * half + 1] * inverse, T());
+                    pack_pair<T>(output[i][n][2 * half] * inverse, output[i][n][2 * half + 1] * inverse);
         }
         __syncwarp();
     }

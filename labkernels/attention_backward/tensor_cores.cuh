@@ -40,8 +40,6 @@ struct Layout {
     __device__ float* delta(int stage) const { return lse(2 + stage); }
 };
 
-__device__ __forceinline__ unsigned pack(float low, float high, __nv_bfloat16) { return pack_bf16x2(low, high); }
-__device__ __forceinline__ unsigned pack(float low, float high, __half) { return pack_f16x2(low, high); }
 
 __device__ __forceinline__ void add_four(float4* sum, float4 values) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -149,7 +147,7 @@ struct Warp {
                 for (int half = 0; half < 2; ++half) {
                     const float* score = scores[i][n] + 2 * half;
                     weights[n / 2][i][n % 2 * 2 + half] =
-                        pack(exp2_approx(fmaf(score[0], scale, -row_lse.x)), exp2_approx(fmaf(score[1], scale, -row_lse.y)), T());
+                        pack_pair<T>(exp2_approx(fmaf(score[0], scale, -row_lse.x)), exp2_approx(fmaf(score[1], scale, -row_lse.y)));
                 }
             }
         }
@@ -177,7 +175,7 @@ struct Warp {
                 float low, high;
                 unpack_pair<T>(own[part], low, high);
                 const float* pair = dp[i][2 * chunk + right] + 2 * half;
-                weights[chunk][i][part] = pack(low * (pair[0] - row_delta.x), high * (pair[1] - row_delta.y), T());
+                weights[chunk][i][part] = pack_pair<T>(low * (pair[0] - row_delta.x), high * (pair[1] - row_delta.y));
                 *reinterpret_cast<unsigned*>(ds + QueryRow::at(16 * i + 8 * half + group, 2 * chunk + right) + pair_column * 2) = weights[chunk][i][part];
             }
         }

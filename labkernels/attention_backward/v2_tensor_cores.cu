@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; ++n)
             *reinterpret_cast<unsigned*>(staged + Rows<HEAD_DIM>::at(16 * i + 8 * half + group, n) + pair_column * 2) =
-                pack(warp.sum[i][n][2 * half] * factor, warp.sum[i][n][2 * half + 1] * factor, T());
+                pack_pair<T>(warp.sum[i][n][2 * half] * factor, warp.sum[i][n][2 * half + 1] * factor);
     }
     __syncwarp();
     const Strides strides = has_scores ? problem.dv : problem.dk;
@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(Tiling::THREADS)
     for (int n = 0; n < Tiling::DQ_FRAGMENTS; ++n) {
         const float4 four = own[32 * n];
         char* upper = corner + n % 2 * 16 * STRIDE + n / 2 * 16;
-        *reinterpret_cast<unsigned*>(upper) = pack(four.x * scale, four.y * scale, T());
-        *reinterpret_cast<unsigned*>(upper + 8 * STRIDE) = pack(four.z * scale, four.w * scale, T());
+        *reinterpret_cast<unsigned*>(upper) = pack_pair<T>(four.x * scale, four.y * scale);
+        *reinterpret_cast<unsigned*>(upper + 8 * STRIDE) = pack_pair<T>(four.z * scale, four.w * scale);
     }
     __syncthreads();
     T* target = head_matrix(dq, strides, batch, head) + (bounds.first_query + first_query) * strides.seq;

@@ -6,9 +6,7 @@
 #include "named_barrier.cuh"
 #include "pack.cuh"
 #include "tma.cuh"
-
-constexpr int GROUP = 128;      // threads of a warpgroup
-constexpr int ROW_BYTES = 128;  // of a tile in shared memory: what one swizzle spans
+#include "warpgroups.cuh"
 
 // A stage holds ROWS x DEPTH of A and DEPTH x COLUMNS of B. Either lies with k dense, as rows of 128 bytes of k, or with m (n) dense, as
 // panels of 128 bytes of m (n), each DEPTH rows. A slab is a piece of C on its way out.
@@ -27,18 +25,6 @@ struct Layout {
     __device__ Mbarrier* empty() const { return full() + STAGES; }
 };
 
-// Which stage is next, and the parity of its phase.
-template <int STAGES>
-struct Ring {
-    int stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
-
 // The order of the tiles: bands of `band` tiles of rows, in which neighbours in time share rows of A and columns of B.
 struct Tile {
     int row, column;
@@ -49,13 +35,6 @@ struct Tile {
         column = index % in_band / height;
     }
 };
-
-template <class T>
-__device__ unsigned pack_pair(float low, float high);
-template <>
-__device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float high) { return pack_bf16x2(low, high); }
-template <>
-__device__ __forceinline__ unsigned pack_pair<__half>(float low, float high) { return pack_f16x2(low, high); }
 
 // A warpgroup's 64 x COLUMNS sums `d`, laid out as wgmma leaves them, become 64 x COLUMNS elements of C at (row, column): rounded to T,
 // written as slabs to shared memory, of which the warpgroup has SLABS, and stored from there by the copy engine, which clips them to C.

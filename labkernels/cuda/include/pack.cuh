@@ -38,6 +38,14 @@ __device__ __forceinline__ unsigned pack_f16x2_relu(float low, float high) {
 }
 #undef LK_PACK
 
+// Two of the 16-bit type T: pack_pair<__nv_bfloat16>, pack_pair<__half>.
+template <class T>
+__device__ unsigned pack_pair(float low, float high);
+template <>
+__device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float high) { return pack_bf16x2(low, high); }
+template <>
+__device__ __forceinline__ unsigned pack_pair<__half>(float low, float high) { return pack_f16x2(low, high); }
+
 #ifdef LK_EMULATOR
 #define LK_PACK(ptx, kind)                                                                \
     return static_cast<unsigned short>(__nv_cvt_float_to_fp8(low, __NV_SATFINITE, kind) | \
