@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib
 import inspect
 from dataclasses import dataclass
 
@@ -78,7 +77,7 @@ def explain(op_name: str, *args, **kwargs) -> Explanation:
 
 def _bound(op: Op, args, kwargs) -> dict:
     """The inputs by name, without the options left at their defaults: not all variants know all options."""
-    signature = inspect.signature(getattr(importlib.import_module(f"labkernels.{op.name}"), op.name))
+    signature = inspect.signature(ops.function(op.name))
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:

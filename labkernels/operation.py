@@ -184,24 +184,45 @@ def _suggestion(name: str, known) -> str:
 
 
 class Registry(Mapping[str, Op]):
-    """Every operation by name. An operation's folder `labkernels/NAME/` holds its `op.py`, imported when it is first asked for."""
+    """Every operation by name, imported when it is first asked for.
 
-    def __init__(self, names: Sequence[str]):
-        self._names = tuple(names)
+    Listed as `softmax`, an operation is the OP of `labkernels/softmax/op.py`; as `norm/rms_norm`, one of several that share a folder,
+    it is called rms_norm and is the OP of `labkernels/norm/rms_norm_op.py`.
+    """
+
+    def __init__(self, places: Sequence[str]):
+        self._modules = {}
+        for place in places:
+            folder, _, name = place.partition("/")
+            self._modules[name or folder] = f"labkernels.{folder}.{name}_op" if name else f"labkernels.{folder}.op"
 
     def __getitem__(self, name: str) -> Op:
-        if name not in self._names:
-            raise KeyError(f"no operation named {name!r}{_suggestion(name, self._names)}")
-        return importlib.import_module(f"labkernels.{name}.op").OP
+        if name not in self._modules:
+            raise KeyError(f"no operation named {name!r}{_suggestion(name, self._modules)}")
+        return importlib.import_module(self._modules[name]).OP
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._modules)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._modules)
 
     def __repr__(self) -> str:
         return "\n".join(f"{name}: {op.summary}" for name, op in self.items())
 
+    def function(self, name: str) -> Callable[..., Any]:
+        """The public function of an operation: of the same name, in its folder."""
+        self[name]  # a KeyError here has a suggestion
+        return getattr(importlib.import_module(self._modules[name].rpartition(".")[0]), name)
 
-ops = Registry(["sum", "softmax", "matmul", "scaled_matmul", "attention", "attention_backward"])
+
+ops = Registry(
+    [
+        "sum",
+        "softmax",
+        "matmul",
+        "scaled_matmul",
+        "attention",
+        "attention_backward",
+    ]
+)
