@@ -1,0 +1,1 @@
+"""The cache of keys and values: layouts, append kernels, decode attention, pages."""
