@@ -6,6 +6,7 @@
 //   wgmma_wait<0>(d);                                   all groups but the last 0 are done: d may be used, shared memory reused
 //
 // T is __nv_bfloat16 or __half (K = 16), float (tf32, K = 8), __nv_fp8_e4m3 or __nv_fp8_e5m2 (K = 32): always 32 bytes of K.
+// Or signed char (K = 32): then the accumulators are ints, exact modulo 2^32, and N is 8, 16, 24, or one of 32, 48, 64, ... 256.
 // Thread t of the warpgroup holds in d[i] the element of D in row 16 (t / 32) + t % 32 / 4 + (i & 2 ? 8 : 0) and column
 // 8 (i / 4) + 2 (t % 4) + (i & 1). A from registers lies as for mma.sync: four 32-bit registers a thread.
 //
@@ -68,6 +69,14 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[COUNT]) {
     for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
 #endif
 }
+template <int PENDING, int COUNT>
+__device__ __forceinline__ void wgmma_wait(int (&d)[COUNT]) {
+    wgmma_wait<PENDING>();
+#ifndef LK_EMULATOR
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(d[i])::"memory");
+#endif
+}
 
 template <class T> struct WgmmaType;
 
@@ -85,37 +94,45 @@ template <class T> struct WgmmaType;
 #define LK_REGISTERS(T, N, A, B, C, D, E, S, ...)                                                                           \
     LK_ISSUE(T, N, S, "{%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", p, 1, 1", "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), \
              "r"(scale))
-#define LK_WGMMA_TYPE(TYPE, KIND, PTX, SHARED, REGISTERS, BYTES)                                                   \
+#define LK_SHARED_INTEGER(T, N, A, B, S, ...) LK_ISSUE(T, N, S, "%" #A ", %" #B ", p", "l"(a), "l"(b), "r"(scale))
+#define LK_REGISTERS_INTEGER(T, N, A, B, C, D, E, S, ...)                                                                   \
+    LK_ISSUE(T, N, S, "{%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", p", "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(scale))
+#define LK_WGMMA_TYPE(TYPE, KIND, PTX, SHARED, REGISTERS, BYTES, SUM, EACH)                                                  \
     template <> struct WgmmaType<TYPE> {                                                                           \
         static constexpr int bytes = BYTES;                                                                        \
         template <bool TransposeA, bool TransposeB, int COUNT>                                                                     \
-        static __device__ __forceinline__ void issue(float (&d)[COUNT], MatrixDescriptor a, MatrixDescriptor b, int scale) { \
-            LK_EACH_N(SHARED, PTX)                                                                                 \
+        static __device__ __forceinline__ void issue(SUM (&d)[COUNT], MatrixDescriptor a, MatrixDescriptor b, int scale) { \
+            EACH(SHARED, PTX)                                                                                 \
         }                                                                                                          \
         template <bool TransposeB, int COUNT>                                                                              \
-        static __device__ __forceinline__ void issue(float (&d)[COUNT], const unsigned (&a)[4], MatrixDescriptor b, int scale) { \
-            LK_EACH_N(REGISTERS, PTX)                                                                              \
+        static __device__ __forceinline__ void issue(SUM (&d)[COUNT], const unsigned (&a)[4], MatrixDescriptor b, int scale) { \
+            EACH(REGISTERS, PTX)                                                                              \
         }                                                                                                          \
     };
 #else
-#define LK_WGMMA_TYPE(TYPE, KIND, PTX, SHARED, REGISTERS, BYTES)                                                   \
+#define LK_WGMMA_TYPE(TYPE, KIND, PTX, SHARED, REGISTERS, BYTES, SUM, EACH)                                                  \
     template <> struct WgmmaType<TYPE> {                                                                           \
         static constexpr int bytes = BYTES;                                                                        \
         template <bool TransposeA, bool TransposeB, int COUNT>                                                                     \
-        static __forceinline__ void issue(float (&d)[COUNT], MatrixDescriptor a, MatrixDescriptor b, int scale) {  \
+        static __forceinline__ void issue(SUM (&d)[COUNT], MatrixDescriptor a, MatrixDescriptor b, int scale) {  \
             lk::wgmma(lk::Wgmma{d, nullptr, a, b, 2 * COUNT, lk::KIND, scale != 0, TransposeA, TransposeB});                       \
         }                                                                                                          \
         template <bool TransposeB, int COUNT>                                                                              \
-        static __forceinline__ void issue(float (&d)[COUNT], const unsigned (&a)[4], MatrixDescriptor b, int scale) { \
+        static __forceinline__ void issue(SUM (&d)[COUNT], const unsigned (&a)[4], MatrixDescriptor b, int scale) { \
             lk::wgmma(lk::Wgmma{d, a, 0, b, 2 * COUNT, lk::KIND, scale != 0, false, TransposeB});                          \
         }                                                                                                          \
     };
 #endif
-LK_WGMMA_TYPE(__nv_bfloat16, kBfloat16, "k16.f32.bf16.bf16", LK_SHARED_16, LK_REGISTERS_16, 2)
-LK_WGMMA_TYPE(__half, kFloat16, "k16.f32.f16.f16", LK_SHARED_16, LK_REGISTERS_16, 2)
-LK_WGMMA_TYPE(float, kTf32, "k8.f32.tf32.tf32", LK_SHARED, LK_REGISTERS, 4)
-LK_WGMMA_TYPE(__nv_fp8_e4m3, kFloat8E4M3, "k32.f32.e4m3.e4m3", LK_SHARED, LK_REGISTERS, 1)
-LK_WGMMA_TYPE(__nv_fp8_e5m2, kFloat8E5M2, "k32.f32.e5m2.e5m2", LK_SHARED, LK_REGISTERS, 1)
+#define LK_SUM "+f"
+LK_WGMMA_TYPE(__nv_bfloat16, kBfloat16, "k16.f32.bf16.bf16", LK_SHARED_16, LK_REGISTERS_16, 2, float, LK_EACH_N)
+LK_WGMMA_TYPE(__half, kFloat16, "k16.f32.f16.f16", LK_SHARED_16, LK_REGISTERS_16, 2, float, LK_EACH_N)
+LK_WGMMA_TYPE(float, kTf32, "k8.f32.tf32.tf32", LK_SHARED, LK_REGISTERS, 4, float, LK_EACH_N)
+LK_WGMMA_TYPE(__nv_fp8_e4m3, kFloat8E4M3, "k32.f32.e4m3.e4m3", LK_SHARED, LK_REGISTERS, 1, float, LK_EACH_N)
+LK_WGMMA_TYPE(__nv_fp8_e5m2, kFloat8E5M2, "k32.f32.e5m2.e5m2", LK_SHARED, LK_REGISTERS, 1, float, LK_EACH_N)
+#undef LK_SUM
+#define LK_SUM "+r"
+LK_WGMMA_TYPE(signed char, kInt8, "k32.s32.s8.s8", LK_SHARED_INTEGER, LK_REGISTERS_INTEGER, 1, int, LK_EACH_INTEGER_N)
+#undef LK_SUM
 #undef LK_WGMMA_TYPE
 
 // D = A B (+ D if `accumulate`), A and B from shared memory; N is twice the number of accumulators.
@@ -132,4 +149,16 @@ __device__ __forceinline__ void wgmma(float (&d)[COUNT], const unsigned (&a)[4],
     static_assert(COUNT % 4 == 0 && COUNT <= 128, "d has N / 2 accumulators, and N is a multiple of 8 up to 256");
     static_assert(WgmmaType<T>::bytes == 2 || !TRANSPOSE_B, "only 16-bit types can be read transposed");
     WgmmaType<T>::template issue<TRANSPOSE_B>(d, a, b, accumulate);
+}
+
+// Both with integers.
+template <class T, int COUNT>
+__device__ __forceinline__ void wgmma(int (&d)[COUNT], MatrixDescriptor a, MatrixDescriptor b, bool accumulate) {
+    static_assert(COUNT == 12 || COUNT == 4 || COUNT % 8 == 0 && COUNT <= 128, "d has N / 2 accumulators, and N is 8, 24, or a multiple of 16 up to 256");
+    WgmmaType<T>::template issue<false, false>(d, a, b, accumulate);
+}
+template <class T, int COUNT>
+__device__ __forceinline__ void wgmma(int (&d)[COUNT], const unsigned (&a)[4], MatrixDescriptor b, bool accumulate) {
+    static_assert(COUNT == 12 || COUNT == 4 || COUNT % 8 == 0 && COUNT <= 128, "d has N / 2 accumulators, and N is 8, 24, or a multiple of 16 up to 256");
+    WgmmaType<T>::template issue<false>(d, a, b, accumulate);
 }

@@ -1,5 +1,5 @@
 // For wgmma.cuh: the accumulators of every N in PTX's words, since inline assembly cannot count. LK_D<N> is their list in the
-// instruction, LK_F<N> the operands; each N adds four to the N before.
+// instruction, LK_F<N> the operands; each N adds four to the N before. LK_SUM, "+f" or "+r", is what kind of register an accumulator is.
 #pragma once
 
 #define LK_D8 "%0, %1, %2, %3"
@@ -34,38 +34,38 @@
 #define LK_D240 LK_D232 ", %116, %117, %118, %119"
 #define LK_D248 LK_D240 ", %120, %121, %122, %123"
 #define LK_D256 LK_D248 ", %124, %125, %126, %127"
-#define LK_F8 "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-#define LK_F16 LK_F8, "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-#define LK_F24 LK_F16, "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
-#define LK_F32 LK_F24, "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-#define LK_F40 LK_F32, "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19])
-#define LK_F48 LK_F40, "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
-#define LK_F56 LK_F48, "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27])
-#define LK_F64 LK_F56, "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-#define LK_F72 LK_F64, "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
-#define LK_F80 LK_F72, "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
-#define LK_F88 LK_F80, "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43])
-#define LK_F96 LK_F88, "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
-#define LK_F104 LK_F96, "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51])
-#define LK_F112 LK_F104, "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55])
-#define LK_F120 LK_F112, "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59])
-#define LK_F128 LK_F120, "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-#define LK_F136 LK_F128, "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67])
-#define LK_F144 LK_F136, "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71])
-#define LK_F152 LK_F144, "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75])
-#define LK_F160 LK_F152, "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
-#define LK_F168 LK_F160, "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83])
-#define LK_F176 LK_F168, "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87])
-#define LK_F184 LK_F176, "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91])
-#define LK_F192 LK_F184, "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
-#define LK_F200 LK_F192, "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99])
-#define LK_F208 LK_F200, "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103])
-#define LK_F216 LK_F208, "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107])
-#define LK_F224 LK_F216, "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111])
-#define LK_F232 LK_F224, "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115])
-#define LK_F240 LK_F232, "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119])
-#define LK_F248 LK_F240, "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123])
-#define LK_F256 LK_F248, "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+#define LK_F8 LK_SUM(d[0]), LK_SUM(d[1]), LK_SUM(d[2]), LK_SUM(d[3])
+#define LK_F16 LK_F8, LK_SUM(d[4]), LK_SUM(d[5]), LK_SUM(d[6]), LK_SUM(d[7])
+#define LK_F24 LK_F16, LK_SUM(d[8]), LK_SUM(d[9]), LK_SUM(d[10]), LK_SUM(d[11])
+#define LK_F32 LK_F24, LK_SUM(d[12]), LK_SUM(d[13]), LK_SUM(d[14]), LK_SUM(d[15])
+#define LK_F40 LK_F32, LK_SUM(d[16]), LK_SUM(d[17]), LK_SUM(d[18]), LK_SUM(d[19])
+#define LK_F48 LK_F40, LK_SUM(d[20]), LK_SUM(d[21]), LK_SUM(d[22]), LK_SUM(d[23])
+#define LK_F56 LK_F48, LK_SUM(d[24]), LK_SUM(d[25]), LK_SUM(d[26]), LK_SUM(d[27])
+#define LK_F64 LK_F56, LK_SUM(d[28]), LK_SUM(d[29]), LK_SUM(d[30]), LK_SUM(d[31])
+#define LK_F72 LK_F64, LK_SUM(d[32]), LK_SUM(d[33]), LK_SUM(d[34]), LK_SUM(d[35])
+#define LK_F80 LK_F72, LK_SUM(d[36]), LK_SUM(d[37]), LK_SUM(d[38]), LK_SUM(d[39])
+#define LK_F88 LK_F80, LK_SUM(d[40]), LK_SUM(d[41]), LK_SUM(d[42]), LK_SUM(d[43])
+#define LK_F96 LK_F88, LK_SUM(d[44]), LK_SUM(d[45]), LK_SUM(d[46]), LK_SUM(d[47])
+#define LK_F104 LK_F96, LK_SUM(d[48]), LK_SUM(d[49]), LK_SUM(d[50]), LK_SUM(d[51])
+#define LK_F112 LK_F104, LK_SUM(d[52]), LK_SUM(d[53]), LK_SUM(d[54]), LK_SUM(d[55])
+#define LK_F120 LK_F112, LK_SUM(d[56]), LK_SUM(d[57]), LK_SUM(d[58]), LK_SUM(d[59])
+#define LK_F128 LK_F120, LK_SUM(d[60]), LK_SUM(d[61]), LK_SUM(d[62]), LK_SUM(d[63])
+#define LK_F136 LK_F128, LK_SUM(d[64]), LK_SUM(d[65]), LK_SUM(d[66]), LK_SUM(d[67])
+#define LK_F144 LK_F136, LK_SUM(d[68]), LK_SUM(d[69]), LK_SUM(d[70]), LK_SUM(d[71])
+#define LK_F152 LK_F144, LK_SUM(d[72]), LK_SUM(d[73]), LK_SUM(d[74]), LK_SUM(d[75])
+#define LK_F160 LK_F152, LK_SUM(d[76]), LK_SUM(d[77]), LK_SUM(d[78]), LK_SUM(d[79])
+#define LK_F168 LK_F160, LK_SUM(d[80]), LK_SUM(d[81]), LK_SUM(d[82]), LK_SUM(d[83])
+#define LK_F176 LK_F168, LK_SUM(d[84]), LK_SUM(d[85]), LK_SUM(d[86]), LK_SUM(d[87])
+#define LK_F184 LK_F176, LK_SUM(d[88]), LK_SUM(d[89]), LK_SUM(d[90]), LK_SUM(d[91])
+#define LK_F192 LK_F184, LK_SUM(d[92]), LK_SUM(d[93]), LK_SUM(d[94]), LK_SUM(d[95])
+#define LK_F200 LK_F192, LK_SUM(d[96]), LK_SUM(d[97]), LK_SUM(d[98]), LK_SUM(d[99])
+#define LK_F208 LK_F200, LK_SUM(d[100]), LK_SUM(d[101]), LK_SUM(d[102]), LK_SUM(d[103])
+#define LK_F216 LK_F208, LK_SUM(d[104]), LK_SUM(d[105]), LK_SUM(d[106]), LK_SUM(d[107])
+#define LK_F224 LK_F216, LK_SUM(d[108]), LK_SUM(d[109]), LK_SUM(d[110]), LK_SUM(d[111])
+#define LK_F232 LK_F224, LK_SUM(d[112]), LK_SUM(d[113]), LK_SUM(d[114]), LK_SUM(d[115])
+#define LK_F240 LK_F232, LK_SUM(d[116]), LK_SUM(d[117]), LK_SUM(d[118]), LK_SUM(d[119])
+#define LK_F248 LK_F240, LK_SUM(d[120]), LK_SUM(d[121]), LK_SUM(d[122]), LK_SUM(d[123])
+#define LK_F256 LK_F248, LK_SUM(d[124]), LK_SUM(d[125]), LK_SUM(d[126]), LK_SUM(d[127])
 // LK_EACH_N(M, T): M(T, N, numbers of the operands behind the N / 2 accumulators)
 #define LK_EACH_N(M, T) \
     M(T, 8, 4, 5, 6, 7, 8, 9, 10, 11) \
@@ -99,4 +99,24 @@
     M(T, 232, 116, 117, 118, 119, 120, 121, 122, 123) \
     M(T, 240, 120, 121, 122, 123, 124, 125, 126, 127) \
     M(T, 248, 124, 125, 126, 127, 128, 129, 130, 131) \
+    M(T, 256, 128, 129, 130, 131, 132, 133, 134, 135)
+// The same for integers, which have no other N.
+#define LK_EACH_INTEGER_N(M, T) \
+    M(T, 8, 4, 5, 6, 7, 8, 9, 10, 11) \
+    M(T, 16, 8, 9, 10, 11, 12, 13, 14, 15) \
+    M(T, 24, 12, 13, 14, 15, 16, 17, 18, 19) \
+    M(T, 32, 16, 17, 18, 19, 20, 21, 22, 23) \
+    M(T, 48, 24, 25, 26, 27, 28, 29, 30, 31) \
+    M(T, 64, 32, 33, 34, 35, 36, 37, 38, 39) \
+    M(T, 80, 40, 41, 42, 43, 44, 45, 46, 47) \
+    M(T, 96, 48, 49, 50, 51, 52, 53, 54, 55) \
+    M(T, 112, 56, 57, 58, 59, 60, 61, 62, 63) \
+    M(T, 128, 64, 65, 66, 67, 68, 69, 70, 71) \
+    M(T, 144, 72, 73, 74, 75, 76, 77, 78, 79) \
+    M(T, 160, 80, 81, 82, 83, 84, 85, 86, 87) \
+    M(T, 176, 88, 89, 90, 91, 92, 93, 94, 95) \
+    M(T, 192, 96, 97, 98, 99, 100, 101, 102, 103) \
+    M(T, 208, 104, 105, 106, 107, 108, 109, 110, 111) \
+    M(T, 224, 112, 113, 114, 115, 116, 117, 118, 119) \
+    M(T, 240, 120, 121, 122, 123, 124, 125, 126, 127) \
     M(T, 256, 128, 129, 130, 131, 132, 133, 134, 135)

@@ -113,6 +113,23 @@ def test_every_type(c_type, registers, device):
     check(device, c_type, n=24, swizzle_a=32, swizzle_b=32, registers=registers)
 
 
+@pytest.mark.parametrize("registers", [0, 1])
+@pytest.mark.parametrize("n, add", [(24, 1), (256, 0)])
+def test_integers_are_exact(n, add, registers, device):
+    generator = torch.Generator().manual_seed(n)
+    a, b = (torch.randint(-128, 128, (rows, 32), generator=generator, dtype=torch.int8) for rows in (64, n))
+    bytes_a, lead_a, stride_a = laid_out(a, 32, False, 8192)
+    bytes_b, lead_b, stride_b = laid_out(b, 32, False, 32768)
+    defines = {"TYPE": "signed char", "N": n, "SWIZZLE_A": 32, "SWIZZLE_B": 32, "REGISTERS": registers, "ADD": add}
+    source = PRODUCT.replace("float", "int").replace("wgmma<TYPE, TB>", "wgmma<TYPE>").replace("wgmma<TYPE, TA, TB>", "wgmma<TYPE>")
+    d = torch.zeros((64, n), dtype=torch.int32, device=device)
+    args = [x.to(device) for x in (bytes_a.view(torch.int32), bytes_b.view(torch.int32), in_registers(a))]
+    kernel = Kernel(source, "product", defines=defines)
+    kernel(1, 128, (*args, d, lead_a, stride_a, lead_b, stride_b))
+    torch.testing.assert_close(d.cpu(), a.int() @ b.int().T, rtol=0, atol=0)
+    assert kernel.resources("sm_90a").spill_store_bytes == 0 and "C75" not in kernel.compiled("sm_90a").log
+
+
 @pytest.mark.parametrize("n", [8, 40, 64, 128, 200, 256])
 def test_widths(n, device):
     check(device, n=n, swizzle_a=32, swizzle_b=32)

@@ -21,7 +21,7 @@ struct TensorMapData {
 static_assert(sizeof(TensorMapData) == 128, "a tensor map has 128 bytes");
 constexpr std::uint32_t kTensorMapMagic = 0x4c4b544d;
 
-enum ElementKind : std::uint32_t { kOther, kFloat32, kFloat16, kBfloat16, kInt32, kFloat8E4M3, kFloat8E5M2, kTf32 };
+enum ElementKind : std::uint32_t { kOther, kFloat32, kFloat16, kBfloat16, kInt32, kFloat8E4M3, kFloat8E5M2, kTf32, kInt8 };
 
 void named_barrier(unsigned id, unsigned threads, bool wait);
 
@@ -42,7 +42,7 @@ void bulk_wait(unsigned pending, bool read_only);
 void proxy_fence();
 
 struct Wgmma {                          // one instruction, as one thread of the warpgroup issues it
-    float* d;                           // n / 2 accumulators
+    void* d;                            // n / 2 accumulators, floats or (kInt8) ints
     const std::uint32_t* a;             // 4 registers, null: from shared memory through descriptor_a
     std::uint64_t descriptor_a, descriptor_b;
     unsigned n;

@@ -69,18 +69,21 @@ float value_of(const void* element, ElementKind kind) {
     return value;
 }
 
+template <class Number> Number number_of(const void* element, ElementKind kind) { return value_of(element, kind); }
+template <> int number_of<int>(const void* element, ElementKind) { return *static_cast<const signed char*>(element); }
+
 const void* element_at(const Operand& operand, unsigned row, unsigned column, unsigned element_bytes) {
     const void* place = shared_pointer(operand.offset(row, column, element_bytes));
     if (!place) fail("wgmma: a matrix descriptor leads outside shared memory");
     return place;
 }
 
-struct Buffers { float a[kRows][kStepBytes], b[kStepBytes][256], d[kRows][256]; };
+template <class Number> struct Buffers { Number a[kRows][kStepBytes], b[kStepBytes][256], d[kRows][256]; };
 
-__attribute__((optimize("O3"))) void multiply(Buffers& buffers, unsigned n, unsigned k) {
+template <class Number> __attribute__((optimize("O3"))) void multiply(Buffers<Number>& buffers, unsigned n, unsigned k) {
     for (unsigned row = 0; row < kRows; ++row)
         for (unsigned step = 0; step < k; ++step) {
-            const float a = buffers.a[row][step];
+            const Number a = buffers.a[row][step];
             for (unsigned column = 0; column < n; ++column) buffers.d[row][column] += a * buffers.b[step][column];
         }
 }
@@ -91,33 +94,33 @@ unsigned d_column(unsigned thread, unsigned i) { return i / 4 * 8 + thread % 4 *
 unsigned a_row(unsigned thread, unsigned i) { return thread / 32 * 16 + thread % 32 / 4 + (i & 1 ? 8 : 0); }
 unsigned a_register(unsigned thread, unsigned i) { return thread % 4 + (i & 2 ? 4 : 0); }
 
-void execute(const Wgmma* const* threads) {
-    static thread_local std::unique_ptr<Buffers> memory;        // not on a fiber's small stack, nor in thread-local storage, which is small too
-    if (!memory) memory.reset(new Buffers);
-    Buffers& buffers = *memory;
+template <class Number> void execute(const Wgmma* const* threads) {
+    static thread_local std::unique_ptr<Buffers<Number>> memory;        // not on a fiber's small stack, nor in thread-local storage, which is small too
+    if (!memory) memory.reset(new Buffers<Number>);
+    Buffers<Number>& buffers = *memory;
     const Wgmma& common = *threads[0];
     const ElementKind kind = common.kind;
     const unsigned element_bytes = bytes_of(kind), k = kStepBytes / element_bytes, n = common.n;
     const Operand a(common.descriptor_a, common.transpose_a), b(common.descriptor_b, common.transpose_b);
     for (unsigned column = 0; column < n; ++column)
         for (unsigned step = 0; step < k; ++step)
-            buffers.b[step][column] = value_of(element_at(b, column, step, element_bytes), kind);
+            buffers.b[step][column] = number_of<Number>(element_at(b, column, step, element_bytes), kind);
     if (common.a) {
         for (unsigned thread = 0; thread < kGroupThreads; ++thread)
             for (unsigned i = 0; i < 4; ++i)
                 for (unsigned part = 0; part < 4 / element_bytes; ++part)
                     buffers.a[a_row(thread, i)][a_register(thread, i) * (4 / element_bytes) + part] =
-                        value_of(reinterpret_cast<const char*>(threads[thread]->a + i) + part * element_bytes, kind);
+                        number_of<Number>(reinterpret_cast<const char*>(threads[thread]->a + i) + part * element_bytes, kind);
     } else {
         for (unsigned row = 0; row < kRows; ++row)
-            for (unsigned step = 0; step < k; ++step) buffers.a[row][step] = value_of(element_at(a, row, step, element_bytes), kind);
+            for (unsigned step = 0; step < k; ++step) buffers.a[row][step] = number_of<Number>(element_at(a, row, step, element_bytes), kind);
     }
     for (unsigned thread = 0; thread < kGroupThreads; ++thread)
         for (unsigned i = 0; i < n / 2; ++i)
-            buffers.d[d_row(thread, i)][d_column(thread, i)] = common.accumulate ? threads[thread]->d[i] : 0.0f;
+            buffers.d[d_row(thread, i)][d_column(thread, i)] = common.accumulate ? static_cast<const Number*>(threads[thread]->d)[i] : Number(0);
     multiply(buffers, n, k);
     for (unsigned thread = 0; thread < kGroupThreads; ++thread)
-        for (unsigned i = 0; i < n / 2; ++i) threads[thread]->d[i] = buffers.d[d_row(thread, i)][d_column(thread, i)];
+        for (unsigned i = 0; i < n / 2; ++i) static_cast<Number*>(threads[thread]->d)[i] = buffers.d[d_row(thread, i)][d_column(thread, i)];
 }
 
 // What the sanitizer must know of the operands in shared memory: each 16 bytes, once.
@@ -162,7 +165,8 @@ void wgmma(const Wgmma& instruction) {
         watch_operand(worker, Operand(instruction.descriptor_b, instruction.transpose_b), instruction.n, element_bytes, pc);
     }
     worker.busy = true;
-    execute(threads);
+    if (instruction.kind == kInt8) execute<int>(threads);
+    else execute<float>(threads);
     worker.busy = false;
     for (unsigned i = 0; i < kGroupThreads; ++i)
         if (&members[i] != &thread) make_ready(worker, members[i]);
