@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from labkernels.attention import hopper, tensor_cores, warp_tiles
+from labkernels.attention import hopper, split, tensor_cores, warp_tiles
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, strides, vector_width
 from labkernels.operation import Variant
 
@@ -149,6 +149,7 @@ VARIANTS = {
         warp_tiles.VARIANT,
         tensor_cores.VARIANT,
         hopper.V6,
+        split.V7,
     )
 }
 
