@@ -86,7 +86,7 @@ class Op:
 
     # How it is judged
     make_inputs: Callable[..., dict[str, Any]]  # make_inputs(generator, device, dtype, **shape): random inputs
-    axes: tuple[str, ...]  # names of the result's axes, for messages; of all results the same
+    axes: tuple[str, ...]  # names of the result's axes, for messages; a result of several that has fewer has the last of them
     dtypes: tuple[torch.dtype, ...]
     small_shapes: tuple[Shape, ...]  # for the sanitizer
     check_shapes: tuple[Shape, ...]  # for every device, small enough for the emulator
@@ -95,6 +95,7 @@ class Op:
     large_shapes: tuple[Shape, ...] = ()  # in addition, where there is a GPU
     optional: frozenset[str] = frozenset()  # options that a function may lack: it is not judged on the shapes that name one of these
     results: tuple[str, ...] = ("",)  # the names of the results where a function returns a tuple of several
+    decode: Callable[..., Any] = lambda result, **inputs: result  # decode(result, **inputs): what is compared, where that is not the result
     deterministic: bool = True  # must the same inputs give the same bits each time? If not, then those with deterministic=True
     hints: Callable[[Any], str | None] = lambda failure: None  # hints(Failure): a sentence about the likely mistake
 

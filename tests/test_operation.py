@@ -103,7 +103,7 @@ def test_every_operation_describes_itself(name):
             wants = op.each(op.reference(**doubled(inputs)))
             assert all(want.isfinite().all() for want in wants), f"the reference is not finite on {shape}"
             assert any(want.abs().max() > 0 for want in wants), f"zeros would be right on {shape}"
-            assert {want.dim() for want in wants} == {len(op.axes)}
+            assert max(want.dim() for want in wants) == len(op.axes)
             tolerance = op.tolerance(dtype, **shape)
             assert 0 < tolerance.relative < 0.05
     assert torch.float32 in op.dtypes or name == "scaled_matmul"  # sums of 8-bit products are written with 16 bits

@@ -41,15 +41,16 @@ def compare(op: Op, case, inputs: dict[str, Any], got, again: Callable[[], Any],
     """Raise CheckFailed unless `got` is the operation's result for `inputs`, and, if `repeat`, `again()` gives it once more.
 
     Of an operation with several results, one after the other is judged."""
+    decoded = lambda result: op.each(op.decode(result, **inputs))
     wants = op.each(op.reference(**doubled(inputs)))  # float64
     try:
-        gots = op.each(got)
+        gots = decoded(got)
     except ArgumentError as error:
         raise CheckFailed("wrong_shape", got=str(error), case=str(case)) from None
-    natives = op.each(op.native(**inputs)) if case.dtype != torch.float32 else wants
+    natives = decoded(op.native(**inputs)) if case.dtype != torch.float32 else wants
     for which, name in enumerate(op.results):
         result = _expect_tensor(gots[which], wants[which], case, name)
-        _compare_one(op, case, inputs, name, result, wants[which], natives[which], lambda which=which: op.each(again())[which], repeat, owner)
+        _compare_one(op, case, inputs, name, result, wants[which], natives[which], lambda which=which: decoded(again())[which], repeat, owner)
 
 
 def _compare_one(op: Op, case, inputs, name: str, got, want, native, again, repeat: bool, owner: Callable | None) -> None:
@@ -70,7 +71,7 @@ def _compare_one(op: Op, case, inputs, name: str, got, want, native, again, repe
             case=str(case),
             detail=detail,
             owner=owner(index, **inputs) if owner else "" if reason == "not_written" else _writer(again, got, index),
-            error_map=error_map(guilty, missing, infinite, index, op.axes),
+            error_map=error_map(guilty, missing, infinite, index, _axes(op, index)),
             hint=op.hints(failure) or failure.last_tile(),
         )
 
@@ -95,7 +96,12 @@ def _compare_one(op: Op, case, inputs, name: str, got, want, native, again, repe
 
 def _place(op: Op, name: str, index: tuple[int, ...]) -> str:
     """Which element of which result."""
-    return ", ".join([name] * bool(name) + [f"{axis} {i}" for axis, i in zip(op.axes, index)])
+    return ", ".join([name] * bool(name) + [f"{axis} {i}" for axis, i in zip(_axes(op, index), index)])
+
+
+def _axes(op: Op, index: tuple[int, ...]) -> tuple[str, ...]:
+    """Names for the axes of a result, which may have fewer than others of the operation."""
+    return op.axes[len(op.axes) - len(index) :]
 
 
 def _expect_tensor(got, want: torch.Tensor, case, name: str) -> torch.Tensor:

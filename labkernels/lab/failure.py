@@ -134,7 +134,7 @@ class Failure:
     def last_tile(self) -> str | None:
         """A sentence if every wrong element lies in the last, partial tile of some axis."""
         wrong = self.wrong.nonzero()
-        for axis, name in enumerate(self.op.axes):
+        for axis, name in enumerate(self.op.axes[len(self.op.axes) - self.want.dim() :]):
             size = self.want.shape[axis]
             first = int(wrong[:, axis].min())
             for tile in (128, 64, 32, 16, 8, 4):
