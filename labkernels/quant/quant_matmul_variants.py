@@ -1,0 +1,140 @@
+"""How each version of `quant_matmul` is launched, and on what it can run. Each takes (x, weight) and returns a new (m, n) of x.dtype."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from labkernels.cuda.kernel import MAX_GRID, Kernel
+from labkernels.cuda.variants import c_type, ceil_div, kernel, processors
+from labkernels.operation import Variant
+from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
+
+FOLDER = Path(__file__).parent
+MOST_ROWS = 8  # of x, for a GEMV: the columns of one mma
+TABLE_BYTES = 32 * 1024  # of v3: one word for each byte and bank
+MOST_SHARED = 200 * 1024  # bytes a block may ask for
+_NAIVE = {"int4": 0, "nf4": 1, "codebook": 1, "int8": 2, "fp8": 3}
+_FORMAT = {"int4": "Int4", "int8": "Int8", "fp8": "Fp8"}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """`warps` of a block and `splits` blocks of a cluster share k; `ahead` steps of 64 bytes a row are on their way in each warp."""
+
+    warps: int
+    ahead: int
+    splits: int = 1
+
+
+def v1_naive(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+    (m, k), n = x.shape, weight.shape[0]
+    y = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    if y.numel():
+        x = x if x.stride(1) == 1 or k <= 1 else x.contiguous()
+        args = (x, weight.packed, weight.scales, weight.codebook, y, m, n, k, x.stride(0), row_bytes(weight), weight.group_size or 1)
+        kernel(FOLDER / "v1_naive.cu", "quant_matmul_naive", x.dtype, _NAIVE[weight.scheme])((ceil_div(n, 64), m), 64, args)
+    return y
+
+
+def v2_gemv(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+    return streamed(stream_for(x, weight), x, weight)
+
+
+def v3_lut(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+    return streamed(stream_for(x, weight), x, weight, lut=True)
+
+
+def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool = False) -> torch.Tensor:
+    """v2_gemv or v3_lut with this configuration."""
+    (m, k), n = x.shape, weight.shape[0]
+    y = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    if not y.numel():
+        return y
+    x = x if x.stride(1) == 1 or k <= 1 else x.contiguous()
+    spans = 128 // weight.group_size if weight.group_size else 1
+    launched = _kernel(x.dtype, "lut" if lut else weight.scheme, weight.scheme == "int4", spans, _power_of_two(ceil_div(m * spans, 8)), config.warps, config.ahead)
+    x_bytes = staged_bytes(m, weight, config)
+    aligned = x.data_ptr() % 16 == 0 and (m == 1 or x.stride(0) % 8 == 0)
+    args = (
+        x, weight.packed, weight.scales, weight.codebook, y, m, n, k, x.stride(0), row_bytes(weight), weight.groups, int(aligned), x_bytes
+    )  # fmt: skip
+    shared = config.warps * x_bytes + TABLE_BYTES * lut
+    cluster = (1, config.splits) if config.splits > 1 else None
+    launched((ceil_div(n, 16), config.splits), 32 * config.warps, args, shared, cluster)
+    return y
+
+
+def stream_for(x: torch.Tensor, weight: QuantizedWeight) -> Stream:
+    """How to cut the work so that all SMs have some, and x fits beside it."""
+    (n, _), m = weight.shape, x.shape[0]
+    tiles, steps = ceil_div(n, 16), ceil_div(row_bytes(weight), 64)
+    splits = 1
+    while splits < 8 and tiles * splits < processors(x) and steps >= 16 * splits:
+        splits *= 2
+    while splits < 8 and 8 * staged_bytes(m, weight, Stream(8, 4, splits)) > 100 * 1024:
+        splits *= 2
+    return Stream(8 if x.is_cuda else 2, 4, splits)
+
+
+def staged_bytes(m: int, weight: QuantizedWeight, config: Stream) -> int:
+    """Shared memory for a warp's part of x: 128 of k a step, 64 where a number has 8 bits."""
+    steps = ceil_div(ceil_div(row_bytes(weight), 64), config.warps * config.splits)
+    return steps * m * (256 if weight.scheme in FOUR_BIT else 128)
+
+
+def row_bytes(weight: QuantizedWeight) -> int:
+    """From one row of the weight to the next."""
+    return weight.packed.shape[1] * weight.packed.element_size()
+
+
+@functools.lru_cache(None)
+def _kernel(dtype: torch.dtype, scheme: str, has_zeros: bool, spans: int, tiles: int, warps: int, ahead: int) -> Kernel:
+    sizes = f"{spans}, {tiles}, {warps}, {ahead}"
+    if scheme == "lut":
+        return Kernel(FOLDER / "v3_lut.cu", f"quant_matmul_lut<{c_type(dtype)}, {str(has_zeros).lower()}, {sizes}>")
+    return Kernel(FOLDER / "v2_gemv.cu", f"quant_matmul_gemv<{_FORMAT[scheme]}, {c_type(dtype)}, {sizes}>")
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(0, count - 1).bit_length()
+
+
+def _naive_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
+    return f"takes at most {MAX_GRID[1]} rows of x" if x.shape[0] > MAX_GRID[1] else None
+
+
+def _stream_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
+    if x.shape[0] > MOST_ROWS:
+        return f"takes up to {MOST_ROWS} rows of x, as many as one mma has columns"
+    if x.shape[1] == 0:
+        return "takes k from 1"
+    config = stream_for(x, weight)
+    if config.warps * staged_bytes(x.shape[0], weight, config) + TABLE_BYTES > MOST_SHARED:
+        return "takes x that fits into the shared memory of a cluster"
+    return None
+
+
+def _gemv_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
+    if weight.scheme not in _FORMAT:
+        return f"unpacks by arithmetic, which {weight.scheme}'s numbers do not follow"
+    return _stream_accepts(x, weight)
+
+
+def _lut_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
+    if weight.scheme not in FOUR_BIT:
+        return f"looks up codes of 4 bits; {weight.scheme} has 8"
+    return _stream_accepts(x, weight)
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("v1_naive", v1_naive, "a thread an element, which unpacks each number", FOLDER / "v1_naive.cu", _naive_accepts),
+        Variant("v2_gemv", v2_gemv, "a stream of 16-byte loads; lop3 unpacks pairs for the tensor cores", FOLDER / "v2_gemv.cu", _gemv_accepts),
+        Variant("v3_lut", v3_lut, "the same stream; a table in shared memory for each bank turns bytes into pairs", FOLDER / "v3_lut.cu", _lut_accepts),
+    )
+}
