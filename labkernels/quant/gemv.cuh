@@ -17,9 +17,8 @@
 #include "mma.cuh"
 #include "warp.cuh"
 
-
-// Twice 1.0.
-template <class T> __device__ constexpr unsigned twice_one() { return __is_same(T, __half) ? 0x3c003c00u : 0x3f803f80u; }
+template <class T> struct IsHalf { static constexpr bool value = false; };
+template <> struct IsHalf<__half> { static constexpr bool value = true; };
 
 // Where pieces of x (8 of k, 16 bytes) lie in a warp's shared memory: the four that lanes 4r .. 4r+3 read at once are neighbours.
 __device__ inline int piece_place(int step, int piece, int m, int rows, int j, int pieces) { return ((step * pieces + piece) * rows + m) * 4 + j; }
@@ -130,7 +129,7 @@ __device__ void stream(const typename Format::T* x, const unsigned char* packed,
                         for (int half = 0; half < 2; ++half) {
                             const unsigned fragment[4] = {a[0][2 * half], a[1][2 * half], a[0][2 * half + 1], a[1][2 * half + 1]};
                             const unsigned column[2] = {half ? b.z : b.x, half ? b.w : b.y};
-                            constexpr unsigned one = twice_one<T>();
+                            constexpr unsigned one = IsHalf<T>::value ? 0x3c003c00u : 0x3f803f80u;  // twice
                             const unsigned ones[4] = {one, one, one, one};
                             if (Format::GROUPED) mma_m16n8k16<T>(sum[t], fragment, column, sum[t]);
                             else mma_m16n8k16<T>(total[t], fragment, column, total[t]);

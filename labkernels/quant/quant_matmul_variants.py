@@ -23,11 +23,13 @@ _FORMAT = {"int4": "Int4", "int8": "Int8", "fp8": "Fp8"}
 
 @dataclass(frozen=True)
 class Stream:
-    """`warps` of a block and `splits` blocks of a cluster share k; `ahead` steps of 64 bytes a row are on their way in each warp."""
+    """`warps` of a block and `splits` blocks of a cluster share k; `ahead` steps of 64 bytes a row are on their way in each warp;
+    registers are shared out so that `blocks` fit an SM."""
 
     warps: int
     ahead: int
     splits: int = 1
+    blocks: int = 2
 
 
 def v1_naive(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
@@ -56,7 +58,7 @@ def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool
         return y
     x = x if x.stride(1) == 1 or k <= 1 else x.contiguous()
     spans = 128 // weight.group_size if weight.group_size else 1
-    launched = _kernel(x.dtype, "lut" if lut else weight.scheme, weight.scheme == "int4", spans, _power_of_two(ceil_div(m * spans, 8)), config.warps, config.ahead)
+    launched = _kernel(x.dtype, "lut" if lut else weight.scheme, weight.scheme == "int4", spans, _power_of_two(ceil_div(m * spans, 8)), config)
     x_bytes = staged_bytes(m, weight, config)
     aligned = x.data_ptr() % 16 == 0 and (m == 1 or x.stride(0) % 8 == 0)
     args = (
@@ -92,8 +94,8 @@ def row_bytes(weight: QuantizedWeight) -> int:
 
 
 @functools.lru_cache(None)
-def _kernel(dtype: torch.dtype, scheme: str, has_zeros: bool, spans: int, tiles: int, warps: int, ahead: int) -> Kernel:
-    sizes = f"{spans}, {tiles}, {warps}, {ahead}"
+def _kernel(dtype: torch.dtype, scheme: str, has_zeros: bool, spans: int, tiles: int, config: Stream) -> Kernel:
+    sizes = f"{spans}, {tiles}, {config.warps}, {config.ahead}, {config.blocks}"
     if scheme == "lut":
         return Kernel(FOLDER / "v3_lut.cu", f"quant_matmul_lut<{c_type(dtype)}, {str(has_zeros).lower()}, {sizes}>")
     return Kernel(FOLDER / "v2_gemv.cu", f"quant_matmul_gemv<{_FORMAT[scheme]}, {c_type(dtype)}, {sizes}>")

@@ -29,7 +29,7 @@ template <class Element>
 struct Int4 {
     using T = Element;
     using Table = NoTable;
-    static constexpr bool BF16 = !__is_same(T, __half), GROUPED = true, ASYMMETRIC = true;
+    static constexpr bool BF16 = !IsHalf<T>::value, GROUPED = true, ASYMMETRIC = true;
     static constexpr int PIECES = 4, SCALE_BYTES = 4;
     static constexpr float OFFSET = BF16 ? 128.0f : 1024.0f;
     static __device__ Table prepare(unsigned char*, const float*) { return {}; }
@@ -46,7 +46,7 @@ template <class Element>
 struct Int8 {
     using T = Element;
     using Table = NoTable;
-    static constexpr bool BF16 = !__is_same(T, __half), GROUPED = false, ASYMMETRIC = false;
+    static constexpr bool BF16 = !IsHalf<T>::value, GROUPED = false, ASYMMETRIC = false;
     static constexpr int PIECES = 2, SCALE_BYTES = 0;
     static constexpr float OFFSET = 0.0f;
     static __device__ Table prepare(unsigned char*, const float*) { return {}; }
@@ -72,7 +72,7 @@ template <class Element>
 struct Fp8 {
     using T = Element;
     using Table = NoTable;
-    static constexpr bool BF16 = !__is_same(T, __half), GROUPED = false, ASYMMETRIC = false;
+    static constexpr bool BF16 = !IsHalf<T>::value, GROUPED = false, ASYMMETRIC = false;
     static constexpr int PIECES = 2, SCALE_BYTES = 0;
     static constexpr float OFFSET = 0.0f;
     static __device__ Table prepare(unsigned char*, const float*) { return {}; }
@@ -96,8 +96,8 @@ struct Fp8 {
 
 // y = x w^T for up to 8 rows of x. SPANS: groups in 128 of k (1, 2, 4); TILES: how often 8 columns hold m * SPANS. Grid: (n / 16, splits),
 // the splits a cluster. Dynamic shared memory: WARPS * x_bytes.
-template <template <class> class Format, class T, int SPANS, int TILES, int WARPS, int AHEAD>
-__global__ void __launch_bounds__(32 * WARPS)
+template <template <class> class Format, class T, int SPANS, int TILES, int WARPS, int AHEAD, int BLOCKS>
+__global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 quant_matmul_gemv(const T* x, const void* packed, const void* scales, const float* codebook, T* y, int m, int n, int k,
                   long long x_stride, long long row_bytes, int groups, int aligned, int x_bytes) {
     extern __shared__ __align__(16) unsigned char shared[];

@@ -48,8 +48,8 @@ struct Codes {
 };
 
 // As quant_matmul_gemv. Dynamic shared memory: WARPS * x_bytes, and 32 KB for the tables.
-template <class T, bool HAS_ZEROS, int SPANS, int TILES, int WARPS, int AHEAD>
-__global__ void __launch_bounds__(32 * WARPS)
+template <class T, bool HAS_ZEROS, int SPANS, int TILES, int WARPS, int AHEAD, int BLOCKS>
+__global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 quant_matmul_lut(const T* x, const void* packed, const void* scales, const float* codebook, T* y, int m, int n, int k,
                  long long x_stride, long long row_bytes, int groups, int aligned, int x_bytes) {
     extern __shared__ __align__(16) unsigned char shared[];
