@@ -42,6 +42,7 @@ class Promoted:
 
 PROMOTED = {  # configurations of v2_promoted, by columns
     "128": Promoted(),
+    "64": Promoted(columns=64, stages=8),
     "128_one_set": Promoted(sets=1),
     "128_every_2": Promoted(sets=1, promote=2),
     "128_every_4": Promoted(sets=1, promote=4),
@@ -49,6 +50,28 @@ PROMOTED = {  # configurations of v2_promoted, by columns
     "192": Promoted(columns=192, stages=4, sets=1),
     "192_every_2": Promoted(columns=192, stages=4, sets=1, promote=2),
     "192_cluster": Promoted(columns=192, stages=4, sets=1, cluster=2),
+}
+@dataclass(frozen=True)
+class Tall:
+    """A block's tile of the result, 256 x `columns`; `stages` of 128 of k in flight; `slabs` of the result on their way out; `promote`: sums in
+    float32; `cluster` blocks, one above the other, that share their columns of b."""
+
+    columns: int = 128
+    stages: int = 4
+    slabs: int = 2
+    promote: bool = True
+    cluster: int = 1
+    band: int = 8
+
+    @property
+    def shared_mem(self) -> int:
+        return self.stages * (256 + self.columns) * 128 + self.slabs * 8192 + 16 * self.stages
+
+
+TALL = {  # configurations of v3_tall
+    "128": Tall(),
+    "128_cluster": Tall(cluster=2),
+    "128_fast": Tall(promote=False),
 }
 HOPPER = {  # of v2_hopper, by rows and columns
     "128x256": hopper.Config(128, 256, 2, 4, 4),
@@ -72,7 +95,21 @@ def v1_naive(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> tor
 
 
 def v2_promoted(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
-    return promoted("128", a, b, scale_a, scale_b, bias, out_dtype)
+    narrow = _rounds(a, b, 128, 64) * 0.6 < _rounds(a, b, 128, 128)
+    return promoted("64" if narrow else "128", a, b, scale_a, scale_b, bias, out_dtype)
+
+
+def v3_tall(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
+    return tall("128", a, b, scale_a, scale_b, bias, out_dtype)
+
+
+def v3_tall_fast(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
+    return tall("128_fast", a, b, scale_a, scale_b, bias, out_dtype)
+
+
+def _rounds(a, b, rows: int, columns: int) -> int:
+    """How many tiles of the result, one after the other, the busiest multiprocessor has to do."""
+    return ceil_div(ceil_div(a.shape[0], rows) * ceil_div(b.shape[1], columns), processors(a))
 
 
 def v2_hopper(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
@@ -98,6 +135,27 @@ def promoted(config: str | Promoted, a, b, scale_a, scale_b, bias=None, out_dtyp
 def _promoted(config: Promoted, out_dtype: torch.dtype) -> Kernel:
     sizes = (config.columns, config.stages, config.slabs, config.sets, config.promote, config.cluster)
     return Kernel(FOLDER / "v2_promoted.cu", f"scaled_matmul_promoted<{c_type(out_dtype)}, {', '.join(map(str, sizes))}>")
+
+
+def tall(config: str | Tall, a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
+    """v3_tall as TALL[config], or as this one."""
+    config = TALL[config] if isinstance(config, str) else config
+    (m, k), n = a.shape, b.shape[1]
+    out = torch.empty((m, n), dtype=out_dtype, device=a.device)
+    if not out.numel():
+        return out
+    maps = tensor_map(a, (256, 128), 128), tensor_map(b.t(), (config.columns // config.cluster, 128), 128), tensor_map(out, (64, 64), 128)
+    tiles = ceil_div(m, 256 * config.cluster) * ceil_div(n, config.columns)
+    blocks = min(processors(a) // config.cluster, tiles) * config.cluster
+    args = (*maps, m, n, k, each(scale_a, m), each(scale_b, n), bias, config.band)
+    _tall(config, out_dtype)(blocks, 384, args, config.shared_mem, config.cluster if config.cluster > 1 else None)
+    return out
+
+
+@functools.lru_cache(None)
+def _tall(config: Tall, out_dtype: torch.dtype) -> Kernel:
+    sizes = (config.columns, config.stages, config.slabs, str(config.promote).lower(), config.cluster)
+    return Kernel(FOLDER / "v3_tall.cu", f"scaled_matmul_tall<{c_type(out_dtype)}, {', '.join(map(str, sizes))}>")
 
 
 def configured(config: str | hopper.Config, a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
@@ -132,6 +190,13 @@ def _on_hopper(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> s
     return hopper_refusal(a)
 
 
+def _enough_tiles(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> str | None:
+    refusal = _on_hopper(a, b, scale_a, scale_b, bias, out_dtype)
+    if refusal is None and a.is_cuda and 1.8 * _rounds(a, b, 256, 128) > _rounds(a, b, 128, 128):
+        return "takes results of more tiles: with tiles half as tall, the multiprocessors have less to do, one after the other"
+    return refusal
+
+
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -149,6 +214,20 @@ VARIANTS = {
             "Hopper's tensor cores; their short sums are added up in float32, 128 of k at a time",
             FOLDER / "v2_promoted.cu",
             _on_hopper,
+        ),
+        Variant(
+            "v3_tall_fast",
+            v3_tall_fast,
+            "a warpgroup has 128 rows; the sums stay in the tensor cores",
+            FOLDER / "v3_tall.cu",
+            _enough_tiles,
+        ),
+        Variant(
+            "v3_tall",
+            v3_tall,
+            "a warpgroup has 128 rows, which it multiplies and adds up 64 at a time; scales wait in shared memory",
+            FOLDER / "v3_tall.cu",
+            _enough_tiles,
         ),
     )
 }

@@ -7,11 +7,11 @@ from labkernels.cuda import sanitizing
 from labkernels.lab.check import check
 from labkernels.scaled_matmul import variants
 from labkernels.scaled_matmul.op import FLOAT8, OP, make_inputs
-from labkernels.scaled_matmul.variants import HOPPER, PROMOTED, VARIANTS
+from labkernels.scaled_matmul.variants import HOPPER, PROMOTED, TALL, VARIANTS
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-SANITIZED = [("promoted", "128"), ("promoted", "192_every_2"), ("promoted", "128_cluster"), ("configured", "128x256_cluster")]
-CONFIGURED = [("promoted", name) for name in PROMOTED] + [("configured", name) for name in HOPPER]
+SANITIZED = [("promoted", "128"), ("promoted", "192_every_2"), ("promoted", "128_cluster"), ("tall", "128_cluster"), ("configured", "128x256_cluster")]
+CONFIGURED = [("promoted", name) for name in PROMOTED] + [("tall", name) for name in TALL] + [("configured", name) for name in HOPPER]
 
 
 def inputs(m, n, k, device="cpu", dtype=torch.bfloat16, **options):
@@ -92,10 +92,11 @@ def test_what_the_copy_engine_cannot_fetch_is_refused():
     assert accepts(**{**x, "bias": torch.ones(9, dtype=torch.bfloat16)[1:]}) == "takes a bias that begins on a multiple of 4 bytes"
 
 
-@pytest.mark.parametrize("config", PROMOTED)
-def test_promotion_compiles_for_hopper_without_spills_or_serialized_wgmma(config):
-    kernel = variants._promoted(PROMOTED[config], torch.bfloat16)
+@pytest.mark.parametrize("launch, config", [("promoted", name) for name in PROMOTED] + [("tall", name) for name in TALL])
+def test_promotion_compiles_for_hopper_without_spills_or_serialized_wgmma(launch, config):
+    config = {"promoted": PROMOTED, "tall": TALL}[launch][config]
+    kernel = getattr(variants, f"_{launch}")(config, torch.bfloat16)
     resources = kernel.resources("sm_90a")
     assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
     assert "serialized" not in kernel.compiled("sm_90a").log
-    assert PROMOTED[config].shared_mem + resources.shared_bytes <= 227 * 1024
+    assert config.shared_mem + resources.shared_bytes <= 227 * 1024
