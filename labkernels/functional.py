@@ -6,5 +6,6 @@ from labkernels.matmul import matmul
 from labkernels.scaled_matmul import scaled_matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum
+from labkernels.w8a8_matmul import w8a8_matmul
 
-__all__ = ["attention", "attention_backward", "matmul", "scaled_matmul", "softmax", "sum"]
+__all__ = ["attention", "attention_backward", "matmul", "scaled_matmul", "softmax", "sum", "w8a8_matmul"]

@@ -223,7 +223,9 @@ ops = Registry(
         "softmax",
         "matmul",
         "scaled_matmul",
+        "w8a8_matmul",
         "attention",
         "attention_backward",
+        "kvcache/decode_attention",
     ]
 )
