@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -54,6 +55,7 @@ class Kernel:
         self.source = _source(source, defines, filename, first_line)
         self._cubins: dict[str, Cubin] = {}
         self._loaded: dict[int, gpu.LoadedKernel] = {}
+        self._interface: _Interface | None = None
 
     def __call__(
         self,
@@ -83,22 +85,23 @@ class Kernel:
         else:
             from labkernels.cuda import emulator
 
-            values = self._emulated(args, device)
-            emulator.run(self, grid, block, args, values, shared_mem, self._cluster(grid, cluster, self.emulated.cluster))
+            known = self._known(emulator.compiled_as())
+            emulator.run(self, grid, block, args, known.packer(args, device), shared_mem, self._cluster(grid, cluster, known.cluster))
 
-    def prepare(self, grid, block, args: Sequence, shared_mem: int = 0, cluster=None) -> tuple[tuple, tuple, list[bytes], tuple]:
+    def prepare(self, grid, block, args: Sequence, shared_mem: int = 0, cluster=None, mode=None) -> tuple[tuple, tuple, list[bytes], tuple]:
         """Grid and block as triples, the arguments' bytes, and the cluster, as the emulator takes them.
 
-        Raises as a launch on CPU tensors does.
+        If the kernel has not been compiled yet it is now, in `mode`: None is that of a launch that nobody watches. Raises as a launch
+        on CPU tensors does.
         """
         grid, block, _ = self._checked(grid, block, args, shared_mem)
-        values = self._emulated(args, torch.device("cpu"))
-        return grid, block, values, self._cluster(grid, cluster, self.emulated.cluster)
+        known = self._known(mode)
+        return grid, block, known.packer(args, torch.device("cpu")), self._cluster(grid, cluster, known.cluster)
 
     @property
     def signature(self) -> tuple[Parameter, ...]:
         """The kernel's parameters, as the compiler sees them: NVRTC where there is a GPU, else the emulator's C++ compiler."""
-        return self.compiled().signature if torch.cuda.is_available() else self._emulated.parameters
+        return self.compiled().signature if torch.cuda.is_available() else self._known().packer.parameters
 
     def resources(self, arch: str | None = None) -> Resources:
         """Registers, shared memory and spills on `arch`, like `"sm_80"`; without it, on this machine's GPU, or sm_90.
@@ -159,15 +162,25 @@ class Kernel:
 
         return emulator.build(self.source, self.name)
 
-    @functools.cached_property
-    def _emulated(self) -> ArgumentPacker:
-        names = self.source.kernels().get(base_name(self.name))
-        return ArgumentPacker(self.name, parse_signature(self.emulated.signature, names, self.emulated.parameter_sizes))
+    def _known(self, mode=None) -> _Interface:
+        """How the emulator calls the kernel, by the first library of it that was made, whichever; if none was, one is made in `mode`."""
+        if self._interface is None:
+            from labkernels.cuda import emulator
+
+            library = emulator.build(self.source, self.name, mode) if mode else self.emulated
+            names = self.source.kernels().get(base_name(self.name))
+            parameters = parse_signature(library.signature, names, library.parameter_sizes)
+            self._interface = _Interface(ArgumentPacker(self.name, parameters), library.cluster)
+        return self._interface
 
     @property
     def _gpu_arch(self) -> str:
         return gpu.arch(torch.cuda.current_device()) if torch.cuda.is_available() else DEFAULT_ARCH
 
+
+class _Interface(NamedTuple):
+    packer: ArgumentPacker
+    cluster: tuple[int, int, int] | None  # of `__cluster_dims__`
 
 
 def _source(source: str | Path | Source, defines: Mapping | None, filename: str | None, first_line: int) -> Source:

@@ -13,6 +13,7 @@ from importlib import import_module
 _PUBLIC = {
     "EmulatedKernel": "compile",
     "build": "compile",
+    "compiled_as": "modes",
     "set_threads": "launch",
     "isolated": "modes",
     "run": "modes",

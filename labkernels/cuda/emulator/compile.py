@@ -52,9 +52,9 @@ class EmulatedKernel:
         run(self, grid, block, values, shared_mem, time_limit_s=time_limit_s)
 
 
-def build(source: Source, name: str) -> EmulatedKernel:
+def build(source: Source, name: str, mode: toolchain.Mode = toolchain.RELEASE) -> EmulatedKernel:
     """The kernel `name` of `source` as a loaded library, compiled unless it is in the cache. Raises CompileError, ToolchainError."""
-    return load(library(source, name), name)
+    return load(library(source, name, mode), name)
 
 
 def library(source: Source, name: str, mode: toolchain.Mode = toolchain.RELEASE) -> Path:

@@ -12,6 +12,7 @@ from labkernels.cuda.emulator.launch import run as run_here
 from labkernels.cuda.emulator.profiler import profile
 from labkernels.cuda.emulator.remote import launch_in_child
 from labkernels.cuda.emulator.sanitizer import sanitize
+from labkernels.cuda.emulator.toolchain import PROFILED, SANITIZED, Mode
 from labkernels.cuda.emulator.writers import Trace
 from labkernels.errors import LaunchError, SanitizerError
 
@@ -65,6 +66,11 @@ def _set_mode(mode: str, time_limit_s: float | None) -> Iterator[None]:
         yield
     finally:
         _mode.reset(token)
+
+
+def compiled_as() -> Mode | None:
+    """How a kernel must be compiled so that the surrounding context can watch it; None where nobody watches."""
+    return {"sanitized": SANITIZED, "traced": SANITIZED, "profiled": PROFILED}.get(_mode.get()[0])
 
 
 def run(kernel, grid, block, args, values, shared_mem: int, cluster=(1, 1, 1)) -> None:

@@ -27,7 +27,7 @@ def profile(
     """
     launched = ProfiledLaunch(kernel, grid, block, tuple(args) if isinstance(args, list) else args, shared_mem, cluster)
     args = _on_cpu(args)
-    grid, block, values, cluster = kernel.prepare(grid, block, args, shared_mem, cluster)
+    grid, block, values, cluster = kernel.prepare(grid, block, args, shared_mem, cluster, toolchain.PROFILED)
     path = library(kernel.source, kernel.name, toolchain.PROFILED)
     with launch_in_child(
         kernel, path, grid, block, args, values, shared_mem, cluster=cluster, watch=PROFILER, time_limit_s=time_limit_s, l2_bytes=l2_bytes

@@ -19,7 +19,7 @@ def sanitize(
     so that nothing the kernel does can hurt this one, on one core and in a fixed order: the same report every time. Raises
     CompileError, ArgumentError, and LaunchError where the kernel itself gave up (assert, __trap, integer division by zero).
     """
-    grid, block, values, cluster = kernel.prepare(grid, block, args, shared_mem, cluster)
+    grid, block, values, cluster = kernel.prepare(grid, block, args, shared_mem, cluster, toolchain.SANITIZED)
     path = library(kernel.source, kernel.name, toolchain.SANITIZED)
     with launch_in_child(
         kernel, path, grid, block, args, values, shared_mem, cluster=cluster, watch=SANITIZER, time_limit_s=time_limit_s

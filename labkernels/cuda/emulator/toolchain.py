@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +31,11 @@ class Mode:
 _COMMON = ("-std=c++17", "-fPIC", "-Werror=return-type", "-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
 _COMMON += ("-fsigned-char", "-fwrapv")  # as on a GPU
 _COMMON += ("-fdiagnostics-column-unit=byte",)
+_COMMON += ("-g1", "-gdwarf-4", "-fno-var-tracking")  # lines and inlined calls; names of arrays are in the symbol table
 _COMMON += ("-fno-gnu-unique",)  # else kernels that instantiate the same template would share its __shared__ arrays across libraries
-RELEASE = Mode("release", (*_COMMON, "-O2", "-ftree-vectorize", "-march=native", "-g1", "-gdwarf-4"))
+RELEASE = Mode("release", (*_COMMON, "-O2", "-ftree-vectorize", "-march=native"))
 _WATCHED = (
-    (*_COMMON, "-O1", "-g", "-gdwarf-4", "-march=native", "-DLK_INSTRUMENTED=1", "-fno-omit-frame-pointer")
+    (*_COMMON, "-O1", "-march=native", "-DLK_INSTRUMENTED=1", "-fno-omit-frame-pointer")
     + ("-fstack-reuse=none",)  # registers that a wgmma uses keep their place to themselves
     + ("-fno-tree-sra", "-fno-ipa-sra")  # a float4 is read at once, not as four floats
     + ("-finline-small-functions", "-finline-functions")  # what a call takes by value from memory is seen only once inlined
@@ -102,7 +104,7 @@ def runtime_library() -> Path:
         if result.returncode:
             raise ToolchainError(f"the emulator's runtime does not compile with {compiler_version()}:\n{result.stderr}")
 
-    return cache.build(key, make) / "liblkruntime.so"
+    return _built(key, make) / "liblkruntime.so"
 
 
 def prelude(mode: Mode) -> Path:
@@ -116,4 +118,14 @@ def prelude(mode: Mode) -> Path:
         if result.returncode:
             raise ToolchainError(f"the emulator's prelude does not compile with {compiler_version()}:\n{result.stderr}")
 
-    return cache.build(key, make)
+    return _built(key, make)
+
+
+_compared: set[Path] = set()  # entries that this process has found whole: a prelude has 34 MB to compare
+
+
+def _built(key: str, make: Callable[[Path], None]) -> Path:
+    folder = cache.root() / key
+    if folder not in _compared or not folder.is_dir():
+        _compared.add(cache.build(key, make))
+    return folder

@@ -2,6 +2,7 @@
 #pragma once
 #include "lk_runtime.h"
 #include "lk_async.h"
+#include "lk_call.h"
 #include "device/device.h"
 #include "lk_keywords.h"
 #ifndef __CUDA_ARCH__

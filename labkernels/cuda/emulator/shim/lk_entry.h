@@ -1,25 +1,5 @@
-// Included after the user's source, with LK_KERNEL naming the kernel: what Python calls.
+// Included after the user's source, with LK_KERNEL naming the kernel: what Python calls (lk_call.h, in the prelude, has its parts).
 #pragma once
-#include <tuple>
-#include <type_traits>
-#include <typeinfo>
-#include <utility>
-
-namespace lk {
-
-template <class Function> struct Entry;
-template <class... Parameters> struct Entry<void(Parameters...)> {
-    static_assert((!std::is_reference<Parameters>::value && ...), "a kernel cannot take a reference");
-    static constexpr unsigned count = sizeof...(Parameters);
-    static constexpr unsigned sizes[count + 1] = {sizeof(Parameters)..., 0};
-
-    template <std::size_t... I>
-    __attribute__((no_sanitize("thread"))) static void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
-        kernel(*static_cast<std::remove_cv_t<Parameters>*>(arguments[I])...);
-    }
-};
-
-}  // namespace lk
 
 // At namespace scope, where the user's names mean what they say: a kernel may be called `reduce`, as a function of lk is.
 using lk_kernel_entry = lk::Entry<decltype(LK_KERNEL)>;
