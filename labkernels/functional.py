@@ -3,9 +3,10 @@
 from labkernels.attention import attention
 from labkernels.attention_backward import attention_backward
 from labkernels.matmul import matmul
+from labkernels.sampling import sample_tokens
 from labkernels.scaled_matmul import scaled_matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum
 from labkernels.w8a8_matmul import w8a8_matmul
 
-__all__ = ["attention", "attention_backward", "matmul", "scaled_matmul", "softmax", "sum", "w8a8_matmul"]
+__all__ = ["attention", "attention_backward", "matmul", "sample_tokens", "scaled_matmul", "softmax", "sum", "w8a8_matmul"]
