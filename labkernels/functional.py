@@ -3,10 +3,26 @@
 from labkernels.attention import attention
 from labkernels.attention_backward import attention_backward
 from labkernels.matmul import matmul
+from labkernels.norm import add_rms_norm, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward, rms_norm_quantized
 from labkernels.sampling import sample_tokens
 from labkernels.scaled_matmul import scaled_matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum
 from labkernels.w8a8_matmul import w8a8_matmul
 
-__all__ = ["attention", "attention_backward", "matmul", "sample_tokens", "scaled_matmul", "softmax", "sum", "w8a8_matmul"]
+__all__ = [
+    "add_rms_norm",
+    "attention",
+    "attention_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "matmul",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_quantized",
+    "sample_tokens",
+    "scaled_matmul",
+    "softmax",
+    "sum",
+    "w8a8_matmul",
+]

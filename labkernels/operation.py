@@ -229,6 +229,12 @@ ops = Registry(
         "w8a8_matmul",
         "attention",
         "attention_backward",
+        "norm/rms_norm",
+        "norm/rms_norm_backward",
+        "norm/layer_norm",
+        "norm/layer_norm_backward",
+        "norm/add_rms_norm",
+        "norm/rms_norm_quantized",
         "kvcache/decode_attention",
         "sampling/sample_tokens",
     ]

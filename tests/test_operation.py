@@ -105,7 +105,7 @@ def test_every_operation_describes_itself(name):
             assert any(want.abs().max() > 0 for want in wants), f"zeros would be right on {shape}"
             assert max(want.dim() for want in wants) == len(op.axes)
             tolerance = op.tolerance(dtype, **shape)
-            assert 0 < tolerance.relative < 0.05
+            assert 0 < tolerance.relative < 0.07  # half a step of float8_e4m3fn is 1/16
     assert torch.float32 in op.dtypes or name == "scaled_matmul"  # sums of 8-bit products are written with 16 bits
 
 
