@@ -19,7 +19,7 @@ struct RowInMemory {
 };
 
 template <class T>
-__global__ void __launch_bounds__(1024) sample_radix(const T* logits, long long row_stride, int vocab, const long long* previous, int previous_count,
+__global__ void __launch_bounds__(1024, 1) sample_radix(const T* logits, long long row_stride, int vocab, const long long* previous, int previous_count,
                                                     long long previous_stride, const bool* mask, long long mask_stride, Settings all,
                                                     const float* temperature, const int* top_k, const float* top_p, const float* min_p,
                                                     const float* penalty, const long long* seed, const long long* position, long long* tokens,

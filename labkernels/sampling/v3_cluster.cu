@@ -140,7 +140,7 @@ __device__ inline Amount gather(Shared& shared, const ClusterTeam& team) {
 // A cluster of `gridDim.x / rows` blocks a row; each has `slice` tokens of it, a multiple of 8, in dynamic shared memory behind Shared: `slice`
 // floats, then (slice + 31) / 32 words if there are previous tokens. With WIDTH > 1 rows lie on multiples of it, and vocab is one.
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(1024) sample_cluster(const T* logits, long long row_stride, int vocab, int slice, const long long* previous,
+__global__ void __launch_bounds__(1024, 1) sample_cluster(const T* logits, long long row_stride, int vocab, int slice, const long long* previous,
                                                       int previous_count, long long previous_stride, const bool* mask, long long mask_stride,
                                                       Settings all, const float* temperature, const int* top_k, const float* top_p,
                                                       const float* min_p, const float* penalty, const long long* seed, const long long* position,

@@ -11,23 +11,22 @@ from labkernels.errors import ArgumentError
 from labkernels.sampling.sample_tokens_op import SETTINGS, problem, run
 from labkernels.torch_extension.operators import LIBRARY
 
-NAMES = tuple(SETTINGS)
 _NUMBERS = "float temperature=1.0, int top_k=0, float top_p=1.0, float min_p=0.0, float repetition_penalty=1.0, int seed=0, int position=0"
-_TENSORS = ", ".join(f"Tensor? {name}s=None" for name in NAMES)
+_TENSORS = ", ".join(f"Tensor? {name}s=None" for name in SETTINGS)
 
 
-def _settings(numbers, tensors) -> dict:
-    return {name: number if tensor is None else tensor for name, number, tensor in zip(NAMES, numbers, tensors)}
+def _settings(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, position=0, previous=None, *tensors, **named) -> dict:
+    numbers = dict(zip(SETTINGS, (temperature, top_k, top_p, min_p, repetition_penalty, seed, position)))
+    given = dict(zip(SETTINGS, tensors)) | {name.removesuffix("s"): value for name, value in named.items()}
+    return numbers | {name: value for name, value in given.items() if value is not None} | {"previous": previous}
 
 
-def sample_tokens(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, position=0, previous=None, *tensors):
-    settings = _settings((temperature, top_k, top_p, min_p, repetition_penalty, seed, position), tensors or [None] * len(NAMES))
-    return run(logits, previous=previous, return_logprobs=True, **settings)
+def sample_tokens(logits, *settings, **named) -> tuple[torch.Tensor, torch.Tensor]:
+    return run(logits, return_logprobs=True, **_settings(*settings, **named))
 
 
-def sample_tokens_fake(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, position=0, previous=None, *tensors):
-    settings = _settings((temperature, top_k, top_p, min_p, repetition_penalty, seed, position), tensors or [None] * len(NAMES))
-    wrong = problem(logits, previous=previous, **settings)
+def sample_tokens_fake(logits, *settings, **named) -> tuple[torch.Tensor, torch.Tensor]:
+    wrong = problem(logits, **_settings(*settings, **named))
     if wrong is not None:
         raise ArgumentError(f"sample_tokens: {wrong}")
     return logits.new_empty(logits.shape[:1], dtype=torch.int64), logits.new_empty(logits.shape[:1], dtype=torch.float32)
