@@ -20,12 +20,9 @@ class Verdict:
     refusal: str | None
     chosen: bool
     idea: str
-    slower: str | None = None  # what was measured of one that takes the inputs, and why another is chosen
 
     def __str__(self) -> str:
-        if self.chosen or self.refusal:
-            return "chosen" if self.chosen else f"refused: {self.refusal}"
-        return f"would do, but {self.slower}" if self.slower else "would do, and a faster one does"
+        return "chosen" if self.chosen else f"refused: {self.refusal}" if self.refusal else "would do, and a faster one does"
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,8 @@ def explain(op_name: str, *args, **kwargs) -> Explanation:
     verdicts, found = [], nothing_to_do
     for variant in reversed(op.variants.values()):
         refusal = variant.accepts(**inputs)
-        slower = op.slower(variant.name, **inputs) if refusal is None else None
-        chosen = refusal is None and slower is None and not found
-        verdicts.append(Verdict(variant.name, refusal, chosen, variant.idea, slower))
-        found = found or chosen
+        verdicts.append(Verdict(variant.name, refusal, refusal is None and not found, variant.idea))
+        found = found or refusal is None
     runs = "nothing to compute, the result is known without a kernel" if nothing_to_do else _runs_on(op_name, inputs)
     return Explanation(op_name, ", ".join(_shown(name, value) for name, value in inputs.items()), runs, tuple(verdicts))
 

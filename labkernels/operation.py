@@ -99,9 +99,6 @@ class Op:
     deterministic: bool = True  # must the same inputs give the same bits each time? If not, then those with deterministic=True
     hints: Callable[[Any], str | None] = lambda failure: None  # hints(Failure): a sentence about the likely mistake
 
-    # Which variant runs: the highest that accepts the inputs and of which slower(name, **inputs) does not know a reason to prefer another
-    slower: Callable[..., str | None] = lambda name, **inputs: None
-
     # Where no kernel is needed
     trivial: Callable[..., Any] = lambda **inputs: None  # trivial(**inputs): the result if there is nothing to compute, else None
 
@@ -136,10 +133,10 @@ class Op:
         return known[name]
 
     def pick(self, **inputs) -> Variant:
-        """The highest variant of the ladder that accepts these inputs and is not known to be slower; ArgumentError with every refusal if none does."""
+        """The highest variant of the ladder that accepts these inputs; ArgumentError with every refusal if none does."""
         refusals = []
         for variant in reversed(self.variants.values()):
-            reason = variant.accepts(**inputs) or self.slower(variant.name, **inputs)
+            reason = variant.accepts(**inputs)
             if reason is None:
                 return variant
             refusals.append(f"{variant.name}: {reason}")
