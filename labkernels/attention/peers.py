@@ -13,12 +13,12 @@ from labkernels.operation import Peer
 def native(q, k, v, causal=False, scale=None, *, window=None, mask=None) -> torch.Tensor:
     """`scaled_dot_product_attention`, by whichever backend PyTorch picks."""
     square = q.shape[2] == k.shape[2] and window is None and mask is None
-    bias = _one_mask(q, k, causal, window, mask) if mask is not None or window is not None or causal and not square else None
+    bias = one_mask(q, k, causal, window, mask) if mask is not None or window is not None or causal and not square else None
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal and square, scale=scale, enable_gqa=grouped)
 
 
-def _one_mask(q, k, causal: bool, window, mask) -> torch.Tensor:
+def one_mask(q, k, causal: bool, window, mask) -> torch.Tensor:
     """Causal, window and mask in the one mask that PyTorch takes: bool, or of q's dtype."""
     shown = visible(q.shape[2], k.shape[2], q.device, causal, window) if causal or window is not None else None
     if mask is None:

@@ -6,6 +6,7 @@ import torch
 import labkernels as lk
 from labkernels.attention_backward import attention_backward, attention_backward_varlen
 from labkernels.attention_backward.mistakes import by_formula
+from labkernels.attention_backward.peers import padded_attention
 from labkernels.attention_backward.reference import forward, reference
 from labkernels.errors import ArgumentError
 from labkernels.lab.check import check
@@ -62,6 +63,14 @@ def test_the_public_function_of_packed_sequences():
         alone = [tensor[one].transpose(0, 1)[None] for tensor in (grad, q, k, v, out)]
         for got, want in zip(found, reference(*alone, lse[None, :, one], True)):
             torch.testing.assert_close(got[one].transpose(0, 1)[None], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, "whole_queries", "bias", "float32_bias"])
+def test_operands_padded_for_pytorchs_kernel_give_the_same_attention(mask):
+    inputs = inputs_of(mask=mask, head_dim=7, causal=True, kv_len=19)
+    options = {name: value for name, value in inputs.items() if name not in ("grad_out", "out", "lse")}
+    padded = padded_attention(**options)
+    torch.testing.assert_close(padded.nan_to_num(0), ops["attention"].reference(**options))
 
 
 def test_problems_are_named():
