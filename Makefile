@@ -59,12 +59,8 @@ gpu-test: $(READY) ## on a GPU: the tests that need it, and the benchmark, recor
 	echo "Recorded in $(OUT). $$( [ $$failed = 0 ] && echo Passed || echo FAILED ): $$(tail -n 1 $(OUT)/pytest.txt)"; \
 	exit $$failed
 
-gpu-sanitize: $(READY) ## on a GPU: every variant under compute-sanitizer's four tools; the summary in OUT
-	@mkdir -p $(OUT)
-	@for tool in memcheck racecheck synccheck initcheck; do \
-	  compute-sanitizer --tool $$tool $$([ $$tool = memcheck ] && echo --report-api-errors no) $(PY) tests/compute_sanitizer.py > $(OUT)/$$tool.txt 2>&1; \
-	  echo "$$tool: $$(grep 'calls of variants' $(OUT)/$$tool.txt), $$(tail -n 1 $(OUT)/$$tool.txt)"; \
-	done | tee $(OUT)/compute_sanitizer.txt
+gpu-sanitize: $(READY) ## on a GPU: every variant under compute-sanitizer's four tools, tests/compute_sanitizer.py; the table in OUT
+	$(PY) tests/compute_sanitizer.py --record $(OUT)/compute_sanitizer.csv $(FLAGS)
 
 browser-test: $(READY) ## work through a lab in a real browser, and keep a screenshot under build/browser
 	$(PY) -m pytest tests/browser $(FLAGS)
