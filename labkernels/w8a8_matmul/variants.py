@@ -23,10 +23,11 @@ TILE, STAGES = 128, 3  # of v2: the side of a block's tile, and how many stages 
 
 # Microseconds on an H200 that a launch of v3 takes, that each tile of the busiest block adds, and each stage of a tile.
 COSTS = {
-    Config(128, 256, 2, 4, 4): (1.0, 1.6, 0.62),
-    Config(128, 192, 2, 5, 2): (1.0, 1.2, 0.50),
-    Config(128, 128, 2, 6, 4): (1.0, 0.8, 0.36),
-    Config(64, 128, 1, 8, 2): (1.0, 0.6, 0.22),
+    Config(128, 256, 2, 4, 4): (0.8, 1.6, 0.66),
+    Config(128, 192, 2, 5, 2): (2.0, 1.2, 0.50),
+    Config(128, 128, 2, 6, 4): (2.0, 0.6, 0.343),
+    Config(128, 96, 2, 6, 4): (0.8, 0.5, 0.319),
+    Config(64, 128, 1, 8, 2): (1.8, 0.5, 0.212),
 }
 
 
@@ -92,8 +93,8 @@ def configured(config: Config, x, weight, scale, bias=None) -> torch.Tensor:
 
 def multiply(config: Config, q, weight, scale_q, scale, bias, out) -> torch.Tensor:
     """The product of v3 alone, of bytes, into `out`."""
-    (m, k), n = q.shape, weight.shape[0]
-    maps = tensor_map(q, (config.rows, 128), 128), tensor_map(weight, (config.columns, 128), 128), tensor_map(out, (64, 64), 128)
+    (m, k), n, slab = q.shape, weight.shape[0], 32 if config.columns % 64 else 64
+    maps = tensor_map(q, (config.rows, 128), 128), tensor_map(weight, (config.columns, 128), 128), tensor_map(out, (64, slab), 2 * slab)
     args = (*maps, m, n, k, scale_q, _dense(scale), bias, config.band)
     blocks, _ = config.blocks(m, n, processors(q))
     _hopper(config, out.dtype)(blocks, 128 * (config.consumers + 1), args, config.shared_mem)

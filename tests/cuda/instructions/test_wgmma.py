@@ -127,7 +127,7 @@ def test_integers_are_exact(n, add, registers, device):
     kernel = Kernel(source, "product", defines=defines)
     kernel(1, 128, (*args, d, lead_a, stride_a, lead_b, stride_b))
     torch.testing.assert_close(d.cpu(), a.int() @ b.int().T, rtol=0, atol=0)
-    assert kernel.resources("sm_90a").spill_store_bytes == 0 and "C75" not in kernel.compiled("sm_90a").log
+    assert kernel.resources("sm_90a").spill_store_bytes == 0
 
 
 @pytest.mark.parametrize("n", [8, 40, 64, 128, 200, 256])
