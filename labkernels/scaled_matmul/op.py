@@ -143,5 +143,6 @@ OP = Op(
     ),
     flops=lambda *, m, n, k, **_: 2 * m * n * k,
     bytes_moved=bytes_moved,
+    compute_ceiling="float8_e4m3fn",
     peers=PEERS,
 )
