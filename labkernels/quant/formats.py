@@ -70,7 +70,7 @@ def unpack4(words: torch.Tensor) -> torch.Tensor:
     return eights.view(words.shape[0], -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """A quantised weight (n, k) of a linear layer. See the module for what the tensors hold; `scales` has the zeros of int4 in it.
 

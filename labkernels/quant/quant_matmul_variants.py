@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from labkernels.cuda.kernel import MAX_GRID, Kernel
 from labkernels.cuda.variants import c_type, ceil_div, kernel, processors
 from labkernels.operation import Variant
+from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 
 FOLDER = Path(__file__).parent
@@ -58,15 +60,16 @@ def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool
         return y
     x = x if x.stride(1) == 1 or k <= 1 else x.contiguous()
     spans = 128 // weight.group_size if weight.group_size else 1
-    launched = _kernel(x.dtype, "lut" if lut else weight.scheme, weight.scheme == "int4", spans, _power_of_two(ceil_div(m * spans, 8)), config)
+    launched = _kernel(x.dtype, "lut" if lut else weight.scheme, weight.scheme == "int4", spans, staged_rows(m), config)
     x_bytes = staged_bytes(m, weight, config)
     aligned = x.data_ptr() % 16 == 0 and (m == 1 or x.stride(0) % 8 == 0)
     args = (
-        x, weight.packed, weight.scales, weight.codebook, y, m, n, k, x.stride(0), row_bytes(weight), weight.groups, int(aligned), x_bytes
+        x, weight.packed, weight.scales, weight.codebook, y, m, n, k, x.stride(0), row_bytes(weight), weight.groups,
+        struct.pack("<2i", *divmod(ceil_div(row_bytes(weight), 64), config.warps * config.splits)), int(aligned), x_bytes,
     )  # fmt: skip
     shared = config.warps * x_bytes + TABLE_BYTES * lut
     cluster = (1, config.splits) if config.splits > 1 else None
-    launched((ceil_div(n, 16), config.splits), 32 * config.warps, args, shared, cluster)
+    launch(launched, weight, (ceil_div(n, 16), config.splits), 32 * config.warps, args, shared, cluster)
     return y
 
 
@@ -85,7 +88,13 @@ def stream_for(x: torch.Tensor, weight: QuantizedWeight) -> Stream:
 def staged_bytes(m: int, weight: QuantizedWeight, config: Stream) -> int:
     """Shared memory for a warp's part of x: 128 of k a step, 64 where a number has 8 bits."""
     steps = ceil_div(ceil_div(row_bytes(weight), 64), config.warps * config.splits)
-    return steps * m * (256 if weight.scheme in FOUR_BIT else 128)
+    sums = 4 * 128 // weight.group_size if weight.group_size else 0
+    return ceil_div(steps * staged_rows(m) * ((256 if weight.scheme in FOUR_BIT else 128) + sums), 16) * 16
+
+
+def staged_rows(m: int) -> int:
+    """Rows of x for which a kernel is made: m or the next power of two."""
+    return 1 << max(0, m - 1).bit_length()
 
 
 def row_bytes(weight: QuantizedWeight) -> int:
@@ -94,15 +103,11 @@ def row_bytes(weight: QuantizedWeight) -> int:
 
 
 @functools.lru_cache(None)
-def _kernel(dtype: torch.dtype, scheme: str, has_zeros: bool, spans: int, tiles: int, config: Stream) -> Kernel:
-    sizes = f"{spans}, {tiles}, {config.warps}, {config.ahead}, {config.blocks}"
+def _kernel(dtype: torch.dtype, scheme: str, has_zeros: bool, spans: int, rows: int, config: Stream) -> Kernel:
+    sizes = f"{spans}, {rows}, {config.warps}, {config.ahead}, {config.blocks}"
     if scheme == "lut":
         return Kernel(FOLDER / "v3_lut.cu", f"quant_matmul_lut<{c_type(dtype)}, {str(has_zeros).lower()}, {sizes}>")
     return Kernel(FOLDER / "v2_gemv.cu", f"quant_matmul_gemv<{_FORMAT[scheme]}, {c_type(dtype)}, {sizes}>")
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
 
 
 def _naive_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:

@@ -6,11 +6,14 @@
 //   Predicts  1.5 instructions a number, where 3.4 would fill the issue slots at 4350 GB/s: bound by memory. 24 MB of int4
 //             (4096 x 11008): 5.5 us, and what launching and the first bytes take.
 //   Measured  data/measured/h200/quant_matmul.csv
-//   Wastes    The start and the end of a launch, at 6 us a kernel. Seven of eight columns of the tensor cores when x has one row.
+//   Wastes    Seven of eight columns of the tensor cores when x has one row.
 #include "gemv.cuh"
 #include "pack.cuh"
 
 struct NoTable {};
+
+template <class T> struct IsHalf { static constexpr bool value = false; };
+template <> struct IsHalf<__half> { static constexpr bool value = true; };
 
 template <class T> __device__ unsigned subtract_pairs(unsigned a, unsigned b);
 template <> __device__ __forceinline__ unsigned subtract_pairs<__nv_bfloat16>(unsigned a, unsigned b) {
@@ -30,7 +33,7 @@ struct Int4 {
     using T = Element;
     using Table = NoTable;
     static constexpr bool BF16 = !IsHalf<T>::value, GROUPED = true, ASYMMETRIC = true;
-    static constexpr int PIECES = 4, SCALE_BYTES = 4;
+    static constexpr int PIECES = 4;
     static constexpr float OFFSET = BF16 ? 128.0f : 1024.0f;
     static __device__ Table prepare(unsigned char*, const float*) { return {}; }
     static __device__ void arrange(uint4&) {}
@@ -47,7 +50,7 @@ struct Int8 {
     using T = Element;
     using Table = NoTable;
     static constexpr bool BF16 = !IsHalf<T>::value, GROUPED = false, ASYMMETRIC = false;
-    static constexpr int PIECES = 2, SCALE_BYTES = 0;
+    static constexpr int PIECES = 2;
     static constexpr float OFFSET = 0.0f;
     static __device__ Table prepare(unsigned char*, const float*) { return {}; }
     static __device__ void arrange(uint4&) {}
@@ -73,7 +76,7 @@ struct Fp8 {
     using T = Element;
     using Table = NoTable;
     static constexpr bool BF16 = !IsHalf<T>::value, GROUPED = false, ASYMMETRIC = false;
-    static constexpr int PIECES = 2, SCALE_BYTES = 0;
+    static constexpr int PIECES = 2;
     static constexpr float OFFSET = 0.0f;
     static __device__ Table prepare(unsigned char*, const float*) { return {}; }
     static __device__ void arrange(uint4&) {}
@@ -94,13 +97,13 @@ struct Fp8 {
     }
 };
 
-// y = x w^T for up to 8 rows of x. SPANS: groups in 128 of k (1, 2, 4); TILES: how often 8 columns hold m * SPANS. Grid: (n / 16, splits),
+// y = x w^T for up to 8 rows of x. SPANS: groups in 128 of k (1, 2, 4); ROWS: of x, m or more (1, 2, 4, 8). Grid: (n / 16, splits),
 // the splits a cluster. Dynamic shared memory: WARPS * x_bytes.
-template <template <class> class Format, class T, int SPANS, int TILES, int WARPS, int AHEAD, int BLOCKS>
+template <template <class> class Format, class T, int SPANS, int ROWS, int WARPS, int AHEAD, int BLOCKS>
 __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 quant_matmul_gemv(const T* x, const void* packed, const void* scales, const float* codebook, T* y, int m, int n, int k,
-                  long long x_stride, long long row_bytes, int groups, int aligned, int x_bytes) {
+                  long long x_stride, long long row_bytes, int groups, Parts parts, int aligned, int x_bytes) {
     extern __shared__ __align__(16) unsigned char shared[];
-    stream<Format<T>, SPANS, TILES, WARPS, AHEAD>(x, static_cast<const unsigned char*>(packed), scales, codebook, y, m, n, k, x_stride, row_bytes, groups, aligned, x_bytes,
+    stream<Format<T>, SPANS, ROWS, WARPS, AHEAD>(x, static_cast<const unsigned char*>(packed), scales, codebook, y, m, n, k, x_stride, row_bytes, groups, parts, aligned, x_bytes,
                                                   shared);
 }

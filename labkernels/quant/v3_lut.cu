@@ -18,7 +18,7 @@ struct Codes {
     using T = Element;
     using Table = Lane;
     static constexpr bool GROUPED = true, ASYMMETRIC = HAS_ZEROS;
-    static constexpr int PIECES = 4, SCALE_BYTES = HAS_ZEROS ? 4 : 2;
+    static constexpr int PIECES = 4;
     static constexpr float OFFSET = 0.0f;
 
     static __device__ Table prepare(unsigned char* shared, const float* codebook) {
@@ -48,11 +48,11 @@ struct Codes {
 };
 
 // As quant_matmul_gemv. Dynamic shared memory: WARPS * x_bytes, and 32 KB for the tables.
-template <class T, bool HAS_ZEROS, int SPANS, int TILES, int WARPS, int AHEAD, int BLOCKS>
+template <class T, bool HAS_ZEROS, int SPANS, int ROWS, int WARPS, int AHEAD, int BLOCKS>
 __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 quant_matmul_lut(const T* x, const void* packed, const void* scales, const float* codebook, T* y, int m, int n, int k,
-                 long long x_stride, long long row_bytes, int groups, int aligned, int x_bytes) {
+                 long long x_stride, long long row_bytes, int groups, Parts parts, int aligned, int x_bytes) {
     extern __shared__ __align__(16) unsigned char shared[];
-    stream<Codes<T, HAS_ZEROS>, SPANS, TILES, WARPS, AHEAD>(x, static_cast<const unsigned char*>(packed), scales, codebook, y, m, n, k, x_stride, row_bytes, groups, aligned,
+    stream<Codes<T, HAS_ZEROS>, SPANS, ROWS, WARPS, AHEAD>(x, static_cast<const unsigned char*>(packed), scales, codebook, y, m, n, k, x_stride, row_bytes, groups, parts, aligned,
                                                             x_bytes, shared);
 }

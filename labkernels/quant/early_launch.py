@@ -1,0 +1,85 @@
+"""Programmatic dependent launch of kernels that read a weight: they begin before the kernel launched before them has ended.
+
+A stream of GEMVs at 6 us each loses 2 to 3 of them to the end of one kernel and the start of the next. Launched early, a kernel's blocks
+take the places that the last one's leave, ask for their weights, and wait (grid_dependency_wait) only before they touch x and y.
+
+That is sound as long as the weight was not written by the kernel launched just before. So a weight's first product is launched as usual, and
+again after PyTorch has written to its tensors, which their version counters tell.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from labkernels.cuda.kernel import Kernel
+from labkernels.errors import LaunchError
+from labkernels.quant.formats import QuantizedWeight
+
+_settled = "_settled_versions"  # an attribute of a weight: the versions of its tensors when a launch waited for them
+
+
+def launch(kernel: Kernel, weight: QuantizedWeight, grid: tuple[int, int], block: int, args: Sequence, shared_mem: int, cluster=None) -> None:
+    """As kernel(grid, block, args, shared_mem, cluster); early where the GPU can and the weight has rested since its last launch."""
+    versions = _versions(weight)
+    if versions is None or not weight.packed.is_cuda or not _can(weight.packed.device.index):
+        return kernel(grid, block, args, shared_mem, cluster)
+    if weight.__dict__.get(_settled) != versions:
+        kernel(grid, block, args, shared_mem, cluster)
+        if not torch.cuda.is_current_stream_capturing():  # a graph's kernels run when it is replayed, after who knows what
+            object.__setattr__(weight, _settled, versions)
+        return None
+    _launch_early(kernel, weight.packed.device, (*grid, 1), (block, 1, 1), args, shared_mem, (*cluster, 1) if cluster else None)
+
+
+def _versions(weight: QuantizedWeight) -> tuple | None:
+    """What PyTorch counts up when it writes to a tensor, and where the tensors lie; None of tensors made in inference mode, which count nothing."""
+    tensors = [tensor for tensor in (weight.packed, weight.scales, weight.codebook) if tensor is not None]
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    stream = torch.cuda.current_stream(weight.packed.device).cuda_stream if weight.packed.is_cuda else 0
+    return (stream, *((tensor._version, tensor.data_ptr()) for tensor in tensors))
+
+
+@functools.cache
+def _can(index: int) -> bool:
+    return torch.cuda.get_device_capability(index) >= (9, 0)
+
+
+def _launch_early(kernel: Kernel, device: torch.device, grid, block, args, shared_mem: int, cluster) -> None:
+    from cuda.bindings import driver
+
+    loaded = kernel._loaded.get(device.index) or kernel._load(device.index)
+    if shared_mem > loaded._shared_allowed:
+        loaded._allow_shared(shared_mem)
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        config = _config(grid, block, shared_mem, stream, cluster)
+        memory = loaded._memory.fill(loaded.pack(args, device))
+        (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(loaded._function.ptr), memory, 0)
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise LaunchError(f"{kernel.name}: the GPU refuses the early launch: {error.name}")
+
+
+@functools.lru_cache(maxsize=256)
+def _config(grid, block, shared_mem: int, stream: int, cluster):
+    from cuda.bindings import driver
+
+    early = driver.CUlaunchAttribute()
+    early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    early.value.programmaticStreamSerializationAllowed = 1
+    attributes = [early]
+    if cluster is not None:
+        clusters = driver.CUlaunchAttribute()
+        clusters.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        clusters.value.clusterDim.x, clusters.value.clusterDim.y, clusters.value.clusterDim.z = cluster
+        attributes.append(clusters)
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = block
+    config.sharedMemBytes = shared_mem
+    config.hStream = stream
+    config.attrs, config.numAttrs = attributes, len(attributes)
+    return config
