@@ -51,6 +51,7 @@ _HOME = {  # picture: the file it lives in
     "attention_gradients": "gradients",
     "softmax_gradient": "gradients",
     "gradient_walks": "gradients",
+    "operator_layers": "operators",
 }
 __all__ = list(_HOME)
 

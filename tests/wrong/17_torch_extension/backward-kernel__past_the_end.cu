@@ -1,0 +1,4 @@
+// reason: sanitizer out_of_bounds
+const float g = gate[i], sigma = 1.0f / (1.0f + expf(-g));
+grad_up[i] = grad[i] * g * sigma;
+grad_gate[i] = grad[i] * up[i] * sigma * (1.0f + g * (1.0f - sigma));

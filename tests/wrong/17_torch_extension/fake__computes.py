@@ -1,0 +1,2 @@
+# reason: exception OpCheckError
+return gate * up
