@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from labkernels.cuda.variants import c_type, ceil_div, kernel, processors, vector_width
+from labkernels.cuda.variants import ceil_div, kernel, processors, vector_width
 from labkernels.kvcache import tensor_cores
 from labkernels.kvcache.launch import as_rows, capacity, problem_bytes
+from labkernels.kvcache.tensor_cores import stored_type
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
@@ -21,7 +22,7 @@ SPLIT_TOKENS = 256  # at least, in v3
 
 
 def v1_naive(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
-    out, file, stored = torch.empty(q.shape, dtype=q.dtype, device=q.device), FOLDER / "v1_naive.cu", _stored(k)
+    out, file, stored = torch.empty(q.shape, dtype=q.dtype, device=q.device), FOLDER / "v1_naive.cu", stored_type(k.dtype)
     q = as_rows(q)
     batch, heads, queries, head_dim = q.shape
     rows, tokens = heads // k.shape[1] * queries, max(1, capacity(k, block_table))
@@ -39,7 +40,7 @@ def v2_one_block(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     q = as_rows(q)
     rows, shape = _row_shape(q, k, v)
-    run = kernel(FOLDER / "v2_one_block.cu", "decode_one_block", q.dtype, _stored(k), *shape)
+    run = kernel(FOLDER / "v2_one_block.cu", "decode_one_block", q.dtype, stored_type(k.dtype), *shape)
     problem = problem_bytes(q, k, v, block_table, scale, k_scale, v_scale)
     run((k.shape[1], q.shape[0], rows), THREADS, (q, k, v, k_scale, v_scale, lengths, block_table, out, problem))
     return out
@@ -56,15 +57,10 @@ def v3_split(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_
     splits = ceil_div(tokens, split_tokens)
     parts = torch.empty(splits * batch * heads * queries * (head_dim + 2), dtype=torch.float32, device=q.device)
     problem = problem_bytes(q, k, v, block_table, scale, k_scale, v_scale)
-    run = kernel(FOLDER / "v3_split.cu", "decode_split", q.dtype, _stored(k), *shape)
+    run = kernel(FOLDER / "v3_split.cu", "decode_split", q.dtype, stored_type(k.dtype), *shape)
     run((k.shape[1] * splits, batch, row_blocks), THREADS, (q, k, v, k_scale, v_scale, lengths, block_table, parts, split_tokens, problem))
     kernel(FOLDER / "v3_split.cu", "decode_merge", q.dtype)(batch * heads * queries, 128, (parts, lengths, out, split_tokens, problem))
     return out
-
-
-def _stored(k: torch.Tensor) -> str:
-    """The C++ type of the cache's elements."""
-    return {torch.int8: "signed char", torch.float8_e4m3fn: "__nv_fp8_e4m3"}.get(k.dtype) or c_type(k.dtype)
 
 
 def _row_shape(q, k, v) -> tuple[int, tuple[int, int, int]]:
@@ -88,6 +84,6 @@ VARIANTS = {
         Variant("v1_naive", v1_naive, "three kernels, all scores in memory", FOLDER / "v1_naive.cu"),
         Variant("v2_one_block", v2_one_block, "one block a head of k and v: read once for the whole group", FOLDER / "v2_one_block.cu", _any),
         Variant("v3_split", v3_split, "several blocks share a head's tokens, a second kernel merges", FOLDER / "v3_split.cu", _any),
-        tensor_cores.VARIANT,
+        *tensor_cores.VARIANTS,
     )
 }

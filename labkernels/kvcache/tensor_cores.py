@@ -1,4 +1,4 @@
-"""How v4, decode attention on tensor cores, is launched: its tilings, its grid, and what it can run on."""
+"""How v4, v5 and v6, decode attention on tensor cores, are launched: their tilings, their grids, and what they can run on."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from pathlib import Path
 
 import torch
 
-from labkernels.cuda.variants import ceil_div, kernel, processors
+from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, processors
 from labkernels.kvcache.launch import as_rows, capacity, counters, problem_bytes
+from labkernels.kvcache.layout import LARGEST
 from labkernels.operation import Variant
 
-FILE = Path(__file__).parent / "v4_tensor_cores.cu"
+FOLDER = Path(__file__).parent
 CHUNK = 16  # tokens that a warp takes at a time
 WAVES = 4  # as many blocks as run at a time, so often at most
 LEAST_TILES = 32  # that a block should have, before there are more blocks than run at a time
+MAX_CLUSTER = 8
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the work is split; the fields are explained in v4_tensor_cores.cu."""
+    """How the work is split; the fields are explained in group_rows.cuh."""
 
     head_dim: int
     row_tiles: int
@@ -31,36 +33,61 @@ class Tiling:
         return 8 * self.row_tiles
 
     @property
-    def shared_bytes(self) -> int:
-        return self.warps * self.rows * (4 * self.head_dim + 8) + 16
+    def tile(self) -> int:
+        return CHUNK * self.warps
+
+    @property
+    def meeting_bytes(self) -> int:
+        return 16 * ceil_div(self.warps * self.rows * (4 * self.head_dim + 8) + 4, 16)
+
+    @property
+    def slices_bytes(self) -> int:
+        return 24 * (self.rows * self.head_dim // 4 + MAX_CLUSTER)
 
     def __str__(self) -> str:
         return f"Tiling<{', '.join(map(str, astuple(self)))}>"
 
 
-TILINGS = {
+TILINGS = {  # by head_dim and tiles of 8 rows
     (64, 1): Tiling(64, 1, 4, 4),
     (64, 2): Tiling(64, 2, 4, 3),
     (128, 1): Tiling(128, 1, 4, 3),
     (128, 2): Tiling(128, 2, 4, 2),
 }
+RINGS = {  # and the stages of 16 tokens' 16-bit elements in a warp's ring; twice as many of 8-bit elements
+    (64, 1): (Tiling(64, 1, 4, 3), 4),
+    (64, 2): (Tiling(64, 2, 4, 3), 4),
+    (128, 1): (Tiling(128, 1, 4, 3), 2),
+    (128, 2): (Tiling(128, 2, 4, 2), 3),
+}
+CLUSTERS = {
+    (64, 1): Tiling(64, 1, 8, 1),
+    (64, 2): Tiling(64, 2, 8, 1),
+    (128, 1): Tiling(128, 1, 8, 1),
+    (128, 2): Tiling(128, 2, 8, 1),
+}
 
 
-def decode(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
-    rows = q.shape[1] // k.shape[1] * (q.shape[2] if q.dim() == 4 else 1)
-    return configured(TILINGS[q.shape[-1], 1 if rows <= 8 else 2], q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
+def tensor_cores(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
+    return shared_out(TILINGS[_key(q, k)], None, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
 
 
-def configured(
-    tiling: Tiling, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None, waves=WAVES, least=LEAST_TILES, run=None,
+def ring(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
+    tiling, stages = RINGS[_key(q, k)]
+    stages *= 2 if k.dtype in LARGEST else 1
+    return shared_out(tiling, stages, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
+
+
+def shared_out(
+    tiling: Tiling, stages: int | None, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None,
+    waves=WAVES, least=LEAST_TILES, run=None,
 ) -> torch.Tensor:  # fmt: skip
-    """v4 with this tiling; `run` is another build of its kernel."""
+    """v4 with this tiling, or v5 if `stages` are given; `run` is another build of its kernel."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     q = as_rows(q)
     rows = q.shape[1] // k.shape[1] * q.shape[2]
-    items = q.shape[0] * k.shape[1] * ceil_div(rows, tiling.rows)
     resident = processors(q) * tiling.blocks
-    tiles = items * max(1, ceil_div(capacity(k, block_table), CHUNK * tiling.warps))
+    tiles = q.shape[0] * k.shape[1] * ceil_div(rows, tiling.rows) * max(1, ceil_div(capacity(k, block_table), tiling.tile))
     grid = tiles if tiles <= resident else resident * max(1, min(waves, tiles // (resident * least)))
     slots = 2 * grid * tiling.rows
     parts = torch.empty(slots * (tiling.head_dim + 2), dtype=torch.float32, device=q.device)
@@ -68,13 +95,60 @@ def configured(
         q, k, v, k_scale, v_scale, lengths, block_table, out, parts, parts[slots * tiling.head_dim :], counters(grid, q.device), resident, least,
         problem_bytes(q, k, v, block_table, scale, k_scale, v_scale),
     )  # fmt: skip
-    run = run or kernel(FILE, "decode_tensor_cores", q.dtype, _c_name(k.dtype) or q.dtype, tiling)
-    run(grid, 32 * tiling.warps, args, tiling.shared_bytes)
+    if stages is None:
+        run = run or kernel(FOLDER / "v4_tensor_cores.cu", "decode_tensor_cores", q.dtype, stored_type(k.dtype), tiling)
+        run(grid, 32 * tiling.warps, args, tiling.meeting_bytes)
+    else:
+        run = run or kernel(FOLDER / "v5_ring.cu", "decode_ring", q.dtype, stored_type(k.dtype), tiling, stages)
+        run(grid, 32 * tiling.warps, args, max(tiling.meeting_bytes, tiling.warps * stages * _stage_bytes(tiling.head_dim, k.dtype)))
     return out
 
 
-def _c_name(dtype: torch.dtype) -> str | None:
-    return {torch.int8: "signed char", torch.float8_e4m3fn: "__nv_fp8_e4m3"}.get(dtype)
+def cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
+    return clustered(CLUSTERS[_key(q, k)], None, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
+
+
+def clustered(
+    tiling: Tiling, blocks: int | None, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None, run=None
+) -> torch.Tensor:  # fmt: skip
+    """v6 with this tiling and so many blocks a cluster; `run` is another build of its kernel."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    q = as_rows(q)
+    row_blocks = ceil_div(q.shape[1] // k.shape[1] * q.shape[2], tiling.rows)
+    blocks = blocks or cluster_blocks(tiling, q, k, block_table)
+    args = (
+        q, k, v, k_scale, v_scale, lengths, block_table, out, capacity(k, block_table), k.shape[0],
+        problem_bytes(q, k, v, block_table, scale, k_scale, v_scale),
+    )  # fmt: skip
+    run = run or kernel(FOLDER / "v6_cluster.cu", "decode_cluster", q.dtype, stored_type(k.dtype), tiling)
+    grid = (blocks, k.shape[1] * row_blocks, q.shape[0])
+    run(grid, 32 * tiling.warps, args, tiling.meeting_bytes + tiling.slices_bytes, cluster=(blocks, 1, 1))
+    return out
+
+
+def cluster_blocks(tiling: Tiling, q, k, block_table) -> int:
+    """How many blocks share a head: as many as the GPU has room for, as long as each of their warps has something to do."""
+    items = q.shape[0] * k.shape[1] * ceil_div(q.shape[1] // k.shape[1] * q.shape[2], tiling.rows)
+    room = (processors(q) if q.is_cuda else 132) * tiling.blocks
+    blocks = 1
+    while blocks < MAX_CLUSTER and 2 * blocks * items <= room and blocks * tiling.tile < capacity(k, block_table):
+        blocks *= 2
+    return blocks
+
+
+def stored_type(dtype: torch.dtype) -> str | torch.dtype:
+    """The C++ type of a cache's elements, as labkernels.cuda.variants.kernel takes it."""
+    return {torch.int8: "signed char", torch.float8_e4m3fn: "__nv_fp8_e4m3"}.get(dtype, dtype)
+
+
+def _key(q, k) -> tuple[int, int]:
+    rows = q.shape[1] // k.shape[1] * (q.shape[2] if q.dim() == 4 else 1)
+    return q.shape[-1], 1 if rows <= 8 else 2
+
+
+def _stage_bytes(head_dim: int, dtype: torch.dtype) -> int:
+    """sizeof(Stage<C, HEAD_DIM>) in v5_ring.cu."""
+    return 2 * CHUNK * head_dim * dtype.itemsize + 8 * (CHUNK if dtype in LARGEST else 4)
 
 
 def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
@@ -93,4 +167,22 @@ def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_s
     return None
 
 
-VARIANT = Variant("v4_tensor_cores", decode, "the group as rows of tensor cores, all tokens shared out equally, one launch", FILE, accepts)
+CLUSTER_BYTES = 48 << 20  # of keys and values that v6 takes at most: beyond it bandwidth counts, not waiting
+
+
+def accepts_cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
+    if wrong := accepts(q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale) or hopper_refusal(q):
+        return wrong
+    room = 2 * q.shape[0] * k.shape[1] * capacity(k, block_table) * k.shape[3] * k.element_size()
+    if room > CLUSTER_BYTES:
+        return f"takes caches with room for {CLUSTER_BYTES >> 20} MB of keys and values, this one has it for {room >> 20}"
+    return None
+
+
+VARIANTS = (
+    Variant("v4_tensor_cores", tensor_cores, "the group as rows of tensor cores, all tokens shared out equally, one launch",
+            FOLDER / "v4_tensor_cores.cu", accepts),
+    Variant("v5_ring", ring, "each warp has a ring of tokens in shared memory: more bytes on their way", FOLDER / "v5_ring.cu", accepts),
+    Variant("v6_cluster", cluster, "few tokens: a cluster a head merges in shared memory, loads do not wait for the length",
+            FOLDER / "v6_cluster.cu", accepts_cluster),
+)  # fmt: skip
