@@ -45,9 +45,7 @@ def _ladder(problem_of: Callable[..., Backward], count: int) -> dict[str, Varian
 def _in_registers(problem: Backward) -> str | None:
     if any(tensor.stride(1) != 1 and tensor.shape[1] > 1 for tensor in (problem.x, problem.gradient)):
         return "takes rows whose elements are neighbours in memory"
-    if launch.row_threads(problem.x.shape[1]) is None:
-        return f"takes rows of at most {launch.ELEMENTS * 1024} elements, what a block has registers for"
-    return None
+    return launch.too_long(problem.x)
 
 
 def _on_hopper(problem: Backward) -> str | None:

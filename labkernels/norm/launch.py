@@ -110,6 +110,28 @@ def registers(problem: Problem):
     return results
 
 
+def packed_threads(problem: Problem) -> tuple[int, int, int]:
+    """Threads a row, vectors of 16 bytes a thread, and blocks a multiprocessor: all the threads that it takes, or three quarters of them where
+    there is more to hold in registers than a row and its norm. Two vectors a thread; more, where a block would have more than 1024 threads."""
+    cols, size = problem.x.shape[1], problem.x.element_size()
+    vectors = 2
+    while (threads := 32 * ceil_div(cols * size, 32 * 16 * vectors)) > 1024:
+        vectors *= 2
+    most = 2048 if vectors == 2 and problem.out_dtype is None and problem.residual is None else 1536 if vectors == 2 else 1024
+    return threads, vectors, max(1, most // max(128, threads))
+
+
+def packed(problem: Problem, layout: tuple[int, int, int] | None = None):
+    results = problem.results()
+    rows, cols = problem.x.shape
+    if rows and cols:
+        threads, vectors, blocks = layout or packed_threads(problem)
+        made = _made("v4_packed.cu", "norm_packed", (*problem.types, threads, vectors, 16 // problem.x.element_size(), blocks))
+        rows_per_block = WARPS if threads == 32 else 1
+        made(ceil_div(rows, rows_per_block), threads * rows_per_block, problem.arguments(results))
+    return results
+
+
 @dataclass(frozen=True)
 class Ring:
     """How a ring is laid out: threads a row, elements a thread, stages, blocks a multiprocessor."""
@@ -127,12 +149,16 @@ def ring_of(cols: int, item_bytes: int, inputs: int, elements: int = ELEMENTS, b
     return Ring(threads, elements, max(1, min(stages, SHARED_BYTES // blocks // (cols * item_bytes * inputs))), blocks)
 
 
+def too_long(x: torch.Tensor) -> str | None:
+    return f"takes rows of at most {ELEMENTS * 1024} elements, what a block has registers for" if row_threads(x.shape[1]) is None else None
+
+
 def ring_refusal(x: torch.Tensor, width: int, inputs: int) -> str | None:
     """Why rows of `inputs` tensors like x, of which `width` elements can be read at a time, cannot come into a ring, or None."""
     if width == 1:
         return "takes rows that lie on multiples of 16 bytes, and a weight that does"
-    if row_threads(x.shape[1]) is None:
-        return f"takes rows of at most {ELEMENTS * 1024} elements, what a block has registers for"
+    if too_long(x):
+        return too_long(x)
     if x.shape[1] * x.element_size() * inputs * 2 > SHARED_BYTES:
         return "takes rows of which two fit into shared memory"
     return None

@@ -29,38 +29,6 @@ __device__ inline signed char from_float<signed char>(float value) {
     return static_cast<signed char>(max(-127, min(127, __float2int_rn(value))));
 }
 
-#ifdef NORM_HINT
-__device__ __forceinline__ void hinted_load(void* shared, const void* global, int bytes, unsigned long long* barrier) {
-    unsigned long long policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
-                 "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"((unsigned)__cvta_generic_to_shared(barrier)), "l"(policy)
-                 : "memory");
-}
-#endif
-#ifdef NORM_STREAM
-template <class V> __device__ __forceinline__ V stream_load(const V* p) {
-    V v;
-    if constexpr (sizeof(V) == 16) *reinterpret_cast<uint4*>(&v) = __ldcs(reinterpret_cast<const uint4*>(p));
-    else v = *p;
-    return v;
-}
-#endif
-template <int N, class T>
-__device__ __forceinline__ void put_vector(T* target, const float (&values)[N]) {
-#ifdef NORM_STREAM
-    if constexpr (sizeof(T) * N == 16) {
-        Vector<T, N> vector;
-#pragma unroll
-        for (int i = 0; i < N; ++i) vector.element[i] = from_float<T>(values[i]);
-        if (NORM_STREAM == 1) __stcs(reinterpret_cast<uint4*>(target), *reinterpret_cast<uint4*>(&vector));
-        else __stcg(reinterpret_cast<uint4*>(target), *reinterpret_cast<uint4*>(&vector));
-        return;
-    }
-#endif
-    store_vector(target, values);
-}
-
 // The sums of `part[0] .. part[K-1]` over the THREADS threads that own a row, the largest for the last one if LAST_IS_MAX. Every one of
 // them gets the same bits. The warps meet in `meeting`, K of them for each warp; who calls again must bring another place to meet,
 // because some may still be reading: two in turn are enough.
@@ -180,7 +148,7 @@ __device__ __forceinline__ void write_normalised(float (&value)[VECTORS][WIDTH],
             value[k][j] *= factor;
             if constexpr (static_cast<Norm>(KIND) == Norm::kLayer) value[k][j] += to_float(shift[k].element[j]);
         }
-        if (col < cols) put_vector(y + col, value[k]);
+        if (col < cols) store_vector(y + col, value[k]);
     }
 }
 
@@ -237,7 +205,7 @@ __device__ __forceinline__ void write_gradient(float (&value)[VECTORS][WIDTH], c
         const int col = first + k * THREADS * WIDTH;
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) value[k][j] += to_float(added[k].element[j]);
-        if (col < cols) put_vector(dx + col, value[k]);
+        if (col < cols) store_vector(dx + col, value[k]);
     }
 }
 

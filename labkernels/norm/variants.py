@@ -15,8 +15,9 @@ IDEAS = {
     "v1_naive": "a warp a row, which it reads once for each thing it must know",
     "v2_registers": "the row is read once and stays in registers",
     "v3_ring": "blocks stay; rows come by bulk copies into a ring of shared memory, always some on their way",
+    "v4_packed": "a row waits in half the registers, so that a multiprocessor is full of threads",
 }
-LAUNCHERS = {"v1_naive": launch.naive, "v2_registers": launch.registers, "v3_ring": launch.ring}
+LAUNCHERS = {"v1_naive": launch.naive, "v2_registers": launch.registers, "v3_ring": launch.ring, "v4_packed": launch.packed}
 
 
 def rms_norm_problem(x, weight=None, eps=1e-5) -> Problem:
@@ -72,7 +73,13 @@ def _on_hopper(problem: Problem) -> str | None:
     return _dense_rows(problem) or launch.ring_refusal(problem.x, problem.width, len(problem.rows_read)) or hopper_refusal(problem.x)
 
 
-REFUSALS = {"v1_naive": lambda problem: None, "v2_registers": _dense_rows, "v3_ring": _on_hopper}
+def _packed(problem: Problem) -> str | None:
+    if problem.width == 1:
+        return _dense_rows(problem) or "takes rows that lie on multiples of 16 bytes, and a weight that does"
+    return launch.too_long(problem.x)
+
+
+REFUSALS = {"v1_naive": lambda problem: None, "v2_registers": _dense_rows, "v3_ring": _on_hopper, "v4_packed": _packed}
 RMS_NORM = _ladder(rms_norm_problem, _first)
 LAYER_NORM = _ladder(layer_norm_problem, _first)
 ADD_RMS_NORM = _ladder(add_rms_norm_problem, _with_sum)
