@@ -1,4 +1,4 @@
-"""Every CUDA C++ variant of the operations, on their small shapes and on a GPU, under NVIDIA's compute-sanitizer: `make gpu-sanitize OUT=folder`.
+"""Every CUDA C++ variant of the operations, on small shapes and on a GPU, under NVIDIA's compute-sanitizer: `make gpu-sanitize OUT=folder`.
 
     python tests/compute_sanitizer.py --record build/compute_sanitizer.csv --tools racecheck,memcheck attention softmax
 
@@ -26,18 +26,20 @@ COLUMNS = ("tool", "op", "variant", "calls", "errors", "compute_sanitizer", "gpu
 
 
 def launch(name: str) -> None:
-    """Launch every variant of one operation on every small shape in every dtype, and print how often, where, and with what."""
+    """Launch every variant of one operation on the small shapes in every dtype, and print how often, where, and with what."""
     import torch
 
     from labkernels.lab.environment import environment
     from labkernels.operation import ops
 
-    op, calls = ops[name], Counter()
+    op = ops[name]
+    calls = dict.fromkeys(filter(lambda name: _is_cuda_cpp(op.variants[name]), op.variants), 0)
     for dtype in op.dtypes:
-        for shape in op.small_shapes:
-            inputs = op.make_inputs(torch.Generator("cuda").manual_seed(0), "cuda", dtype, **shape)
-            for variant in op.variants.values():
-                if _is_cuda_cpp(variant) and variant.accepts(**inputs) is None:
+        for shape in (*op.small_shapes, *op.large_shapes):  # large ones for those variants that take no small one, once
+            wanted = [variant for variant in calls if shape in op.small_shapes or not calls[variant]]
+            inputs = op.make_inputs(torch.Generator("cuda").manual_seed(0), "cuda", dtype, **shape) if wanted else {}
+            for variant in map(op.variants.get, wanted):
+                if variant.accepts(**inputs) is None:
                     variant.fn(**inputs)
                     torch.cuda.synchronize()
                     calls[variant.name] += 1

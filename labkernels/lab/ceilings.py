@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ READ_FILE, READ_BLOCK = Path(__file__).parent / "read_ceiling.cu", 256 * 8  # fl
 @dataclass(frozen=True)
 class Ceilings:
     """`copy_gb_per_s` counts bytes read plus bytes written; `tflops` is by dtype name, with `tf32` for float32 on tensor cores, and with
-    `float8_e4m3fn` and `int8` where PyTorch multiplies such matrices on this GPU.
+    `float8_e4m3fn` where PyTorch multiplies such matrices on this GPU.
 
     `read_gb_per_s` is that of reading alone; None where it was not measured: the copy's then stands for it.
     """
@@ -48,7 +48,7 @@ class Ceilings:
 
 @cache
 def measure_ceilings() -> Ceilings:
-    """Measure this process's GPU, once: a copy of 1 GiB, reading as much, and products of random 8192 x 8192 matrices, of bytes too."""
+    """Measure this process's GPU, once: a copy of 1 GiB, reading as much, and products of random 8192 x 8192 matrices, of 8-bit floats too."""
     source = torch.empty(COPY_BYTES // 4, device="cuda").normal_()
     target = source.clone()
     copy = time_calls(lambda pair: pair[1].copy_(pair[0]), [(source, target)])
@@ -61,7 +61,8 @@ def measure_ceilings() -> Ceilings:
         tflops["tf32"] = _matmul_tflops(torch.float32)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
-    tflops |= {name: value for name, multiply in (("float8_e4m3fn", _fp8_product), ("int8", torch._int_mm)) if (value := _byte_tflops(name, multiply))}
+    if fp8 := _fp8_tflops():
+        tflops["float8_e4m3fn"] = fp8
     torch.cuda.empty_cache()
     return Ceilings(2 * COPY_BYTES / copy.ms / 1e6, tflops, read_gb_per_s=COPY_BYTES / read.ms / 1e6)
 
@@ -77,15 +78,12 @@ def _matmul_tflops(dtype: torch.dtype) -> float:
     return 2 * MATMUL_SIZE**3 / time_calls(lambda pair: pair[0] @ pair[1], [(a, b)]).ms / 1e9
 
 
-def _fp8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    one = torch.ones((), device=a.device)
-    return torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
-
-
-def _byte_tflops(name: str, multiply: Callable) -> float | None:
-    """Of products of matrices of bytes, the right one dense along its columns; None where PyTorch has none for this GPU."""
-    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device="cuda").mul(32).clamp(-127, 127).to(getattr(torch, name)) for _ in range(2))
+def _fp8_tflops() -> float | None:
+    """Of products of 8-bit floats, the right matrix dense along its columns; None where PyTorch has none for this GPU."""
+    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device="cuda").mul(32).to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), device="cuda")
     try:
-        return 2 * MATMUL_SIZE**3 / time_calls(lambda pair: multiply(*pair), [(a, b.t())]).ms / 1e9
+        timing = time_calls(lambda pair: torch._scaled_mm(*pair, one, one, out_dtype=torch.bfloat16, use_fast_accum=True), [(a, b.t())])
     except RuntimeError:
         return None
+    return 2 * MATMUL_SIZE**3 / timing.ms / 1e9

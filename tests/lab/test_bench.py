@@ -155,7 +155,7 @@ def test_the_read_ceiling_is_recorded_and_read_again(tmp_path, monkeypatch):
     assert measured.recorded_ceilings() == ceilings
 
 
-def test_products_of_bytes_are_limited_by_their_own_ceiling_where_it_was_measured():
+def test_products_of_8_bit_floats_are_limited_by_their_own_ceiling_where_it_was_measured():
     point = ops["scaled_matmul"], torch.bfloat16, ops["scaled_matmul"].complete_shape(torch.bfloat16, m=8192)
     assert CEILINGS.limit_ms(*point) == pytest.approx(2 * 8192**3 / 700e9)
     with_bytes = replace(CEILINGS, tflops={**CEILINGS.tflops, "float8_e4m3fn": 1400.0})
@@ -163,11 +163,11 @@ def test_products_of_bytes_are_limited_by_their_own_ceiling_where_it_was_measure
 
 
 @pytest.mark.gpu
-def test_reading_is_a_little_faster_than_copying_and_bytes_are_multiplied_faster_than_halves():
+def test_reading_is_a_little_faster_than_copying_and_bytes_multiplied_faster_than_halves():
     ceilings = measure_ceilings()
     assert 0.95 < ceilings.read_gb_per_s / ceilings.copy_gb_per_s < 1.25
     if torch.cuda.get_device_capability() >= (9, 0):
-        assert ceilings.tflops["float8_e4m3fn"] > 1.3 * ceilings.tflops["bfloat16"] < ceilings.tflops["int8"]
+        assert ceilings.tflops["float8_e4m3fn"] > 1.3 * ceilings.tflops["bfloat16"]
 
 
 @pytest.mark.parametrize("count", [4, 8, 1000, 8192, 8196])
