@@ -15,6 +15,7 @@
 #include "../matmul/hopper.cuh"
 #include "dequantise.cuh"
 #include "setmaxnreg.cuh"
+#include "stream_k.cuh"
 #include "wgmma.cuh"
 
 constexpr int DEPTH = 128;  // of k in a stage; wgmma takes 16 of them at a time, a swizzled row of x has 64
@@ -39,41 +40,67 @@ struct Memory {
     __device__ Mbarrier* empty() const { return full() + STAGES; }
 };
 
-// What a block does: `whole` tiles are dealt out one by one, the rest in equal parts.
-struct Item {
-    int tile, first, last;  // steps of k
-};
-struct Schedule {
-    int steps, whole, parts, index;
-    long long units, next, end;  // of the rest, a step of a tile each
-
-    __device__ Schedule(int tiles, int whole_tiles, int steps_of_k)
-        : steps(steps_of_k), whole(whole_tiles), parts(gridDim.x), index(blockIdx.x), units((tiles - whole_tiles) * (long long)steps_of_k) {
-        next = begin_of(blockIdx.x);
-        end = begin_of(blockIdx.x + 1);
+// Where the sums of two blocks of 8 columns of a tile are, 8 of a thread: in its registers, or in memory, as parts to be added.
+template <int PARTS, int COUNT>
+struct WholeTile {
+    static constexpr int UNROLL = 8;
+    const float (&d)[PARTS][COUNT];
+    __device__ __forceinline__ void read(float (&sums)[8], int part, int block) const {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sums[i] = d[part][4 * block + i];
     }
-    __device__ long long begin_of(int block) const { return units * block / parts; }
-    __device__ bool item(Item& item) {
-        if (index < whole) {
-            item = {index, 0, steps};
-            index += parts;
-            return true;
+};
+template <int PER_PART, int THREADS, int TILE>
+struct PartsOfTile {
+    static constexpr int UNROLL = 1;
+    const float4* own;
+    const Schedule& schedule;
+    int tile, first, last;  // the tile, and the blocks that have parts of it
+    __device__ __forceinline__ void read(float (&sums)[8], int part, int block) const {
+        for (int from = first; from <= last; ++from) {
+            const float4* const theirs = own + schedule.slot(from, tile) * (long long)TILE + (part * PER_PART + block) * THREADS;
+            const float4 low = __ldcg(theirs), high = __ldcg(theirs + THREADS);
+            const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int i = 0; i < 8; ++i) sums[i] = from > first ? sums[i] + values[i] : values[i];
         }
-        if (next >= end) return false;
-        const int first = static_cast<int>(next % steps);
-        item = {whole + static_cast<int>(next / steps), first, static_cast<int>(min(static_cast<long long>(steps), first + end - next))};
-        next += item.last - item.first;
-        return true;
     }
-    // The block whose part has this unit; and whether it is in the tile with which that part begins.
-    __device__ int block_of(long long unit) const {
-        int block = static_cast<int>(unit * parts / units);
-        while (begin_of(block + 1) <= unit) ++block;
-        while (begin_of(block) > unit) --block;
-        return block;
-    }
-    __device__ int slot(int block, int tile) const { return 2 * block + (begin_of(block) / steps != tile - whole); }
 };
+
+// Columns of the sums are rows of y: stmatrix writes them transposed, up to 32 rows of y at a time, and the copy engine takes them away.
+// `slabs` are the warpgroup's own, COUNT of SLAB_TOKENS rows; `slab` counts those written so far. A part is 64 rows of W from `row` on, and
+// `factors` what multiplies its sums, where SCALED.
+template <class T, bool SCALED, int TOKENS, int SLAB_TOKENS, int COUNT, class Sums>
+__device__ __forceinline__ void store_part(const TensorMap& y, char* slabs, int& slab, const Sums& sums, int part, int row, int token,
+                                           const float (&factors)[2]) {
+    const int thread = threadIdx.x % GROUP, lane = threadIdx.x % 32, warpgroup = threadIdx.x / GROUP;
+    constexpr int UNROLL = Sums::UNROLL;
+#pragma unroll UNROLL
+    for (int first = 0; first < TOKENS; first += SLAB_TOKENS, ++slab) {
+        char* const staged = slabs + slab % COUNT * (SLAB_TOKENS * ROW_BYTES);
+        if (thread == 0) tma_wait_read<COUNT - 1>();
+        named_barrier_sync(1 + warpgroup, GROUP);
+#pragma unroll UNROLL
+        for (int block = 0; block < SLAB_TOKENS / 8; block += 2) {
+            float own[8];
+            unsigned packed[4];
+            sums.read(own, part, first / 8 + block);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float factor = SCALED ? factors[i % 2] : 1.0f;
+                packed[i] = pack_pair<T>(own[2 * i] * factor, own[2 * i + 1] * factor);
+            }
+            const int at = 8 * (block + lane / 16) + lane % 8, piece = thread / 32 * 2 + lane / 8 % 2;
+            stmatrix_trans(staged + at * ROW_BYTES + ((piece ^ at % 8) << 4), packed);
+        }
+        fence_proxy_async_shared();
+        named_barrier_sync(1 + warpgroup, GROUP);
+        if (thread == 0) {
+            tma_store(y, staged, row, token + first);
+            tma_commit();
+        }
+    }
+}
 
 // x, y, w and scales: tensor maps of (m, k), (m, n), W as stored, (n, bytes of a row), and (groups, n). row_scales: of 8-bit numbers, one a
 // row of W. workspace: 2 * gridDim.x * ROWS * TOKENS floats, and counters: zeros, one for each tile that is not whole; they are zeros again
@@ -123,12 +150,12 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         return;
     }
 
-    register_allocate<CONSUMERS == 4 ? 104 : 232>();
+    register_allocate<CONSUMERS == 4 ? 104 : CONSUMERS == 3 ? 152 : 232>();
     const int own_row = thread / 32 * 16 + lane / 4, shift = lane % 4 * 4;  // among a part's 64 rows; of the lane's pair in a word
     const unsigned copy = lane % (COPIES > 0 ? COPIES : 1) * 4;                              // of the table, in bytes
     constexpr int LOW = COPIES == 32 ? 7 : COPIES == 8 ? 5 : 2;               // bits of an entry's address below its first code
     float d[PARTS][COUNT];
-    unsigned a[2][4][4];  // two sets, of 64 of k each
+    unsigned a[2][PARTS][4][4];  // two sets, of 64 of k each
     int slab = 0;
     const auto release = [&](int stage) {
         __syncwarp();
@@ -186,25 +213,33 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         }
     };
 
+    constexpr int OWN = SLABS / CONSUMERS;  // slabs of this warpgroup
+    // What multiplies the sums of a part, rows `own_row` and the 8th after it; the part's first row.
+    const auto factors_of = [&](float(&factors)[2], const Tile& tile, int part) {
+        const int row = tile.row * ROWS + (warpgroup * PARTS + part) * 64;
+        for (int r = 0; r < 2; ++r) factors[r] = !FOUR_BIT && row + own_row + 8 * r < n ? row_scales[row + own_row + 8 * r] : 1.0f;
+        return row;
+    };
+
     while (schedule.item(item)) {
         const Tile tile(item.tile, row_tiles, token_tiles, band);
         int before = 0;
         for (int step = item.first; step < item.last; ++step, ring.advance()) {
             mbarrier_wait(&full[ring.stage], ring.parity);
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
+            for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                for (int part = 0; part < PARTS; ++part) {
-                    unsigned(&set)[4][4] = a[(half * PARTS + part) % 2];
-                    unpack(set, ring.stage, half, part);
-                    wgmma_fence();
-                    const MatrixDescriptor tokens = matrix_descriptor(memory.x(ring.stage) + half * Shared::X_BYTES, 0, 8 * ROW_BYTES, 128);
+                for (int part = 0; part < PARTS; ++part) unpack(a[half][part], ring.stage, half, part);
+                const MatrixDescriptor tokens = matrix_descriptor(memory.x(ring.stage) + half * Shared::X_BYTES, 0, 8 * ROW_BYTES, 128);
+                wgmma_fence();
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) wgmma<T>(d[part], set[i], tokens + 2 * i, step > item.first || half + i > 0);
-                    wgmma_commit();
-                    wgmma_wait<1>();
-                    if (half == 0 && part == 0 && step > item.first) release(before);
-                }
+                for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) wgmma<T>(d[part], a[half][part][i], tokens + 2 * i, step > item.first || half + i > 0);
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (half == 0 && step > item.first) release(before);
+            }
             before = ring.stage;
         }
 #pragma unroll
@@ -219,64 +254,24 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                 const float* from = &d[i / (COUNT / 4)][i % (COUNT / 4) * 4];
                 own[i * THREADS] = make_float4(from[0], from[1], from[2], from[3]);
             }
-            __threadfence();
-            named_barrier_sync(1 + CONSUMERS, THREADS);
-            const long long first_unit = (item.tile - whole) * (long long)steps;
-            const int first_block = schedule.block_of(first_unit), last_block = schedule.block_of(first_unit + steps - 1);
-            if (threadIdx.x == 0) {
-                const int before_this = atomicAdd(&counters[item.tile - whole], 1);
-                arrived_before = before_this;
-                if (before_this == last_block - first_block) counters[item.tile - whole] = 0;
+            const Meeting meeting = meet(schedule, item.tile, counters, arrived_before, 1 + CONSUMERS, THREADS);
+            if (!meeting.is_last) continue;
+            const PartsOfTile<COUNT / 4, THREADS, TILE> parts{workspace + threadIdx.x, schedule, item.tile, meeting.first, meeting.last};
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                float factors[2];
+                const int row = factors_of(factors, tile, part);
+                store_part<T, !FOUR_BIT, TOKENS, Shared::SLAB_TOKENS, OWN>(y, memory.slab(warpgroup * OWN), slab, parts, part, row, tile.column * TOKENS,
+                                                                           factors);
             }
-            named_barrier_sync(1 + CONSUMERS, THREADS);
-            const bool is_last = arrived_before == last_block - first_block;
-            named_barrier_sync(1 + CONSUMERS, THREADS);
-            if (!is_last) continue;
-            __threadfence();
-            for (int block = first_block; block <= last_block; ++block) {
-                const float4* const theirs = workspace + (long long)schedule.slot(block, item.tile) * TILE + threadIdx.x;
+        } else {
+            const WholeTile<PARTS, COUNT> sums{d};
 #pragma unroll
-                for (int i = 0; i < PARTS * COUNT / 4; ++i) {
-                    float* to = &d[i / (COUNT / 4)][i % (COUNT / 4) * 4];
-                    const float4 part = __ldcg(theirs + i * THREADS);
-                    to[0] = block > first_block ? to[0] + part.x : part.x;
-                    to[1] = block > first_block ? to[1] + part.y : part.y;
-                    to[2] = block > first_block ? to[2] + part.z : part.z;
-                    to[3] = block > first_block ? to[3] + part.w : part.w;
-                }
-            }
-        }
-
-        // Columns of the sums are rows of y: stmatrix writes them transposed, 32 rows of y at a time, and the copy engine takes them away.
-        constexpr int OWN = SLABS / CONSUMERS, SLAB_TOKENS = Shared::SLAB_TOKENS;
-#pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            const int row = tile.row * ROWS + (warpgroup * PARTS + part) * 64;
-            float scale[2] = {1.0f, 1.0f};
-            if (!FOUR_BIT)
-                for (int r = 0; r < 2; ++r) scale[r] = row + own_row + 8 * r < n ? row_scales[row + own_row + 8 * r] : 0.0f;
-#pragma unroll
-            for (int first = 0; first < TOKENS; first += SLAB_TOKENS, ++slab) {
-                char* const staged = memory.slab(warpgroup * OWN + slab % OWN);
-                if (thread == 0) tma_wait_read<OWN - 1>();
-                named_barrier_sync(1 + warpgroup, GROUP);
-#pragma unroll
-                for (int block = 0; block < SLAB_TOKENS / 8; block += 2) {
-                    unsigned packed[4];
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const float* sums = &d[part][(first / 8 + block + i / 2) * 4 + i % 2 * 2];
-                        packed[i] = FOUR_BIT ? pack_pair<T>(sums[0], sums[1]) : pack_pair<T>(sums[0] * scale[i % 2], sums[1] * scale[i % 2]);
-                    }
-                    const int token = 8 * (block + lane / 16) + lane % 8, piece = thread / 32 * 2 + lane / 8 % 2;
-                    stmatrix_trans(staged + token * ROW_BYTES + ((piece ^ token % 8) << 4), packed);
-                }
-                fence_proxy_async_shared();
-                named_barrier_sync(1 + warpgroup, GROUP);
-                if (thread == 0) {
-                    tma_store(y, staged, row, tile.column * TOKENS + first);
-                    tma_commit();
-                }
+            for (int part = 0; part < PARTS; ++part) {
+                float factors[2];
+                const int row = factors_of(factors, tile, part);
+                store_part<T, !FOUR_BIT, TOKENS, Shared::SLAB_TOKENS, OWN>(y, memory.slab(warpgroup * OWN), slab, sums, part, row, tile.column * TOKENS,
+                                                                           factors);
             }
         }
     }

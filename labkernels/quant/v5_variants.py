@@ -55,11 +55,15 @@ class Config:
 CONFIGS = {  # by rows of the weight and of x
     "256x16": Config(4, 1, 16, 8, 4),
     "256x32": Config(4, 1, 32, 7, 4),
-    "256x64": Config(4, 1, 64, 6, 4),
+    "128x32": Config(2, 1, 32, 8, 4),
     "128x64": Config(2, 1, 64, 8, 4),
+    "192x64": Config(3, 1, 64, 7, 6),
+    "256x64": Config(2, 2, 64, 6, 4),
     "128x128": Config(2, 1, 128, 5, 4),
+    "192x128": Config(3, 1, 128, 4, 6),
     "256x128": Config(2, 2, 128, 4, 4),
-    "128x256": Config(2, 1, 256, 3, 4),
+    "128x192": Config(2, 1, 192, 3, 4),
+    "128x256": Config(2, 1, 256, 2, 4),
 }
 
 
@@ -80,7 +84,7 @@ def configured(config: str | Config, x, weight: QuantizedWeight, bias=None, bloc
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    x = _for_copies(x)
+    x = for_copies(x)
     packed, scales, four_bit = weight.packed, weight.scales, weight.scheme in FOUR_BIT
     tiles, blocks = ceil_div(n, config.rows) * ceil_div(m, config.tokens), blocks or processors(x)
     blocks = min(blocks, tiles * ceil_div(k, DEPTH))
@@ -93,7 +97,7 @@ def configured(config: str | Config, x, weight: QuantizedWeight, bias=None, bloc
     workspace = counters = None
     if whole < tiles:
         workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
-        counters = _counters(x.device, blocks)
+        counters = counters_for(x.device, blocks)
     args = (map_x, map_w, map_scales, map_y, None if four_bit else scales, weight.codebook, m, n, k, whole, config.band, workspace, counters)
     launched = _kernel(config, x.dtype, weight.scheme, weight.group_size)
     launched(blocks, 128 * (config.consumers + 1), args, config.memory(weight.scheme, weight.group_size)[1])
@@ -110,7 +114,7 @@ def _kernel(config: Config, dtype: torch.dtype, scheme: str, group_size: int | N
 _zeros: dict[tuple, torch.Tensor] = {}
 
 
-def _counters(device: torch.device, count: int) -> torch.Tensor:
+def counters_for(device: torch.device, count: int) -> torch.Tensor:
     """Zeros that a kernel leaves as it found them. Kernels of one stream run one after another and share them."""
     key = device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     if key not in _zeros or _zeros[key].numel() < count:
@@ -118,7 +122,7 @@ def _counters(device: torch.device, count: int) -> torch.Tensor:
     return _zeros[key]
 
 
-def _for_copies(x: torch.Tensor) -> torch.Tensor:
+def for_copies(x: torch.Tensor) -> torch.Tensor:
     """The same rows where the copy engine can read them: each dense, and on a multiple of 16 bytes."""
     m, k = x.shape
     if (k == 1 or x.stride(1) == 1) and (m == 1 or x.stride(0) % 8 == 0) and x.data_ptr() % 16 == 0:
