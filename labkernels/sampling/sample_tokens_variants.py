@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, processors, vector_width
+from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, vector_width
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 NAIVE_STEPS = 1 << 26  # reads of v1, at most: two passes for each token that may be kept
-SHARED_BYTES = 30_048  # sizeof of v3's struct Shared
+SHARED_BYTES = 30_048  # sizeof of v3's struct Shared, and v4's
 MOST_SHARED = 227 * 1024
+CLUSTER_KERNELS = {"v3_cluster": "sample_cluster", "v4_look_again": "sample_look_again"}
 
 
 def v1_naive(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0, position=0, return_logprobs=False):  # fmt: skip
@@ -41,23 +42,28 @@ def v2_radix(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_
 
 def v3_cluster(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0, position=0, return_logprobs=False):  # fmt: skip
     given = (temperature, top_k, top_p, min_p, repetition_penalty, previous, seed, position, return_logprobs)
-    return configured(*best_configuration(*logits.shape, processors(logits)), logits, *given)
+    return configured("v3_cluster", *configuration(logits.shape[1], 1024), logits, *given)
+
+
+def v4_look_again(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0, position=0, return_logprobs=False):  # fmt: skip
+    given = (temperature, top_k, top_p, min_p, repetition_penalty, previous, seed, position, return_logprobs)
+    return configured("v4_look_again", *configuration(logits.shape[1], 512), logits, *given)
 
 
 def configured(
-    blocks: int, threads: int, logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0,
-    position=0, return_logprobs=False,
+    version: str, blocks: int, threads: int, logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None,
+    seed=0, position=0, return_logprobs=False,
 ):  # fmt: skip
-    """v3 with clusters of so many blocks (1, 2, 4 or 8) of so many threads."""
+    """v3 or v4 with clusters of so many blocks (1, 2, 4 or 8) of so many threads."""
     settings = _settings(logits, temperature, top_k, top_p, min_p, repetition_penalty, seed, position)
     tokens, logprobs = _results(logits, return_logprobs)
     if len(tokens):
         rows, vocab = logits.shape
         slice_, before = slice_of(vocab, blocks), _previous(logits, previous)
         args = (logits, logits.stride(0), vocab, slice_, *before, *settings, tokens, logprobs)
-        width = vector_width(16 // logits.element_size(), logits)
-        sample = kernel(FOLDER / "v3_cluster.cu", "sample_cluster", logits.dtype, width)
-        sample(rows * blocks, threads, args, SHARED_BYTES + 4 * slice_ + (4 * ceil_div(slice_, 32) if before[1] else 0), blocks)
+        sample = kernel(FOLDER / f"{version}.cu", CLUSTER_KERNELS[version], logits.dtype, vector_width(16 // logits.element_size(), logits))
+        floats = 4 * slice_ if version == "v3_cluster" else 0
+        sample(rows * blocks, threads, args, SHARED_BYTES + floats + (4 * ceil_div(slice_, 32) if before[1] else 0), blocks)
     return (tokens, logprobs) if return_logprobs else tokens
 
 
@@ -66,12 +72,12 @@ def slice_of(vocab: int, blocks: int) -> int:
     return 8 * ceil_div(vocab, 8 * blocks)
 
 
-def best_configuration(rows: int, vocab: int, at_once: int) -> tuple[int, int]:
-    """Blocks of a cluster and threads of a block."""
+def configuration(vocab: int, most_threads: int) -> tuple[int, int]:
+    """Blocks of a cluster and threads of a block: small for a small vocabulary."""
     for blocks in (1, 2, 4):
         if vocab <= 4096 * blocks:
-            return blocks, min(1024, max(64, 32 * ceil_div(vocab, 32 * 4 * blocks)))
-    return 8, 1024
+            return blocks, min(most_threads, max(64, 32 * ceil_div(vocab, 32 * 4 * blocks)))
+    return 8, most_threads
 
 
 def _settings(logits, temperature, top_k, top_p, min_p, repetition_penalty, seed, position) -> tuple:
@@ -119,6 +125,10 @@ def _fits_a_cluster(logits, **_) -> str | None:
     return hopper_refusal(logits) or _dense_rows(logits)
 
 
+def _on_hopper(logits, **_) -> str | None:
+    return hopper_refusal(logits) or _dense_rows(logits)
+
+
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -132,6 +142,13 @@ VARIANTS = {
             "the row stays in a cluster's shared memory; maxima of warps leave few candidates",
             FOLDER / "v3_cluster.cu",
             _fits_a_cluster,
+        ),
+        Variant(
+            "v4_look_again",
+            v4_look_again,
+            "nothing is kept: threads with a large maximum read their part once more",
+            FOLDER / "v4_look_again.cu",
+            _on_hopper,
         ),
     )
 }

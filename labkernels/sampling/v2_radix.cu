@@ -4,19 +4,8 @@
 //   Predicts  At most ten passes over the row, whatever k and p are, and where v1 needs two for each token kept: 10x at k = 50.
 //   Measured  data/measured/h200/sample_tokens.csv.
 //   Wastes    The row is read from L2 in each pass. One block of all multiprocessors; for 50 of 128256 tokens all fall into bins.
+#include "row.cuh"
 #include "select.cuh"
-
-template <class T>
-struct RowInMemory {
-    const T* logits;
-    const unsigned* before;  // bits, or null
-    const bool* mask;
-    float penalty;
-    __device__ float operator[](int token) const {
-        const bool seen = (before && before[token / 32] >> token % 32 & 1) || (mask && mask[token]);
-        return penalised(to_float(logits[token]), seen, penalty);
-    }
-};
 
 template <class T>
 __global__ void __launch_bounds__(1024, 1) sample_radix(const T* logits, long long row_stride, int vocab, const long long* previous, int previous_count,

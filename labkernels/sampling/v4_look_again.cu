@@ -1,0 +1,87 @@
+// Sampling, v4: look again. As v3, but nothing of the row is kept: who has seen a large logit reads its part once more.
+//   Idea      Each thread knows the largest logit of its own few vectors. Once the bound is known, only threads whose maximum reaches it have a
+//             candidate: some 50 of 4096 read their 128 bytes again, out of L2. Without the row in shared memory two blocks of 512 threads fit on a
+//             multiprocessor, and 64 rows run at the same time.
+//   Predicts  No store of the row and no second walk; at 64 rows one wave where v3 has two: a third less at 1 row, half at 64.
+//   Measured  data/measured/h200/sample_tokens.csv.
+//   Wastes    Latency: a cluster's barrier, a bound, a barrier, a handful of comparisons, each of which waits for the one before. Without a small k
+//             the radix search reads the row from L2 in each of its passes.
+#include "candidates.cuh"
+
+// As in v3, without the floats in dynamic shared memory: behind Shared there are only the words for previous tokens.
+template <class T, int WIDTH>
+__global__ void __launch_bounds__(512, 2) sample_look_again(const T* logits, long long row_stride, int vocab, int slice, const long long* previous,
+                                                           int previous_count, long long previous_stride, const bool* mask, long long mask_stride,
+                                                           Settings all, const float* temperature, const int* top_k, const float* top_p,
+                                                           const float* min_p, const float* penalty, const long long* seed, const long long* position,
+                                                           long long* tokens, float* logprobs) {
+    extern __shared__ __align__(16) char dynamic[];
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic);
+    unsigned* before = reinterpret_cast<unsigned*>(dynamic + sizeof(Shared));
+
+    const ClusterTeam team = {cluster_rank(), cluster_size()};
+    const long long row_number = blockIdx.x / team.size;
+    const int first = team.rank * slice, count = min(slice, max(0, vocab - first));
+    const Settings s = settings_of(row_number, all, temperature, top_k, top_p, min_p, penalty, seed, position);
+    const Rule rule(s, vocab);
+    if (threadIdx.x == 0) {
+        shared.candidates = 0;
+        shared.everything = 0;
+    }
+    if (previous_count) mark_previous(before, previous + row_number * previous_stride, previous_count, first, count);
+    cluster_arrive();
+    const RowInMemory<T> row = {logits + row_number * row_stride + first, previous_count ? before : nullptr,
+                                mask ? mask + row_number * mask_stride + first : nullptr, s.penalty};
+
+    float mine = -CUDART_INF_F;
+    bool without = false;  // NaN or +inf, which have no distribution
+#pragma unroll 8
+    for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
+        float vector[WIDTH];
+        row.load(i, vector);
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) {
+            without |= !(vector[j] < CUDART_INF_F);
+            mine = fmaxf(mine, vector[j]);
+        }
+    }
+    const float maximum = share_maxima(shared, team, mine, without);
+    if (!(maximum > -CUDART_INF_F)) {
+        if (team.rank == 0 && threadIdx.x == 0) {
+            tokens[row_number] = -1;
+            if (logprobs) logprobs[row_number] = CUDART_NAN_F;
+        }
+        return;
+    }
+
+    if (rule.keep <= FEW || vocab <= CANDIDATES) {
+        if (logprobs) {
+            Amount everything = 0;
+            for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
+                float vector[WIDTH];
+                row.load(i, vector);
+#pragma unroll
+                for (int j = 0; j < WIDTH; ++j) everything += mass(weight(vector[j], maximum, rule.scale));
+            }
+            everything = block_sum(everything);
+            if (threadIdx.x == 0) shared.everything = everything;
+        }
+        const float bound = find_bound(shared, team, rule);
+        if (mine >= bound) {
+            for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
+                float vector[WIDTH];
+                row.load(i, vector);
+#pragma unroll
+                for (int j = 0; j < WIDTH; ++j) collect(shared, vector[j], bound, first + i + j);
+            }
+        }
+        if (draw_if_few(shared, team, s, rule, maximum, row_number, tokens, logprobs)) return;
+    }
+    const Draw draw = draw_from(team, shared.selection, row, count, first, vocab, s, rule, maximum);
+    if (threadIdx.x == 0 && token_of(draw.ticket) / slice == team.rank) {
+        const int token = token_of(draw.ticket);
+        tokens[row_number] = token;
+        if (logprobs) logprobs[row_number] = log_probability(row[token - first], maximum, rule.scale, draw.everything);
+    }
+    team.sync();  // a block that leaves takes its shared memory with it
+}
