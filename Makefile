@@ -40,7 +40,7 @@ lab: $(READY) ## open JupyterLab on the student's notebooks
 	$(PY) -m jupyterlab --ServerApp.root_dir=$(abspath $(BOOK)) $(if $(filter 0,$(shell id -u)),--allow-root) $(FLAGS)
 
 test: $(READY) ## run every test that needs no browser; those that need a GPU run where there is one
-	$(PY) -m pytest -n 2 $(FLAGS)
+	$(PY) -m pytest -n 2 --dist worksteal $(FLAGS)
 
 book: $(READY) ## make the notebooks from solutions/*.py, worked and student edition, and the README's figures
 	$(PY) -m labkernels book $(FLAGS)

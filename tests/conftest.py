@@ -1,4 +1,4 @@
-"""What every test shares: pictures without a screen, and the `gpu` marker.
+"""What every test shares: pictures without a screen, the order, and the `gpu` marker.
 
 A test marked `gpu` runs where torch sees an NVIDIA GPU. Elsewhere it is skipped, and the last lines of the run say
 how many such tests there are, so that a green run on a laptop never looks like a run on a GPU.
@@ -13,6 +13,7 @@ matplotlib.use("agg")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "notebooks" not in item.path.parts)  # the longest tests first: at the end no process waits for the other
     for item in items:
         if item.get_closest_marker("gpu"):
             item.user_properties.append(("gpu", True))

@@ -73,7 +73,7 @@ def test_the_environment_is_built_once_and_again_when_pyproject_changes(machine,
     machine("test")
     assert any("pip install" in line for line in calls(tmp_path))
     machine("test")
-    assert calls(tmp_path) == ["-m pytest -n 2"]
+    assert calls(tmp_path) == ["-m pytest -n 2 --dist worksteal"]
     stamp = (tmp_path / ".venv" / ".installed").stat().st_mtime
     os.utime(tmp_path / "pyproject.toml", (stamp + 10, stamp + 10))
     machine("test")
@@ -83,9 +83,9 @@ def test_the_environment_is_built_once_and_again_when_pyproject_changes(machine,
 def test_an_installation_that_broke_off_is_not_trusted(machine, tmp_path):
     broken = machine("test", PIP_STATUS="1")
     assert broken.returncode != 0
-    assert "-m pytest -n 2" not in calls(tmp_path)
+    assert "-m pytest -n 2 --dist worksteal" not in calls(tmp_path)
     machine("test")
-    assert calls(tmp_path)[-2:] == ["-m pip install -e .[cpu,classroom,test]", "-m pytest -n 2"]
+    assert calls(tmp_path)[-2:] == ["-m pip install -e .[cpu,classroom,test]", "-m pytest -n 2 --dist worksteal"]
 
 
 def test_an_old_python_is_refused_with_the_way_out(machine, tmp_path):
