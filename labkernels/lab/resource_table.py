@@ -1,20 +1,22 @@
 """What every kernel of the package takes on a GPU: `data/resources.csv`, and how a change of it is judged.
 
-`labkernels resources` compiles with NVRTC, on any machine, and compares; `labkernels resources --update` writes the table anew.
+`labkernels resources` compiles with NVRTC, on any machine, and compares; `labkernels resources --update` writes the table anew. Each row has
+a digest of the code that it is of, so that who trusts the table need compile only what has changed since.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 from labkernels.cuda.compile import base_name, nvrtc_version
 from labkernels.cuda.kernel import Kernel
-from labkernels.cuda.source import INCLUDE_DIR
+from labkernels.cuda.source import INCLUDE_DIR, Source, without_comments
 from labkernels.errors import LabKernelsError
 
 ARCHITECTURES = ("sm_80", "sm_90a")
@@ -39,6 +41,7 @@ class Row:
     shared: int
     stack: int
     nvrtc: str  # the version that compiled it: "13.0"
+    source: str = ""  # `digest` of what was compiled
 
     @property
     def key(self) -> _Key:
@@ -49,16 +52,31 @@ class Row:
         return f"{self.file}: {self.kernel}{arguments} on {self.arch}"
 
 
-def compile_rows(kernels: Iterable[Kernel], progress: Callable = iter) -> list[Row]:
+def compile_rows(kernels: Iterable[Kernel], progress: Callable = iter, trusted: Iterable[Row] = ()) -> list[Row]:
     """Compile each kernel for each architecture, two at a time, and read what it takes; a row each, in order.
 
-    `progress` is wrapped around the iteration, as tqdm would. Raises CompileError for the first kernel that does not compile.
+    What a row of `trusted` says is not compiled again if that row is of the same code and the same version of NVRTC. `progress` is wrapped
+    around the iteration, as tqdm would. Raises CompileError for the first kernel that does not compile.
     """
     import cuda.core  # noqa: F401  two threads must not both be the first
 
+    known = {(row.key, row.source, row.nvrtc): row for row in trusted}
+    version = nvrtc_version()
+
+    def row(kernel: Kernel, arch: str) -> Row:
+        unknown = _row_of(kernel, arch, version)
+        return known.get((unknown.key, unknown.source, version)) or _compiled(unknown, kernel)
+
     jobs = [(kernel, arch) for kernel in kernels for arch in architectures(Path(kernel.source.filename))]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return sorted(progress(pool.map(lambda job: _row(*job), jobs)), key=lambda row: row.key)
+        return sorted(progress(pool.map(lambda job: row(*job), jobs)), key=lambda row: row.key)
+
+
+def digest(source: Source) -> str:
+    """Of the source, the package's headers that it includes, and its definitions; comments and white space do not count."""
+    texts = [source.text, *(path.read_text(encoding="utf-8") for path in sorted(source.headers(), key=lambda path: path.name))]
+    code = [" ".join(without_comments(text).split()) for text in texts]
+    return hashlib.sha256(repr((code, source.defines)).encode()).hexdigest()[:12]
 
 
 def architectures(file: Path) -> tuple[str, ...]:
@@ -106,8 +124,6 @@ def complaints(recorded: Iterable[Row], compiled: Iterable[Row]) -> list[str]:
 
 def kernels_in_sources() -> set[tuple[str, str]]:
     """Every `__global__` function in the package's CUDA sources: (file, kernel)."""
-    from labkernels.cuda.source import Source
-
     return {(_within_package(path), name) for path in PACKAGE.rglob("*.cu") for name in Source.from_file(path).kernels()}
 
 
@@ -119,24 +135,26 @@ def _differences(was: Row, now: Row) -> list[str]:
         versions = f"NVRTC {was.nvrtc} used {was.registers}, {now.nvrtc} uses {now.registers}"
         return [f"{now}: more than a quarter more registers: {versions}"] if now.registers > most else []
     before, after = asdict(was), asdict(now)
-    changed = [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
+    changed = [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name] and name != "source"]
     return [f"{now}: {', '.join(changed)}"] if changed else []
 
 
-def _row(kernel: Kernel, arch: str) -> Row:
-    taken = kernel.resources(arch)
+def _row_of(kernel: Kernel, arch: str, version: str) -> Row:
+    """Which row it is, without what the kernel takes."""
     _, _, arguments = kernel.name.partition("<")
-    return Row(
-        file=_within_package(Path(kernel.source.filename)),
-        kernel=base_name(kernel.name),
-        instantiation=arguments.removesuffix(">"),
-        arch=taken.arch,
+    file = _within_package(Path(kernel.source.filename))
+    return Row(file, base_name(kernel.name), arguments.removesuffix(">"), arch, 0, 0, 0, 0, 0, version, digest(kernel.source))
+
+
+def _compiled(row: Row, kernel: Kernel) -> Row:
+    taken = kernel.resources(row.arch)
+    return replace(
+        row,
         registers=taken.registers,
         spill_stores=taken.spill_store_bytes,
         spill_loads=taken.spill_load_bytes,
         shared=taken.shared_bytes,
         stack=taken.stack_bytes,
-        nvrtc=nvrtc_version(),
     )
 
 
