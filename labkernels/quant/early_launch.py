@@ -18,7 +18,7 @@ from labkernels.cuda.kernel import Kernel
 from labkernels.errors import LaunchError
 from labkernels.quant.formats import QuantizedWeight
 
-_settled = "_settled_versions"  # an attribute of a weight: the versions of its tensors when a launch waited for them
+_SETTLED = "labkernels_settled"  # an attribute of a weight's packed tensor: the versions of all when a launch waited for them
 
 
 def launch(kernel: Kernel, weight: QuantizedWeight, grid: tuple[int, int], block: int, args: Sequence, shared_mem: int, cluster=None) -> None:
@@ -26,10 +26,10 @@ def launch(kernel: Kernel, weight: QuantizedWeight, grid: tuple[int, int], block
     versions = _versions(weight)
     if versions is None or not weight.packed.is_cuda or not _can(weight.packed.device.index):
         return kernel(grid, block, args, shared_mem, cluster)
-    if weight.__dict__.get(_settled) != versions:
+    if getattr(weight.packed, _SETTLED, None) != versions:
         kernel(grid, block, args, shared_mem, cluster)
         if not torch.cuda.is_current_stream_capturing():  # a graph's kernels run when it is replayed, after who knows what
-            object.__setattr__(weight, _settled, versions)
+            setattr(weight.packed, _SETTLED, versions)
         return None
     _launch_early(kernel, weight.packed.device, (*grid, 1), (block, 1, 1), args, shared_mem, (*cluster, 1) if cluster else None)
 

@@ -83,6 +83,7 @@ class QuantizedWeight:
     scales: torch.Tensor
     group_size: int | None = None  # of the 4-bit schemes
     codebook: torch.Tensor | None = None  # float32 (16,), of nf4 and codebook
+    any_variant: bool = False  # for checks and benchmarks: a kernel that can take it does, even where another was measured to be faster
 
     def __post_init__(self):
         problem = format_problem(self.scheme, self.shape, self.packed, self.scales, self.group_size, self.codebook)

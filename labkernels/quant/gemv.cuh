@@ -8,7 +8,8 @@
 // Groups of less than 128 end within a step, and their sums must not mix. They get columns of their own: with SPANS groups a step, column
 // row * SPANS + g is a row of x, but zero outside group g.
 //
-// WARPS warps of a block, and the blocks of a cluster (gridDim.y), share k; their sums are added in order: the same bits each time.
+// WARPS warps of a block, and the blocks of a cluster (gridDim.y), share k; their sums are added in order: the same bits each time. A block
+// takes tiles of 16 rows in turn, with x in shared memory once and for all, and asks for the next tile before it has done with this one.
 //
 // The weight does not depend on what ran before. Launched early (programmatic dependent launch), the kernel asks for its first steps, and
 // only then waits for the kernel that writes x.
@@ -77,32 +78,40 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
     constexpr int TILES = ROWS * SPANS > 8 ? ROWS * SPANS / 8 : 1;  // of 8 columns
     constexpr int COLUMNS = ROWS * SPANS > 1 ? 2 : 1;               // of a tile's sums that this lane has use for
     constexpr int FACTORS = SPANS > 1 ? 2 : 1;                      // groups that these columns belong to
-    __shared__ float of_warp[WARPS][ROWS][16];
+    __shared__ float of_warp[2][WARPS][ROWS][16];
     __shared__ float of_block[8][ROWS][16];
 
     const int part = blockIdx.y * WARPS + warp_id(), lane = lane_id(), r = lane / 4, j = lane % 4;
     const int first = part * parts.each + min(part, parts.more), steps = parts.each + (part < parts.more);
-    const int rows[2] = {min(blockIdx.x * 16 + r, n - 1), min(blockIdx.x * 16 + r + 8, n - 1)};
     const int mine = min(steps, static_cast<int>((row_bytes - 16 * j + 63) / 64) - first);  // of the last step not all lanes may have a part
-    const unsigned char* source[2];
-    unsigned place[2][FACTORS];  // of the next step's scales
+    const int tiles = (n + 15) / 16;
+
+    // What is asked for next: steps `ahead` .. `ahead` + AHEAD - 1 of this part of tile `coming`.
+    int coming = blockIdx.x, ahead = 0;
+    unsigned source[2];          // of its first step, in bytes from `packed`
+    unsigned place[2][FACTORS];  // of a step's scales
     int group[FACTORS];
+    const auto enter = [&]() {  // the tile `coming`, from its first step on
+        ahead = 0;
 #pragma unroll
-    for (int c = 0; c < FACTORS; ++c) group[c] = first * SPANS + (SPANS > 1 ? (2 * j + c) % SPANS : 0);
+        for (int c = 0; c < FACTORS; ++c) group[c] = first * SPANS + (SPANS > 1 ? (2 * j + c) % SPANS : 0);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        source[h] = packed + rows[h] * row_bytes + first * 64 + 16 * j;
+        for (int h = 0; h < 2; ++h) {
+            const int row = min(coming * 16 + r + 8 * h, n - 1);
+            source[h] = row * static_cast<unsigned>(row_bytes) + first * 64 + 16 * j;
 #pragma unroll
-        for (int c = 0; c < FACTORS; ++c) place[h][c] = group[c] * n + rows[h];
-    }
+            for (int c = 0; c < FACTORS; ++c) place[h][c] = group[c] * n + row;
+        }
+    };
 
     uint4 words[AHEAD][2];
     unsigned factors[AHEAD][2][FACTORS];
-    const auto fetch = [&](int step, int offset, int slot) {  // the step that is `offset` steps from where `source` points
+    const auto fetch = [&](int slot) {
+        const int step = coming < tiles ? ahead + slot : steps;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             words[slot][h] = make_uint4(0, 0, 0, 0);
-            if (step < mine) words[slot][h] = __ldcs(reinterpret_cast<const uint4*>(source[h] + 64 * offset));
+            if (step < mine) words[slot][h] = __ldcs(reinterpret_cast<const uint4*>(packed + source[h] + 64 * slot));
         }
         if (!Format::GROUPED) return;
 #pragma unroll
@@ -118,8 +127,9 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
             group[c] += SPANS;
         }
     };
+    enter();
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) fetch(i, i, i);
+    for (int i = 0; i < AHEAD; ++i) fetch(i);
 
     uint4* staged = reinterpret_cast<uint4*>(shared + warp_id() * x_bytes);
     const float* sums = reinterpret_cast<float*>(staged + steps * PIECES * ROWS * 4);
@@ -144,92 +154,93 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
         }
     }
 
-    float total[TILES][4] = {};
-    for (int base = 0; base < steps; base += AHEAD) {
+    int turn = 0;  // which of the two of_warp
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn ^= 1) {
+        float total[TILES][4] = {};
+        for (int base = 0; base < steps; base += AHEAD) {
+            ahead += AHEAD;
 #pragma unroll
-        for (int slot = 0; slot < AHEAD; ++slot) {
-            if (base + slot < steps) {
-                float sum[TILES][4] = {};
+            for (int h = 0; h < 2; ++h) source[h] += 64 * AHEAD;
+            if (ahead >= steps) {
+                coming += gridDim.x;
+                enter();
+            }
 #pragma unroll
-                for (int piece = 0; piece < PIECES; ++piece) {
-                    unsigned a[2][4];
-                    Format::decode(words[slot][0], piece, table, a[0]);
-                    Format::decode(words[slot][1], piece, table, a[1]);
+            for (int slot = 0; slot < AHEAD; ++slot) {
+                if (base + slot < steps) {
+                    float sum[TILES][4] = {};
 #pragma unroll
-                    for (int t = 0; t < TILES; ++t) {
-                        uint4 b = b_of[t][piece_place<PIECES, ROWS>(slot, piece, 0, 0)];
-                        if (SPANS > 1 && !counts[t]) b = make_uint4(0, 0, 0, 0);
-                        Format::arrange(b);
+                    for (int piece = 0; piece < PIECES; ++piece) {
+                        unsigned a[2][4];
+                        Format::decode(words[slot][0], piece, table, a[0]);
+                        Format::decode(words[slot][1], piece, table, a[1]);
 #pragma unroll
-                        for (int half = 0; half < 2; ++half) {
-                            const unsigned fragment[4] = {a[0][2 * half], a[1][2 * half], a[0][2 * half + 1], a[1][2 * half + 1]};
-                            const unsigned column[2] = {half ? b.z : b.x, half ? b.w : b.y};
-                            if (Format::GROUPED) mma_m16n8k16<T>(sum[t], fragment, column, sum[t]);
-                            else mma_m16n8k16<T>(total[t], fragment, column, total[t]);
+                        for (int t = 0; t < TILES; ++t) {
+                            uint4 b = b_of[t][piece_place<PIECES, ROWS>(base + slot, piece, 0, 0)];
+                            if (SPANS > 1 && !counts[t]) b = make_uint4(0, 0, 0, 0);
+                            Format::arrange(b);
+#pragma unroll
+                            for (int half = 0; half < 2; ++half) {
+                                const unsigned fragment[4] = {a[0][2 * half], a[1][2 * half], a[0][2 * half + 1], a[1][2 * half + 1]};
+                                const unsigned column[2] = {half ? b.z : b.x, half ? b.w : b.y};
+                                if (Format::GROUPED) mma_m16n8k16<T>(sum[t], fragment, column, sum[t]);
+                                else mma_m16n8k16<T>(total[t], fragment, column, total[t]);
+                            }
                         }
                     }
-                }
-                if (Format::GROUPED) {
+                    if (Format::GROUPED) {
 #pragma unroll
-                    for (int h = 0; h < 2; ++h) {
+                        for (int h = 0; h < 2; ++h) {
 #pragma unroll
-                        for (int c = 0; c < COLUMNS; ++c) {
-                            const unsigned word = factors[slot][h][c % FACTORS];
-                            const float scale = __uint_as_float(word << 16), zero = __uint_as_float(word & 0xffff0000u) + Format::OFFSET;
+                            for (int c = 0; c < COLUMNS; ++c) {
+                                const unsigned word = factors[slot][h][c % FACTORS];
+                                const float scale = __uint_as_float(word << 16), zero = __uint_as_float(word & 0xffff0000u) + Format::OFFSET;
 #pragma unroll
-                            for (int t = 0; t < TILES; ++t) {
-                                float value = sum[t][2 * h + c];
-                                if (Format::ASYMMETRIC) value -= zero * sum_of[t][c][slot * SPANS * ROWS];
-                                total[t][2 * h + c] += scale * value;
+                                for (int t = 0; t < TILES; ++t) {
+                                    float value = sum[t][2 * h + c];
+                                    if (Format::ASYMMETRIC) value -= zero * sum_of[t][c][(base + slot) * SPANS * ROWS];
+                                    total[t][2 * h + c] += scale * value;
+                                }
                             }
                         }
                     }
                 }
+                fetch(slot);
             }
-            fetch(base + AHEAD + slot, AHEAD + slot, slot);
         }
-#pragma unroll
-        for (int h = 0; h < 2; ++h) source[h] += 64 * AHEAD;
+
+        // A row of x has SPANS columns: the sums of its groups meet, two in this lane, four in two neighbours.
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
-            b_of[t] += piece_place<PIECES, ROWS>(AHEAD, 0, 0, 0);
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c) sum_of[t][c] += AHEAD * SPANS * ROWS;
+            for (int h = 0; h < 2; ++h) {
+                float left = total[t][2 * h];
+                if (SPANS > 1) left += total[t][2 * h + 1];
+                if (SPANS == 4) left += __shfl_xor_sync(FULL_WARP, left, 1);
+                const int row = (8 * t + 2 * j) / SPANS;
+                if (row < ROWS && 2 * j % SPANS == 0) of_warp[turn][warp_id()][row][r + 8 * h] = left;
+                if (SPANS == 1 && row + 1 < ROWS) of_warp[turn][warp_id()][row + 1][r + 8 * h] = total[t][2 * h + 1];
+            }
         }
-    }
+        __syncthreads();
 
-    // A row of x has SPANS columns: the sums of its groups meet, two in this lane, four in two neighbours.
+        const bool split = gridDim.y > 1;
+        if (split) cluster_sync();  // all have begun: now their shared memory is there
+        for (int i = threadIdx.x; i < 16 * m; i += 32 * WARPS) {
+            float value = 0.0f;
 #pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float left = total[t][2 * h];
-            if (SPANS > 1) left += total[t][2 * h + 1];
-            if (SPANS == 4) left += __shfl_xor_sync(FULL_WARP, left, 1);
-            const int row = (8 * t + 2 * j) / SPANS;
-            if (row < ROWS && 2 * j % SPANS == 0) of_warp[warp_id()][row][r + 8 * h] = left;
-            if (SPANS == 1 && row + 1 < ROWS) of_warp[warp_id()][row + 1][r + 8 * h] = total[t][2 * h + 1];
+            for (int warp = 0; warp < WARPS; ++warp) value += of_warp[turn][warp][i / 16][i % 16];
+            float* target = &of_block[blockIdx.y][i / 16][i % 16];
+            *(split ? map_shared_rank(target, 0) : target) = value;
         }
+        if (split) cluster_sync();
+        for (int i = threadIdx.x; i < 16 * m; i += 32 * WARPS) {  // by the thread that wrote it, or after the cluster's barrier
+            const int row = tile * 16 + i % 16;
+            if (row >= n || blockIdx.y > 0) continue;
+            float value = of_block[0][i / 16][i % 16];
+            for (int block = 1; block < static_cast<int>(gridDim.y); ++block) value += of_block[block][i / 16][i % 16];
+            if (!Format::GROUPED) value *= static_cast<const float*>(scales)[row];
+            y[static_cast<long long>(i / 16) * n + row] = from_float<T>(value);
     }
-    __syncthreads();
-
-    const bool split = gridDim.y > 1;
-    if (split) cluster_sync();  // all have begun: now their shared memory is there
-    for (int i = threadIdx.x; i < 16 * m; i += 32 * WARPS) {
-        float value = 0.0f;
-#pragma unroll
-        for (int warp = 0; warp < WARPS; ++warp) value += of_warp[warp][i / 16][i % 16];
-        float* target = &of_block[blockIdx.y][i / 16][i % 16];
-        *(split ? map_shared_rank(target, 0) : target) = value;
-    }
-    if (split) cluster_sync();
-    if (blockIdx.y > 0) return;
-    for (int i = threadIdx.x; i < 16 * m; i += 32 * WARPS) {  // by the thread that wrote it, or after the cluster's barrier
-        const int row = blockIdx.x * 16 + i % 16;
-        if (row >= n) continue;
-        float value = of_block[0][i / 16][i % 16];
-        for (int block = 1; block < static_cast<int>(gridDim.y); ++block) value += of_block[block][i / 16][i % 16];
-        if (!Format::GROUPED) value *= static_cast<const float*>(scales)[row];
-        y[static_cast<long long>(i / 16) * n + row] = from_float<T>(value);
     }
 }

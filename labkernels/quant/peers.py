@@ -59,8 +59,8 @@ def _tinygemm_accepts(x, weight) -> str | None:
 
 @cache
 def _compiled_int8(m: int, n: int, k: int, dtype: torch.dtype) -> Callable:
-    torch.compiler.reset()
-    return torch.compile(lambda x, numbers, scales: F.linear(x, numbers.to(x.dtype)) * scales, dynamic=False)
+    options = {"coordinate_descent_tuning": True}  # as torchao recommends: for one row it gives a GEMV that converts as it reads
+    return torch.compile(lambda x, numbers, scales: torch.mm(x, numbers.t().to(x.dtype)) * scales, dynamic=False, options=options)
 
 
 def compiled_int8(x, weight) -> torch.Tensor:

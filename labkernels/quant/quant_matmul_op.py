@@ -7,6 +7,7 @@ is from the weight before it was quantised is another question (accuracy.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -57,7 +58,7 @@ def make_inputs(generator, device, dtype, *, m, n, k, scheme="int4", group_size=
     mean = torch.randn((n, 1), generator=generator, device=generator.device).to(device)
     weight = torch.randn((n, k), generator=generator, device=generator.device).to(device) + 0.5 * mean
     codebook = torch.tensor(NF4, device=device).square() * torch.tensor(NF4, device=device).sign() if scheme == "codebook" else None
-    return {"x": x, "weight": quantize(weight, scheme, group_size or None, codebook=codebook)}
+    return {"x": x, "weight": replace(quantize(weight, scheme, group_size or None, codebook=codebook), any_variant=True)}
 
 
 def tolerance(dtype: torch.dtype, *, k, **_) -> Tolerance:
@@ -83,12 +84,6 @@ def load_variants() -> Mapping[str, Variant]:
     from labkernels.quant.quant_matmul_variants import VARIANTS
 
     return VARIANTS
-
-
-def slower(name: str, x, weight) -> str | None:
-    from labkernels.quant.selection import slower
-
-    return slower(name, x, weight)
 
 
 OP = Op(
@@ -135,5 +130,4 @@ OP = Op(
     bytes_moved=bytes_moved,
     memory_ceiling="read",
     peers=PEERS,
-    slower=slower,
 )

@@ -18,6 +18,7 @@ from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 FOLDER = Path(__file__).parent
 MOST_ROWS = 8  # of x, for a GEMV: the columns of one mma
 TABLE_BYTES = 32 * 1024  # of v3: one word for each byte and bank
+SM_SHARED = 227 * 1024  # bytes of an SM's shared memory
 MOST_SHARED = 200 * 1024  # bytes a block may ask for
 _NAIVE = {"int4": 0, "nf4": 1, "codebook": 1, "int8": 2, "fp8": 3}
 _FORMAT = {"int4": "Int4", "int8": "Int8", "fp8": "Fp8"}
@@ -69,7 +70,8 @@ def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool
     )  # fmt: skip
     shared = config.warps * x_bytes + TABLE_BYTES * lut
     cluster = (1, config.splits) if config.splits > 1 else None
-    launch(launched, weight, (ceil_div(n, 16), config.splits), 32 * config.warps, args, shared, cluster)
+    blocks = min(ceil_div(n, 16), max(1, processors(x) * min(config.blocks, SM_SHARED // (shared + 4096)) // config.splits))
+    launch(launched, weight, (blocks, config.splits), 32 * config.warps, args, shared, cluster)
     return y
 
 
@@ -119,6 +121,8 @@ def _stream_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
         return f"takes up to {MOST_ROWS} rows of x, as many as one mma has columns"
     if x.shape[1] == 0:
         return "takes k from 1"
+    if row_bytes(weight) * weight.shape[0] >= 1 << 32:
+        return "takes weights of less than 4 GiB"
     config = stream_for(x, weight)
     if config.warps * staged_bytes(x.shape[0], weight, config) + TABLE_BYTES > MOST_SHARED:
         return "takes x that fits into the shared memory of a cluster"
