@@ -2,7 +2,8 @@
 //
 // One scale for a tile of 128 rows of one head: v7 works tile by tile, and multiplies each tile's products by its two scales. What is
 // written is dense, whatever the strides of what was read: all high halves (heads of all batches, padded rows, HEAD_DIM), after them all low
-// ones, with zeros from row `rows` to a multiple of 128 and from column `columns` to HEAD_DIM; and the scales (heads of all batches, tiles).
+// ones, with zeros from row `rows` to a multiple of 128 and from column `columns` to HEAD_DIM; and the scales (heads of all batches, tiles),
+// with a minus sign for a tile that has an infinity, for v7 to see.
 //
 // All three tensors in one launch: grid (tiles, heads of all batches, 3), as many of each as the largest of them needs; 256 threads.
 #include "halves.cuh"
@@ -28,6 +29,7 @@ __global__ void __launch_bounds__(THREADS)
     constexpr int UNITS = HEAD_DIM / 8, EACH = TILE * UNITS / THREADS;  // of 8 elements: in a row, and for a thread
 
     float kept[EACH][8], largest = 0.0f;
+    bool infinite = false;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         const int unit = i * THREADS + threadIdx.x, row = tile * TILE + unit / UNITS, column = unit % UNITS * 8;
@@ -37,14 +39,15 @@ __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < 8 * EACH; ++i) {
         const float size = fabsf(kept[i / 8][i % 8]);
         if (size < CUDART_INF_F) largest = fmaxf(largest, size);
+        infinite |= size == CUDART_INF_F;
     }
     __shared__ float of_warp[THREADS / 32];
     for (int distance = 16; distance > 0; distance /= 2) largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, distance));
     if (lane_id() == 0) of_warp[warp_id()] = largest;
-    __syncthreads();
+    infinite = __syncthreads_or(infinite);
     for (int i = 0; i < THREADS / 32; ++i) largest = fmaxf(largest, of_warp[i]);
     const float scale = power_of_two_below(largest), factor = reciprocal(scale);
-    if (threadIdx.x == 0) scales[matrix * tiles + tile] = scale;
+    if (threadIdx.x == 0) scales[matrix * tiles + tile] = infinite ? -scale : scale;
 
     __half* const high = halves + (matrix * (long long)tiles + tile) * (TILE * HEAD_DIM);
     __half* const low = high + (long long)matrices * tiles * (TILE * HEAD_DIM);

@@ -10,6 +10,9 @@
 //   Measured  data/measured/h200/attention.csv.
 //   Wastes    As v8 does: the split tensors are written and read again, a twentieth of the time at S = 4096, a quarter at 512. And a
 //             tile of 128 keys is 64 KB, so that there is room for one of k and one of v: the next is asked for when the last is done with.
+//
+// Infinity times low, which may be 0 or have the other sign than high, would be NaN. A tile with an infinity has a negative scale, and its
+// products are computed once more, high with high alone: where that is not finite it is what PyTorch's float32 would give.
 #include "halves.cuh"
 #include "hopper.cuh"
 #include "setmaxnreg.cuh"
@@ -115,11 +118,21 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         mbarrier_wait(memory.q_full(), q_ring.parity);
         for (int tile = tiles.end - 1; tile >= tiles.first; --tile, ring.advance()) {
             float s[TILE / 2];
-            const float score_scale = q_scale * k_scales[kv_matrix * k_tiles + tile], v_scale = v_scales[kv_matrix * k_tiles + tile] / WHOLE;
+            const float k_scale = k_scales[kv_matrix * k_tiles + tile], v_scale = v_scales[kv_matrix * k_tiles + tile];
+            const float score_scale = fabsf(q_scale) * fabsf(k_scale), sum_scale = fabsf(v_scale) / WHOLE;
+            const bool infinite_scores = q_scale < 0.0f || k_scale < 0.0f;
             // What is added to tensor cores' sums first is small: less of it is cut off.
             const MatrixDescriptor a = matrix_descriptor(memory.q(0, 0) + warpgroup * 64 * ROW_BYTES, 0, 8 * ROW_BYTES, 128);
             const MatrixDescriptor b = matrix_descriptor(memory.k(ring.stage, 0), 0, 8 * ROW_BYTES, 128);
             constexpr int PANEL = TILE * ROW_BYTES >> 4, LOW = PANELS * PANEL;  // in a descriptor's units
+            auto multiply_high = [&](bool added) {
+#pragma unroll
+                for (int step = 0; step < HEAD_DIM / 16; ++step) {
+                    const int at = step / 4 * PANEL + (step % 4 * 32 >> 4);
+                    wgmma<__half>(s, a + at, b + at, added || step > 0);
+                }
+                wgmma_commit();
+            };
             mbarrier_wait(memory.k_full() + ring.stage, ring.parity);
             turns.take();
             wgmma_fence();
@@ -129,14 +142,19 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                 wgmma<__half>(s, a + (LOW + at), b + at, step > 0);
                 wgmma<__half>(s, a + at, b + (LOW + at), true);
             }
-#pragma unroll
-            for (int step = 0; step < HEAD_DIM / 16; ++step) {
-                const int at = step / 4 * PANEL + (step % 4 * 32 >> 4);
-                wgmma<__half>(s, a + at, b + at, true);
-            }
-            wgmma_commit();
+            multiply_high(true);
             turns.pass();
             wgmma_wait<0>(s);
+            if (infinite_scores) {
+                float both[TILE / 2];
+#pragma unroll
+                for (int i = 0; i < TILE / 2; ++i) both[i] = s[i];
+                wgmma_fence();
+                multiply_high(false);
+                wgmma_wait<0>(s);
+#pragma unroll
+                for (int i = 0; i < TILE / 2; ++i) s[i] = fabsf(s[i]) < CUDART_INF_F ? both[i] : s[i];
+            }
             release(memory.k_empty() + ring.stage);
 
 #pragma unroll
@@ -161,15 +179,33 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                 wgmma<__half, true>(sums, low[step], values + at, step > 0);
                 wgmma<__half, true>(sums, high[step], values + (LOW + at), true);
             }
+            auto multiply_high_values = [&](bool added) {
 #pragma unroll
-            for (int step = 0; step < TILE / 16; ++step) wgmma<__half, true>(sums, high[step], values + (step * 16 * ROW_BYTES >> 4), true);
-            wgmma_commit();
+                for (int step = 0; step < TILE / 16; ++step)
+                    wgmma<__half, true>(sums, high[step], values + (step * 16 * ROW_BYTES >> 4), added || step > 0);
+                wgmma_commit();
+            };
+            multiply_high_values(true);
             turns.pass();
             softmax.rescale(o);
             wgmma_wait<0>(sums);
+            if (v_scale < 0.0f) {  // finite sums are added here; the others once they are known
+                unsigned added[HEAD_DIM / 64] = {};
+#pragma unroll
+                for (int i = 0; i < HEAD_DIM / 2; ++i) {
+                    const bool finite = fabsf(sums[i]) < CUDART_INF_F;
+                    added[i / 32] |= unsigned(finite) << i % 32;
+                    if (finite) o[i] = fmaf(sums[i], sum_scale, o[i]);
+                }
+                wgmma_fence();
+                multiply_high_values(false);
+                wgmma_wait<0>(sums);
+#pragma unroll
+                for (int i = 0; i < HEAD_DIM / 2; ++i) sums[i] = added[i / 32] >> i % 32 & 1 ? 0.0f : sums[i];
+            }
             release(memory.v_empty() + ring.stage);
 #pragma unroll
-            for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = fmaf(sums[i], v_scale, o[i]);
+            for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = fmaf(sums[i], sum_scale, o[i]);
         }
         release(memory.q_empty());
         q_ring.advance();

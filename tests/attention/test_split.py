@@ -85,6 +85,18 @@ def test_tiles_of_very_different_sizes_lose_nothing(device):
     assert error < 1e-6
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_infinities_and_nan_go_where_pytorch_sends_them(where, device):
+    for value in (torch.inf, -torch.inf, torch.nan):
+        tensors = dict(zip("qkv", inputs(150, 140, device=device)))
+        tensors[where][0, 0, 3, 5] = tensors[where][0, 0, 135, 0] = value
+        tensors["q"][0, 0, 9] = 0.0
+        want = reference(**tensors)
+        got = split.v7_split(**tensors)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("causal", [False, True])
 def test_as_exact_as_float32_at_4096(causal):
