@@ -78,6 +78,7 @@ __device__ inline void add_to_bin(Selection& shared, unsigned bin, Amount amount
 template <class Team>
 __device__ Amount bin_of_team(const Team& team, Selection& shared, int bin) {
     Amount sum = 0;
+#pragma unroll 1
     for (int rank = 0; rank < team.size; ++rank) {
         sum += (static_cast<Amount>(*team.of(&shared.high[bin], rank)) << 32) + *team.of(&shared.low[bin], rank);
     }
@@ -156,6 +157,7 @@ __device__ Draw draw_from(const Team& team, Selection& shared, const Values& val
     if (rule.keep < vocab) lowest = select_key(team, shared, values, count, CountTokens(), lowest, rule.keep);
 
     Amount total = 0, everything = 0;
+#pragma unroll 1
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         const float value = values[i];
         const Amount amount = counted(value);
@@ -169,6 +171,7 @@ __device__ Draw draw_from(const Team& team, Selection& shared, const Values& val
     }
 
     unsigned long long best = 0;
+#pragma unroll 1
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         const float value = values[i];
         if (ordered(value) < lowest || rule.below_min_p(weight(value, maximum, rule.scale))) continue;
