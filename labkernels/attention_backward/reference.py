@@ -21,6 +21,8 @@ def forward(q, k, v, causal=False, scale=None, *, window=None, mask=None) -> tup
     (batch, heads, seq_len, _), group = q.shape, q.shape[1] // k.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if q.is_meta:
+        return out, lse
     mask = None if mask is None else mask.expand(batch, heads, seq_len, k.shape[2])
     for b in range(batch):
         for h in range(heads):
