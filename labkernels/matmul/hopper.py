@@ -38,7 +38,7 @@ class Config:
         return self.stages * (self.rows + self.columns) * STAGE_BYTES + self.slabs * 64 * STAGE_BYTES + 16 * self.stages
 
     def blocks(self, m: int, n: int, at_once: int) -> tuple[int, int]:
-        """How many blocks to launch where `at_once` can run, and how many tiles the busiest of them has."""
+        """How many blocks to launch where `at_once` can run, and how many tiles the busiest of them has. `n` counts the columns of b."""
         tiles, clusters = ceil_div(m, self.rows * self.cluster) * ceil_div(n, self.columns), at_once // self.cluster
         return min(clusters, tiles) * self.cluster, ceil_div(tiles, clusters)
 
@@ -73,29 +73,47 @@ def v7_hopper(a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
     return configured(config, a, b, bias, activation, residual)
 
 
+def gated(a, b, bias=None, activation="silu") -> torch.Tensor:
+    """activation(a @ b_gate + bias_gate) * (a @ b_up + bias_up), (m, n), where b (k, 2 n) and bias (2 n,) have all gates before all ups. n is a
+    multiple of 8, columns of b are dense; for the rest as `accepts` says."""
+    stages = ceil_div(a.shape[1] * a.element_size(), STAGE_BYTES)
+    at_once, (m, columns) = processors(a), (a.shape[0], b.shape[1])
+    halved = {config: costs for config, costs in COSTS.items() if config.columns % 128 == 0 or config.columns == 192 and config.rows == 128}
+
+    def cost(config: Config) -> float:
+        launch, tile, stage = halved[config]
+        return launch + config.blocks(m, columns, at_once)[1] * (tile + stage * stages)
+
+    return configured(min(halved, key=cost), a, b, bias, activation, gated=True)
+
+
 @functools.lru_cache(None)
-def _kernel(config: Config, dtype, out_dtype, a_columns: bool, b_rows: bool, finish: bool, activation: int) -> Kernel:
+def _kernel(config: Config, dtype, out_dtype, a_columns: bool, b_rows: bool, finish: bool, activation: int, gated: bool = False) -> Kernel:
     sizes = [config.rows, config.columns, config.consumers, config.stages, config.slabs, config.cluster]
     flags = [str(flag).lower() for flag in (a_columns, b_rows, finish)]
-    return Kernel(FILE, f"matmul_hopper<{', '.join(map(str, [TYPES[dtype], TYPES[out_dtype], *sizes, *flags, activation]))}>")
+    arguments = [TYPES[dtype], TYPES[out_dtype], *sizes, *flags, activation, *["true"] * gated]
+    return Kernel(FILE, f"matmul_hopper<{', '.join(map(str, arguments))}>")
 
 
-def configured(config: Config, a, b, bias=None, activation=None, residual=None, scale_a=None, scale_b=None, out_dtype=None) -> torch.Tensor:
-    """v7 with this configuration. For fp8, the sum at (i, j) is multiplied by scale_a[i] * scale_b[j], both float32."""
-    (m, k), n = a.shape, b.shape[1]
+def configured(
+    config: Config, a, b, bias=None, activation=None, residual=None, scale_a=None, scale_b=None, out_dtype=None, gated=False
+) -> torch.Tensor:
+    """v7 with this configuration. For fp8, the sum at (i, j) is multiplied by scale_a[i] * scale_b[j], both float32. `gated` as above."""
+    (m, k), n = a.shape, b.shape[1] // (2 if gated else 1)
     out = torch.empty((m, n), dtype=out_dtype or a.dtype, device=a.device)
     if not out.numel():
         return out
     a_columns, b_rows = not _by_rows(a), _by_rows(b)
-    depth, slab = STAGE_BYTES // a.element_size(), 32 if config.columns % 64 else 64
+    halves = 2 if gated else 1
+    depth, slab = STAGE_BYTES // a.element_size(), 32 if config.columns // halves % 64 else 64
     map_a = tensor_map(a.t(), (depth, 64), 128) if a_columns else tensor_map(a, (config.rows, depth), 128)
-    map_b = tensor_map(b, (depth, 64), 128) if b_rows else tensor_map(b.t(), (config.columns // config.cluster, depth), 128)
+    map_b = tensor_map(b, (depth, 64), 128) if b_rows else tensor_map(b.t(), (config.columns // config.cluster // halves, depth), 128)
     map_c = tensor_map(out, (64, slab), 2 * slab)
     bias, residual = _in_pairs(bias), _in_pairs(residual)
     finish = any(given is not None for given in (bias, activation, residual, scale_a))
-    kernel = _kernel(config, a.dtype, out.dtype, a_columns, b_rows, finish, activation_number(activation))
+    kernel = _kernel(config, a.dtype, out.dtype, a_columns, b_rows, finish, activation_number(activation), *[True] * gated)
     args = (map_a, map_b, map_c, m, n, k, scale_a, scale_b, bias, residual, 0 if residual is None else residual.stride(0), config.band)
-    blocks, _ = config.blocks(m, n, processors(a))
+    blocks, _ = config.blocks(m, n * halves, processors(a))
     kernel(blocks, 128 * (config.consumers + 1), args, config.shared_mem, config.cluster if config.cluster > 1 else None)
     return out
 

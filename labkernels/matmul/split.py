@@ -90,28 +90,38 @@ def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return halves, scales
 
 
+def gated(a, b, bias=None, activation="silu") -> torch.Tensor:
+    """activation(a @ b_gate + bias_gate) * (a @ b_up + bias_up), (m, n), where b (k, 2 n) and bias (2 n,) have all gates before all ups."""
+    (m, k), columns = a.shape, b.shape[1]
+    if not m * columns:
+        return torch.empty((m, columns // 2), dtype=a.dtype, device=a.device)
+    config = CONFIGS[best_config(m, columns, processors(a))]
+    return multiply(config, split(a), split(b.t()), bias, activation, gated=True)
+
+
 @functools.lru_cache(None)
-def _kernel(config: Config, aligned: bool, activation: int) -> Kernel:
+def _kernel(config: Config, aligned: bool, activation: int, gated: bool = False) -> Kernel:
     sizes = (config.columns, config.stages, config.slabs, config.sets, config.promote, config.cluster, str(aligned).lower(), activation)
-    return Kernel(FILE, f"matmul_split<{', '.join(map(str, sizes))}>")
+    return Kernel(FILE, f"matmul_split<{', '.join(map(str, [*sizes, *['true'] * gated]))}>")
 
 
-def multiply(config: Config, a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
-    """activation(a @ b.t() + bias) + residual of what `split` gave for a (m, k) and b (n, k)."""
+def multiply(config: Config, a, b, bias=None, activation=None, residual=None, gated=False) -> torch.Tensor:
+    """activation(a @ b.t() + bias) + residual of what `split` gave for a (m, k) and b (n, k). `gated` as above, with b (2 n, k)."""
     (halves_a, scale_a), (halves_b, scale_b) = a, b
-    m, n, k = scale_a.shape[0], scale_b.shape[0], halves_a.shape[1]
+    halves = 2 if gated else 1
+    m, n, k = scale_a.shape[0], scale_b.shape[0] // halves, halves_a.shape[1]
     out = torch.empty((m, n), dtype=torch.float32, device=scale_a.device)
     map_a = tensor_map(halves_a, (ROWS, 64), 128)
-    map_b = tensor_map(halves_b, (config.columns // config.cluster, 64), 128)
+    map_b = tensor_map(halves_b, (config.columns // config.cluster // halves, 64), 128)
     added = [t for t in (bias, residual) if t is not None]
     aligned = n % 4 == 0 and vector_width(2, *added) == 2
     map_c = tensor_map(out, (64, 32), 128) if aligned else map_a
-    tiles = ceil_div(m, ROWS * config.cluster) * ceil_div(n, config.columns)
+    tiles = ceil_div(m, ROWS * config.cluster) * ceil_div(halves * n, config.columns)
     blocks = min(processors(out) // config.cluster, tiles) * config.cluster
     stride = residual.stride(0) if residual is not None else 0
     cluster = config.cluster if config.cluster > 1 else None
     args = (map_a, map_b, map_c, out, m, n, k, scale_a, scale_b, bias, residual, stride, config.band)
-    _kernel(config, aligned, activation_number(activation))(blocks, 384, args, config.shared_mem, cluster)
+    _kernel(config, aligned, activation_number(activation), *[True] * gated)(blocks, 384, args, config.shared_mem, cluster)
     return out
 
 

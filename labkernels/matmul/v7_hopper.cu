@@ -23,24 +23,30 @@
 //
 // At large sizes the GPU lowers its clock, and a cooler kernel is a faster one: at 8192 x 8192 x 28672 799 TFLOP/s, cuBLAS 707.
 //
+// GATED, of the first half of a SwiGLU network: C = silu(A B_gate) * (A B_up), where B has the columns of all gates before those of all ups. A tile
+// of B is half gates and half the ups that belong to them, so a thread has both sums, and neither goes through memory.
+//
 // What it still wastes: the last wave of tiles (4096^3 has 512, that is 3.9 waves); the epilogue's conversion, which nobody multiplies under.
 #include "cluster.cuh"
 #include "hopper.cuh"
 #include "setmaxnreg.cuh"
 #include "wgmma.cuh"
 
-template <class T, class Out, int ROWS, int COLUMNS, int CONSUMERS, int STAGES, int SLABS, int CLUSTER, bool A_COLUMNS, bool B_ROWS, bool FINISH, int ACTIVATION>
+template <class T, class Out, int ROWS, int COLUMNS, int CONSUMERS, int STAGES, int SLABS, int CLUSTER, bool A_COLUMNS, bool B_ROWS, bool FINISH, int ACTIVATION,
+          bool GATED = false>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     matmul_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, int m, int n, int k,
                   const float* scale_a, const float* scale_b, const Out* bias, const Out* residual, long long residual_stride, int band) {
     using Memory = Layout<T, ROWS, COLUMNS, STAGES, SLABS>;
     constexpr int DEPTH = Memory::DEPTH, PARTS = ROWS / CONSUMERS / 64, PANEL = ROW_BYTES / sizeof(T);
+    constexpr int RESULTS = GATED ? COLUMNS / 2 : COLUMNS;  // columns of C in a tile; n counts those of C
+    static_assert(!GATED || CLUSTER == 1 && !B_ROWS, "gates and ups are two boxes of rows of 128 bytes of k");
     extern __shared__ __align__(1024) char dynamic[];
     const Memory memory(dynamic);
     Mbarrier *full = memory.full(), *empty = memory.empty();
     const int rank = CLUSTER > 1 ? cluster_rank() : 0;
     const int steps = (k + DEPTH - 1) / DEPTH;
-    const int row_tiles = (m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), column_tiles = (n + COLUMNS - 1) / COLUMNS;
+    const int row_tiles = (m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), column_tiles = (n + RESULTS - 1) / RESULTS;
     const int tiles = row_tiles * column_tiles, clusters = gridDim.x / CLUSTER;
     const int warpgroup = threadIdx.x / GROUP;
 
@@ -64,7 +70,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
             };
             for (int index = blockIdx.x / CLUSTER; index < tiles; index += clusters) {
                 const Tile tile(index, row_tiles, column_tiles, band);
-                const int row = (tile.row * CLUSTER + rank) * ROWS, column = tile.column * COLUMNS;
+                const int row = (tile.row * CLUSTER + rank) * ROWS, column = tile.column * RESULTS;
                 for (int step = 0; step < steps; ++step, ring.advance()) {
                     const int depth = step * DEPTH;
                     Mbarrier* arrived = &full[ring.stage];
@@ -79,7 +85,10 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                     constexpr int SHARE = COLUMNS / CLUSTER;
                     char* share = memory.b(ring.stage) + rank * SHARE * ROW_BYTES;
                     const int first = column + rank * SHARE;
-                    if (B_ROWS) {
+                    if constexpr (GATED) {
+                        tma_load(share, b, arrived, depth, column);
+                        tma_load(share + RESULTS * ROW_BYTES, b, arrived, depth, n + column);
+                    } else if (B_ROWS) {
                         for (int i = 0; i < SHARE / PANEL; ++i)
                             if (CLUSTER > 1) tma_load_multicast(share + i * DEPTH * ROW_BYTES, b, arrived, (1 << CLUSTER) - 1, first + i * PANEL, depth);
                             else tma_load(share + i * DEPTH * ROW_BYTES, b, arrived, first + i * PANEL, depth);
@@ -109,7 +118,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     };
     for (int index = blockIdx.x / CLUSTER; index < tiles; index += clusters) {
         const Tile tile(index, row_tiles, column_tiles, band);
-        const int row = (tile.row * CLUSTER + rank) * ROWS + warpgroup * PARTS * 64, column = tile.column * COLUMNS;
+        const int row = (tile.row * CLUSTER + rank) * ROWS + warpgroup * PARTS * 64, column = tile.column * RESULTS;
         int before = 0;
         for (int step = 0; step < steps; ++step, ring.advance()) {
             mbarrier_wait(&full[ring.stage], ring.parity);
@@ -135,6 +144,29 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         release(before);
 
         constexpr int OWN = SLABS / CONSUMERS;  // slabs of this warpgroup
+        if constexpr (GATED) {
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                float(&gates)[COLUMNS / 4] = reinterpret_cast<float(&)[COLUMNS / 4]>(d[part]);
+                const float* const ups = &d[part][COLUMNS / 4];
+#pragma unroll
+                for (int i = 0; i < COLUMNS / 4; i += 2) {
+                    const int r = row + part * 64 + thread / 32 * 16 + lane / 4 + (i & 2 ? 8 : 0), col = column + i / 4 * 8 + lane % 4 * 2;
+                    float gate[2] = {gates[i], gates[i + 1]}, up[2] = {ups[i], ups[i + 1]};
+                    if (FINISH && r < m && col < n) {
+                        if (scale_a != nullptr) {
+                            gate[0] *= scale_a[r] * scale_b[col], gate[1] *= scale_a[r] * scale_b[col + 1];
+                            up[0] *= scale_a[r] * scale_b[n + col], up[1] *= scale_a[r] * scale_b[n + col + 1];
+                        }
+                        finish<0>(up, bias == nullptr ? bias : bias + n, residual, 0, r, col);
+                        finish<0>(gate, bias, residual, 0, r, col);
+                    }
+                    gates[i] = activate<ACTIVATION, Out>(gate[0]) * up[0];
+                    gates[i + 1] = activate<ACTIVATION, Out>(gate[1]) * up[1];
+                }
+                store_tile<Out, RESULTS, OWN>(c, memory.slab(warpgroup * OWN), slab, gates, row + part * 64, column, warpgroup, [](float(&)[2], int, int) {});
+            }
+        } else
 #pragma unroll
         for (int part = 0; part < PARTS; ++part)
             store_tile<Out, COLUMNS, OWN>(c, memory.slab(warpgroup * OWN), slab, d[part], row + part * 64, column, warpgroup, [&](float(&sums)[2], int r, int col) {

@@ -28,12 +28,15 @@ __device__ __forceinline__ float scaled(float sum, float scale, float other) { r
 // a and b: tensor maps of (2 m, k) and (2 n, k), halves, all high ones before the low ones. c: one of C (m, n), which `out` points to; not
 // looked at unless ALIGNED. If not, rows of C need not lie on 16 bytes, nor bias and residual on 8: elements are stored one by one.
 // SETS accumulators take turns; one is added up after 64 * PROMOTE of k. CLUSTER blocks share their columns of B.
-template <int COLUMNS, int STAGES, int SLABS, int SETS, int PROMOTE, int CLUSTER, bool ALIGNED, int ACTIVATION>
+// GATED: C = activation(A B_gate + bias) * (A B_up + bias), n columns of gates, then of ups, in B and bias; no residual. As in v7.
+template <int COLUMNS, int STAGES, int SLABS, int SETS, int PROMOTE, int CLUSTER, bool ALIGNED, int ACTIVATION, bool GATED = false>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     matmul_split(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, float* out,
                  int m, int n, int k, const float* scale_a, const float* scale_b, const float* bias, const float* residual,
                  long long residual_stride, int band) {
     static_assert(SETS == 1 || SETS == 2 && PROMOTE == 1, "two sets take turns at every stage");
+    static_assert(!GATED || CLUSTER == 1, "gates and ups are two boxes");
+    constexpr int RESULTS = GATED ? COLUMNS / 2 : COLUMNS;  // columns of C in a tile
     using Memory = Layout<__half, 2 * ROWS, 2 * COLUMNS, STAGES, SLABS>;
     constexpr int LOW_A = ROWS * ROW_BYTES, LOW_B = COLUMNS * ROW_BYTES;  // from the higher halves of a stage to the lower ones
     extern __shared__ __align__(1024) char dynamic[];
@@ -42,7 +45,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     __shared__ bool again[STAGES];  // of a tile that begins in this stage: is it multiplied once more?
     const int rank = CLUSTER > 1 ? cluster_rank() : 0;
     const int steps = (k + DEPTH - 1) / DEPTH;
-    const int row_tiles = (m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), column_tiles = (n + COLUMNS - 1) / COLUMNS;
+    const int row_tiles = (m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), column_tiles = (n + RESULTS - 1) / RESULTS;
     const int tiles = row_tiles * column_tiles, clusters = gridDim.x / CLUSTER;
     const int warpgroup = threadIdx.x / GROUP, lane = threadIdx.x % 32;
 
@@ -61,10 +64,12 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         Ring<STAGES> ring;
         for (int index = blockIdx.x / CLUSTER; index < tiles && threadIdx.x < CONSUMERS * GROUP + 32; index += clusters) {
             const Tile tile(index, row_tiles, column_tiles, band);
-            const int first_row = tile.row * CLUSTER * ROWS, row = first_row + rank * ROWS, column = tile.column * COLUMNS;
+            const int first_row = tile.row * CLUSTER * ROWS, row = first_row + rank * ROWS, column = tile.column * RESULTS;
             bool infinite = false;
             for (int i = lane; i < CLUSTER * ROWS; i += 32) infinite |= first_row + i < m && scale_a[first_row + i] < 0.0f;
-            for (int i = lane; i < COLUMNS; i += 32) infinite |= column + i < n && scale_b[column + i] < 0.0f;
+            for (int i = lane; i < RESULTS; i += 32) infinite |= column + i < n && scale_b[column + i] < 0.0f;
+            if constexpr (GATED)
+                for (int i = lane; i < RESULTS; i += 32) infinite |= column + i < n && scale_b[n + column + i] < 0.0f;
             infinite = __any_sync(FULL_WARP, infinite);
             if (lane > 0) continue;
             for (int step = 0; step < (infinite ? 2 * steps : steps); ++step, ring.advance()) {
@@ -81,7 +86,10 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                     constexpr int SHARE = COLUMNS / CLUSTER;
                     char* const share = memory.b(ring.stage) + half * LOW_B + rank * SHARE * ROW_BYTES;
                     const int first = column + half * n + rank * SHARE;
-                    if (CLUSTER > 1) tma_load_multicast(share, b, arrived, (1 << CLUSTER) - 1, depth, first);
+                    if constexpr (GATED) {
+                        tma_load(share, b, arrived, depth, column + half * 2 * n);
+                        tma_load(share + RESULTS * ROW_BYTES, b, arrived, depth, column + half * 2 * n + n);
+                    } else if (CLUSTER > 1) tma_load_multicast(share, b, arrived, (1 << CLUSTER) - 1, depth, first);
                     else tma_load(share, b, arrived, depth, first);
                 }
             }
@@ -134,7 +142,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
 
     for (int index = blockIdx.x / CLUSTER; index < tiles; index += clusters) {
         const Tile tile(index, row_tiles, column_tiles, band);
-        const int row = (tile.row * CLUSTER + rank) * ROWS + warpgroup * 64, column = tile.column * COLUMNS;
+        const int row = (tile.row * CLUSTER + rank) * ROWS + warpgroup * 64, column = tile.column * RESULTS;
 #pragma unroll
         for (int i = 0; i < COLUMNS / 2; ++i) sums[i] = 0.0f;
         mbarrier_wait(&full[ring.stage], ring.parity);
@@ -181,7 +189,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
 #pragma unroll
         for (int i = 0; i < 2; ++i) scale_row[i] = row + own_row + 8 * i < m ? scale_a[row + own_row + 8 * i] : 0.0f;
 #pragma unroll
-        for (int first = 0; first < COLUMNS; first += WIDTH, ++slab) {
+        for (int first = 0; first < RESULTS; first += WIDTH, ++slab) {
             char* const staged = memory.slab(warpgroup * OWN + slab % OWN);
             if (ALIGNED) {
                 if (thread == 0) tma_wait_read<OWN - 1>();
@@ -202,9 +210,17 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                         const int place = at / 2 + 2 * i + j;
                         const bool chosen = infinite && (scale_row[i] < 0.0f || scale_column[j] < 0.0f);
                         pair[j] = scaled(chosen ? d[0][place] : sums[place], fabsf(scale_row[i]), fabsf(scale_column[j]));
+                        if constexpr (GATED) {
+                            const int other = place + COLUMNS / 4;
+                            const float scale_up = j < count ? scale_b[n + to_column + j] : 0.0f;
+                            const bool of_high = infinite && (scale_row[i] < 0.0f || scale_up < 0.0f);
+                            float up = scaled(of_high ? d[0][other] : sums[other], fabsf(scale_row[i]), fabsf(scale_up));
+                            if (bias != nullptr && j < count) pair[j] += bias[to_column + j], up += bias[n + to_column + j];
+                            pair[j] = activate<ACTIVATION>(pair[j]) * up;
+                        }
                     }
                     if constexpr (ALIGNED) {
-                        if (to_row < m && count > 0) finish<ACTIVATION>(pair, bias, residual, residual_stride, to_row, to_column);
+                        if (!GATED && to_row < m && count > 0) finish<ACTIVATION>(pair, bias, residual, residual_stride, to_row, to_column);
                         char* const place = staged + staged_row * ROW_BYTES + ((2 * block + lane % 4 / 2) ^ staged_row % 8) * 16;
                         *reinterpret_cast<float2*>(place + lane % 2 * 8) = make_float2(pair[0], pair[1]);
                     } else {
@@ -212,7 +228,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
 #pragma unroll
                         for (int j = 0; j < 2; ++j)
                             if (to_row < m && j < count)
-                                to[j] = finish<ACTIVATION>(pair[j], bias, residual, residual_stride, to_row, to_column + j);
+                                to[j] = GATED ? pair[j] : finish<ACTIVATION>(pair[j], bias, residual, residual_stride, to_row, to_column + j);
                     }
                 }
             }
