@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from labkernels.cuda.variants import c_type, ceil_div, kernel, processors
 from labkernels.operation import Variant
 from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
+from labkernels.quant.selection import slower
 
 FOLDER = Path(__file__).parent
 MOST_ROWS = 8  # of x, for a GEMV: the columns of one mma
@@ -117,6 +120,8 @@ def _naive_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
 
 
 def _stream_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
+    if x.dtype == torch.float32:
+        return "takes x of 16 bits, as tensor cores do"
     if x.shape[0] > MOST_ROWS:
         return f"takes up to {MOST_ROWS} rows of x, as many as one mma has columns"
     if x.shape[1] == 0:
@@ -141,7 +146,7 @@ def _lut_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
     return _stream_accepts(x, weight)
 
 
-VARIANTS = {
+_OURS = {
     variant.name: variant
     for variant in (
         Variant("v1_naive", v1_naive, "a thread an element, which unpacks each number", FOLDER / "v1_naive.cu", _naive_accepts),
@@ -149,3 +154,22 @@ VARIANTS = {
         Variant("v3_lut", v3_lut, "the same stream; a table in shared memory for each bank turns bytes into pairs", FOLDER / "v3_lut.cu", _lut_accepts),
     )
 }
+
+
+def _others() -> Mapping[str, Variant]:
+    """Those of v4_variants.py and v5_variants.py, the tensor cores' tiles."""
+    found = {}
+    for module in ("v4_variants", "v5_variants"):
+        if (FOLDER / f"{module}.py").is_file():
+            found |= importlib.import_module(f"labkernels.quant.{module}").VARIANTS
+    return found
+
+
+def _by_measurement(variant: Variant) -> Variant:
+    """The same, refusing also where another one was measured to be faster."""
+    return replace(variant, accepts=lambda x, weight: CAPABLE[variant.name](x, weight) or slower(variant.name, x, weight, CAPABLE))
+
+
+_LADDER = {**_OURS, **_others()}
+CAPABLE = {name: variant.accepts for name, variant in _LADDER.items()}  # what each can take, whether or not it should
+VARIANTS = {name: _by_measurement(variant) for name, variant in _LADDER.items()}

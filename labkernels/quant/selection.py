@@ -1,7 +1,77 @@
-"""Which variant multiplies: decided by what was measured (data in `selection_table.csv`), not by what the ladder's order would suggest."""
+"""Which variant multiplies: the one that was fastest where it was measured, at the nearest shape of `selection_table.py`.
+
+    python -m labkernels.quant.selection data/measured/h200/quant_matmul.csv      # writes the table anew from recorded figures
+
+The ladder's order does not decide: up to 8 rows of x a GEMV wins, beyond it the tensor cores' tiles, and where one overtakes the other depends on
+the shape. `lk.explain("quant_matmul", x, weight)` shows the figures for which a variant was not chosen.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
 
-def slower(name: str, x, weight) -> str | None:
-    return None
+from labkernels.quant.selection_table import GPU, MICROSECONDS
+
+TABLE = Path(__file__).with_name("selection_table.py")
+_LIKE = {"codebook": "nf4"}  # schemes that run the same kernels
+
+
+@lru_cache(maxsize=4096)
+def nearest(scheme: str, m: int, n: int, k: int) -> tuple[tuple[int, int, int], Mapping[str, float]] | None:
+    """The measured (m, n, k) nearest to this one, by ratios, with the microseconds of each variant there; None if there is none of the scheme."""
+    scheme = _LIKE.get(scheme, scheme)
+    measured = {shape: times for (of, *shape_), times in MICROSECONDS.items() if of == scheme for shape in [tuple(shape_)]}
+    if not measured:
+        return None
+
+    def distance(shape: tuple[int, int, int]) -> float:  # rows of x first: it is they that decide between kernels
+        return 4 * abs(math.log(max(1, m) / shape[0])) + abs(math.log(max(1, n) / shape[1])) + abs(math.log(max(1, k) / shape[2]))
+
+    shape = min(measured, key=distance)
+    return shape, measured[shape]
+
+
+def slower(name: str, x, weight, capable: Mapping[str, Callable[..., str | None]]) -> str | None:
+    """Why another variant than `name` is to run, with the figures; None if none is. `capable` says what each cannot take.
+
+    Never for a weight of `any_variant`. On CPU tensors the figures are the same: the emulator plays that GPU.
+    """
+    if weight.any_variant:
+        return None
+    found = nearest(weight.scheme, x.shape[0], *weight.shape)
+    if found is None:
+        return None
+    (m, n, k), times = found
+    able = {other: us for other, us in times.items() if other in capable and capable[other](x, weight) is None}
+    if not able:
+        return None
+    best = min(able, key=able.__getitem__)
+    if name == best:
+        return None
+    own = f"{times[name]:.1f} us" if name in times else "not measured"
+    return f"{best} is faster: {able[best]:.1f} us, this {own}, on an {GPU} with {m} rows of x and a weight of {n} x {k}"
+
+
+def write_table(csv: str | Path, target: Path = TABLE) -> None:
+    """Make `target` of the recorded figures in `csv`."""
+    import pandas
+
+    frame = pandas.read_csv(csv)
+    frame = frame[(frame["kind"] == "ours") & (frame["dtype"] == "bfloat16") & (frame["variant"] != "v1_naive") & frame["ms"].notna()]
+    frame = frame[frame["group_size"].isin([0, 128])]
+    lines = []
+    for (scheme, m, n, k), rows in frame.groupby(["scheme", "m", "n", "k"]):
+        times = ", ".join(f'"{variant}": {1e3 * ms:.2f}' for variant, ms in zip(rows["variant"], rows["ms"]))
+        lines.append(f'    ("{scheme}", {m}, {n}, {k}): {{{times}}},')
+    target.write_text(
+        f'"""Microseconds of `quant_matmul`\'s variants by (scheme, m, n, k), written by labkernels/quant/selection.py from recorded figures."""\n\n'
+        f'GPU = "{frame["gpu"].iloc[0]}"\nMICROSECONDS: dict[tuple[str, int, int, int], dict[str, float]] = {{\n' + "\n".join(lines) + "\n}\n"
+    )
+
+
+if __name__ == "__main__":
+    write_table(sys.argv[1])
