@@ -1,0 +1,55 @@
+// RoPE, v2: vectors. A thread turns the same pairs of HEADS heads of a token, 16 bytes of the head's first half and 16 of its second.
+//   Idea      The angles depend on the position and the pair, not on the head: worked out once, or read once from a table, they stay in
+//             registers for HEADS heads. Two vectors half a head apart hold whole pairs whichever way pairs are arranged: half-split, one
+//             element of each; interleaved, neighbours within each. All 2 * HEADS loads are under way before the first sine is there.
+//   Predicts  The time of a copy of q and k: 32 sines a 512 bytes moved cost nothing beside them.
+//   Measured  data/measured/h200/rope.csv.
+//   Wastes    The trip: q and k could be turned where the projection writes them (qkv_rope_cache does, for inference).
+#include "rope.cuh"
+
+// As rope_naive, but head_dim's stride is 1, and vectors of WIDTH elements make up head_dim and half of the 2 * pairs elements that are
+// turned; all addresses and strides are multiples of WIDTH. A block is `tokens` x `lanes` x `parts` threads, parts = pairs / WIDTH fastest:
+// thread (token, lane, part) has the heads lane, lane + lanes, ... of its token, HEADS of them for each blockIdx.y.
+template <class T, int WIDTH, int HEADS, bool INTERLEAVED>
+__global__ void rope_vectors(const T* q, const T* k, T* q_out, T* k_out, const float* angles, const void* positions, int batch, int seq,
+                             int q_heads, int k_heads, int pairs, int head_dim, int angle_rows, float sign, int lanes, HeadStrides q_at,
+                             HeadStrides k_at, HeadStrides q_out_at, HeadStrides k_out_at, Positions layout) {
+    const int parts = pairs / WIDTH, part = threadIdx.x % parts, lane = threadIdx.x / parts % lanes;
+    const unsigned token = blockIdx.x * (blockDim.x / (parts * lanes)) + threadIdx.x / (parts * lanes);
+    if (token >= static_cast<unsigned>(batch) * seq) return;
+    const int b = token / seq, s = token - b * seq, first = part * WIDTH;
+
+    Vector<T, WIDTH> x[HEADS], y[HEADS];
+#pragma unroll
+    for (int i = 0; i < HEADS; ++i) {
+        const int head = lane + (blockIdx.y * HEADS + i) * lanes;
+        if (head >= q_heads + k_heads) continue;
+        const T* source = head < q_heads ? q + b * q_at.batch + head * q_at.head + s * q_at.seq
+                                         : k + b * k_at.batch + (head - q_heads) * k_at.head + s * k_at.seq;
+        x[i] = read_vector<WIDTH>(source + first);
+        y[i] = read_vector<WIDTH>(source + pairs + first);
+    }
+    float cosine[WIDTH], sine[WIDTH];
+    turns_of_part<INTERLEAVED>(angles, angle_rows, pairs, position_of(positions, layout, b, s), part, sign, cosine, sine);
+#pragma unroll
+    for (int i = 0; i < HEADS; ++i) {
+        const int head = lane + (blockIdx.y * HEADS + i) * lanes;
+        if (head >= q_heads + k_heads) continue;
+        float low[WIDTH], high[WIDTH];
+        unpack(x[i], low);
+        unpack(y[i], high);
+        rotate<INTERLEAVED>(low, high, cosine, sine);
+        const bool of_q = head < q_heads;
+        T* target = of_q ? q_out + b * q_out_at.batch + head * q_out_at.head + s * q_out_at.seq
+                         : k_out + b * k_out_at.batch + (head - q_heads) * k_out_at.head + s * k_out_at.seq;
+        store_vector(target + first, low);
+        store_vector(target + pairs + first, high);
+        if (2 * pairs == head_dim) continue;
+        const T* source = of_q ? q + b * q_at.batch + head * q_at.head + s * q_at.seq
+                               : k + b * k_at.batch + (head - q_heads) * k_at.head + s * k_at.seq;
+        for (int rest = 2 * pairs + first; rest < head_dim; rest += pairs) {
+            load_vector(source + rest, low);
+            store_vector(target + rest, low);
+        }
+    }
+}
