@@ -1,0 +1,96 @@
+// Embedding backward, v2: rows. One launch finds where every token's places begin, a bisection a thread; then a warp sums a row of the result,
+// 16 bytes a lane.
+//   Idea      A bisection is 15 loads one after the other. All at once, a thread each, they take the time of one, and not that of one for every
+//             element. Most rows have no place: their zeros are written 16 bytes at a time. A row with few places is summed by one warp, FLIGHT
+//             of them on their way at once; one with many by all 8 warps, each a contiguous share, whose sums are then added in order. So the
+//             bits are the same each time.
+//   Predicts  The time of the bytes, and that of the sort before it.
+//   Measured  data/measured/h200/embedding_backward.csv.
+//   Wastes    A sort of 64-bit numbers, of which 17 bits count: 8 passes where 2 would do.
+#include "sorted_tokens.cuh"
+#include "vector.cuh"
+#include "warp.cuh"
+
+constexpr int ROWS = 32, WARPS = 8, FLIGHT = 4, SLICES = 2, MANY = 32;
+
+// begins[t] = how many of n sorted tokens are smaller than t, for t = 0 ... vocab.
+__global__ void find_begins(const void* sorted, bool wide, int* begins, int n, long long vocab) {
+    const long long token = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (token <= vocab) begins[token] = first_at_least(sorted, wide, n, token);
+}
+
+// Adds the rows order[begin] ... order[end - 1] of grad, columns col + slice * 32 * WIDTH ..., to sum, in order.
+template <class T, int WIDTH>
+__device__ void add_places(const T* grad, const void* order, bool wide, int begin, int end, int col, int cols, long long grad_row,
+                           float (&sum)[SLICES][WIDTH]) {
+    for (int i = begin; i < end; i += FLIGHT) {
+        float value[FLIGHT][SLICES][WIDTH] = {};
+#pragma unroll
+        for (int f = 0; f < FLIGHT; ++f) {
+            if (i + f >= end) continue;
+            const T* row = grad + index_at(order, wide, i + f) * grad_row;
+#pragma unroll
+            for (int s = 0; s < SLICES; ++s)
+                if (col + s * 32 * WIDTH < cols) load_vector(row + col + s * 32 * WIDTH, value[f][s]);
+        }
+#pragma unroll
+        for (int f = 0; f < FLIGHT; ++f) {
+#pragma unroll
+            for (int s = 0; s < SLICES; ++s) {
+#pragma unroll
+                for (int e = 0; e < WIDTH; ++e) sum[s][e] += value[f][s][e];
+            }
+        }
+    }
+}
+
+// out (vocab, cols) contiguous: row t is the sum of grad's rows order[begins[t]] ... order[begins[t + 1] - 1], as float32. grad (n, cols), its
+// rows grad_row elements apart; order int64 if `wide`, else int32. cols, strides and addresses are multiples of WIDTH.
+// Block (x, y) has rows 32 x ... and columns 32 * WIDTH * SLICES * y ...
+template <class T, int WIDTH>
+__global__ void __launch_bounds__(32 * WARPS)
+embedding_backward_rows(const T* grad, const int* begins, const void* order, bool wide, T* out, long long vocab, int cols,
+                        long long grad_row, long long padding_token) {
+    __shared__ int begin_of[ROWS + 1];
+    __shared__ float partial[WARPS][SLICES * WIDTH][32];
+    const long long first_row = blockIdx.x * (long long)ROWS;
+    const int col = (blockIdx.y * SLICES * 32 + lane_id()) * WIDTH;
+    if (threadIdx.x <= ROWS) begin_of[threadIdx.x] = begins[min(first_row + threadIdx.x, vocab)];
+    __syncthreads();
+
+    for (int r = warp_id(); r < ROWS; r += WARPS) {
+        const long long row = first_row + r;
+        if (row >= vocab) break;
+        const int begin = begin_of[r], count = row == padding_token ? 0 : begin_of[r + 1] - begin;
+        if (count > MANY) continue;
+        float sum[SLICES][WIDTH] = {};
+        add_places(grad, order, wide, begin, begin + count, col, cols, grad_row, sum);
+#pragma unroll
+        for (int s = 0; s < SLICES; ++s)
+            if (col + s * 32 * WIDTH < cols) store_vector(out + row * cols + col + s * 32 * WIDTH, sum[s]);
+    }
+    for (int r = 0; r < ROWS; ++r) {  // what is left for all warps together
+        const long long row = first_row + r;
+        const int begin = begin_of[r], count = begin_of[r + 1] - begin;
+        if (count <= MANY || row >= vocab || row == padding_token) continue;
+        const int share = (count + WARPS - 1) / WARPS, mine = min(begin + warp_id() * share, begin + count);
+        float sum[SLICES][WIDTH] = {};
+        add_places(grad, order, wide, mine, min(mine + share, begin + count), col, cols, grad_row, sum);
+#pragma unroll
+        for (int i = 0; i < SLICES * WIDTH; ++i) partial[warp_id()][i][lane_id()] = sum[i / WIDTH][i % WIDTH];
+        __syncthreads();
+        if (warp_id() == 0) {
+#pragma unroll
+            for (int i = 0; i < SLICES * WIDTH; ++i) {
+                float total = 0.0f;
+#pragma unroll
+                for (int w = 0; w < WARPS; ++w) total += partial[w][i][lane_id()];
+                sum[i / WIDTH][i % WIDTH] = total;
+            }
+#pragma unroll
+            for (int s = 0; s < SLICES; ++s)
+                if (col + s * 32 * WIDTH < cols) store_vector(out + row * cols + col + s * 32 * WIDTH, sum[s]);
+        }
+        __syncthreads();
+    }
+}
