@@ -1,0 +1,69 @@
+// Padding offsets: where each token that is not padding lies when sequences are packed one after the other, and the way back.
+//   Idea      Two launches. A block counts a sequence's tokens. Then a block again has a sequence: it adds up the counts of those before, so
+//             that it knows where its own begin, and walks over its mask: within a warp a ballot says how many lanes before have a token,
+//             in the block the warps' counts are added. No atomics: every token's place follows from the mask alone.
+//   Predicts  One byte read and eight written a position, twice the time of a launch: what matters is that nothing waits for the host.
+//   Measured  No table has it: its time is two launches.
+//   Wastes    The second read of the mask.
+#include "warp.cuh"
+
+constexpr int WARPS = 8, THREADS = 32 * WARPS;
+
+// Does position `position` of `sequence` hold a token? By mask (batch, seq_len), bytes, or, if that is null, by lengths.
+__device__ bool is_token(const unsigned char* mask, const long long* lengths, long long sequence, int position, int seq_len,
+                         long long mask_row, long long mask_col) {
+    if (position >= seq_len) return false;
+    return mask ? mask[sequence * mask_row + position * mask_col] != 0 : position < lengths[sequence];
+}
+
+// counts (batch,): how many tokens each sequence has. One block a sequence.
+__global__ void __launch_bounds__(THREADS)
+count_tokens(const unsigned char* mask, const long long* lengths, int* counts, int seq_len, long long mask_row, long long mask_col) {
+    __shared__ int of_warp[WARPS];
+    int count = 0;
+    for (int position = threadIdx.x; position < seq_len; position += THREADS)
+        count += is_token(mask, lengths, blockIdx.x, position, seq_len, mask_row, mask_col);
+    count = warp_sum(count);
+    if (lane_id() == 0) of_warp[warp_id()] = count;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    count = 0;
+    for (int w = 0; w < WARPS; ++w) count += of_warp[w];
+    counts[blockIdx.x] = count;
+}
+
+// cu_seqlens (batch + 1,): where each sequence begins, and at last their sum. inverse (batch, seq_len): where a position's token lies when
+// packed, -1 for padding. indices: for each packed token its position, sequence * seq_len + position; room for batch * seq_len of them.
+__global__ void __launch_bounds__(THREADS)
+place_tokens(const unsigned char* mask, const long long* lengths, const int* counts, int* cu_seqlens, int* inverse, int* indices,
+             int seq_len, long long mask_row, long long mask_col) {
+    __shared__ int of_warp[WARPS];
+    int before = 0;
+    for (unsigned sequence = threadIdx.x; sequence < blockIdx.x; sequence += THREADS) before += counts[sequence];
+    before = warp_sum(before);
+    if (lane_id() == 0) of_warp[warp_id()] = before;
+    __syncthreads();
+    int next = 0;  // the place of this block's next token
+    for (int w = 0; w < WARPS; ++w) next += of_warp[w];
+    if (threadIdx.x == 0) {
+        if (blockIdx.x == 0) cu_seqlens[0] = 0;
+        cu_seqlens[blockIdx.x + 1] = next + counts[blockIdx.x];
+    }
+    for (int start = 0; start < seq_len; start += THREADS) {
+        const int position = start + threadIdx.x;
+        const bool token = is_token(mask, lengths, blockIdx.x, position, seq_len, mask_row, mask_col);
+        const unsigned ballot = __ballot_sync(FULL_WARP, token);
+        __syncthreads();  // of_warp has been read by all
+        if (lane_id() == 0) of_warp[warp_id()] = __popc(ballot);
+        __syncthreads();
+        int place = next + __popc(ballot & ((1u << lane_id()) - 1));
+        for (int w = 0; w < WARPS; ++w) {
+            place += w < warp_id() ? of_warp[w] : 0;
+            next += of_warp[w];
+        }
+        if (position >= seq_len) continue;
+        const long long flat = blockIdx.x * (long long)seq_len + position;
+        inverse[flat] = token ? place : -1;
+        if (token) indices[place] = static_cast<int>(flat);
+    }
+}
