@@ -238,5 +238,18 @@ ops = Registry(
         "quant/quant_matmul",
         "kvcache/decode_attention",
         "sampling/sample_tokens",
+        "loss/cross_entropy",
+        "loss/linear_cross_entropy",
+        "elementwise/residual_add",
+        "elementwise/swiglu",
+        "elementwise/swiglu_backward",
+        "embedding/embedding",
+        "embedding/embedding_backward",
+        "masks/attention_mask",
+        "masks/masked_softmax",
+        "padding/pad",
+        "padding/unpad",
+        "rope/rope",
+        "rope/qkv_rope_cache",
     ]
 )

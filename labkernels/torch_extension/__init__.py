@@ -16,7 +16,9 @@ from labkernels.torch_extension import ffn as _ffn  # noqa: F401
 from labkernels.torch_extension import gradients as _gradients  # noqa: F401
 from labkernels.torch_extension import norm as _norm  # noqa: F401
 from labkernels.torch_extension import quant as _quant  # noqa: F401
+from labkernels.torch_extension import loss as _loss  # noqa: F401
 from labkernels.torch_extension import sampling as _sampling  # noqa: F401
+from labkernels.torch_extension import small as _small  # noqa: F401
 from labkernels.torch_extension.operators import backend
 from labkernels.torch_extension.routing import goes_through_torch
 
