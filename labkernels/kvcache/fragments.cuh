@@ -61,3 +61,14 @@ struct PairOf<__nv_bfloat16, __nv_fp8_e4m3, A, B> {
 
 template <class T, class C, int A, int B>
 __device__ __forceinline__ unsigned pair(unsigned a, unsigned b) { return PairOf<T, C, A, B>::of(a, b); }
+
+// The sum of the two numbers in a register.
+template <class T>
+__device__ float sum_of_pair(unsigned bits);
+template <>
+__device__ __forceinline__ float sum_of_pair<__nv_bfloat16>(unsigned bits) { return __uint_as_float(bits << 16) + __uint_as_float(bits & 0xffff0000u); }
+template <>
+__device__ __forceinline__ float sum_of_pair<__half>(unsigned bits) {
+    const float2 both = __half22float2(as_pair<__half2>(bits));
+    return both.x + both.y;
+}

@@ -198,11 +198,16 @@ struct Warp {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 p[i] = exp2_approx(scores[i / 2][2 * tile + i % 2] - max[tile]);
-                sum[tile] += p[i];
-                if constexpr (sizeof(C) == 1) p[i] *= v_scale[i / 2][i % 2];
+                if constexpr (sizeof(C) == 1) {
+                    sum[tile] += p[i];
+                    p[i] *= v_scale[i / 2][i % 2];
+                }
             }
-            weights[tile][0] = pack_pair<T>(p[0], p[1]);
-            weights[tile][1] = pack_pair<T>(p[2], p[3]);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                weights[tile][i] = pack_pair<T>(p[2 * i], p[2 * i + 1]);
+                if constexpr (sizeof(C) == 2) sum[tile] += sum_of_pair<T>(weights[tile][i]);  // as rounded: where one weight counts, its error cancels
+            }
         }
     }
     __device__ __forceinline__ void rescale(int tile, float new_max) {

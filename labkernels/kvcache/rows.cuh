@@ -2,6 +2,7 @@
 #pragma once
 #include <math_constants.h>
 
+#include "approx.cuh"
 #include "cache.cuh"
 #include "vector.cuh"
 #include "warp.cuh"
@@ -37,19 +38,24 @@ struct Found {
             for (int i = 0; i < VALUES; ++i) out[r][i] = 0.0f;
         }
     }
-    // One more token for row r, with this score and value; `weight` multiplies the value.
-    __device__ void add(int r, float score, float weight, const float (&value)[VALUES]) {
-        if (score > max[r]) {
-            const float factor = exp2f(max[r] - score);
-            max[r] = score;
-            sum[r] *= factor;
+    // N more tokens for row r: their scores, -inf for one that it does not see, and their values, each times its weight.
+    template <int N>
+    __device__ void add(int r, const float (&scores)[N], const float (&weights)[N], const float (&values)[N][VALUES]) {
+        float largest = max[r];
 #pragma unroll
-            for (int i = 0; i < VALUES; ++i) out[r][i] *= factor;
+        for (int n = 0; n < N; ++n) largest = fmaxf(largest, scores[n]);
+        const float factor = exp2_approx(max[r] - largest);
+        max[r] = largest;
+        sum[r] *= factor;
+#pragma unroll
+        for (int i = 0; i < VALUES; ++i) out[r][i] *= factor;
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            const float p = exp2_approx(scores[n] - largest);
+            sum[r] += p;
+#pragma unroll
+            for (int i = 0; i < VALUES; ++i) out[r][i] += p * weights[n] * values[n][i];
         }
-        const float p = exp2f(score - max[r]);
-        sum[r] += p;
-#pragma unroll
-        for (int i = 0; i < VALUES; ++i) out[r][i] += p * weight * value[i];
     }
 };
 
@@ -58,9 +64,13 @@ template <int VALUES, int WIDTH, int ROWS, class T, class C>
 __device__ void walk(Found<VALUES, ROWS>& found, const T* q, const C* k, const C* v, const float* k_scale, const float* v_scale, const Sequence& sequence,
                      int first_row, int rows, int length, int first, int end, const Problem& problem) {
     float query[ROWS][VALUES];
+    int visible[ROWS];
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r)
-        load_row<VALUES, 1>(problem.query(q, sequence.batch, sequence.head, min(first_row + r, rows - 1)), problem.head_dim, query[r]);
+    for (int r = 0; r < ROWS; ++r) {
+        const int row = min(first_row + r, rows - 1);
+        load_row<VALUES, 1>(problem.query(q, sequence.batch, sequence.head, row), problem.head_dim, query[r]);
+        visible[r] = min(end, problem.visible(row, length));
+    }
 
     for (int token = first + AT_A_TIME * warp_id(); token < end; token += AT_A_TIME * WARPS) {
         float key[AT_A_TIME][VALUES], value[AT_A_TIME][VALUES], key_scale[AT_A_TIME], value_scale[AT_A_TIME];
@@ -73,15 +83,17 @@ __device__ void walk(Found<VALUES, ROWS>& found, const T* q, const C* k, const C
             value_scale[i] = v_scale ? v_scale[sequence.scale(at, problem.vs_page, problem.vs_head)] : 1.0f;
         }
 #pragma unroll
-        for (int i = 0; i < AT_A_TIME; ++i) {
+        for (int r = 0; r < ROWS; ++r) {
+            float scores[AT_A_TIME];
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
+            for (int i = 0; i < AT_A_TIME; ++i) {
                 float dot = 0.0f;
 #pragma unroll
                 for (int j = 0; j < VALUES; ++j) dot += query[r][j] * key[i][j];
-                dot = warp_sum(dot) * key_scale[i] * problem.scale;
-                if (token + i < min(end, problem.visible(first_row + r, length))) found.add(r, dot, value_scale[i], value[i]);
+                dot = warp_sum(dot);
+                scores[i] = token + i < visible[r] ? dot * key_scale[i] * problem.scale : -CUDART_INF_F;
             }
+            found.add(r, scores, value_scale, value);
         }
     }
 }
@@ -110,7 +122,7 @@ __device__ void meet(const Found<VALUES, ROWS>& found, Meeting<VALUES, ROWS>& me
         float max = NOTHING_SEEN, sum = 0.0f, out = 0.0f;
         for (int warp = 0; warp < WARPS; ++warp) max = fmaxf(max, meeting.max[warp][r]);
         for (int warp = 0; warp < WARPS; ++warp) {
-            const float factor = exp2f(meeting.max[warp][r] - max);
+            const float factor = exp2_approx(meeting.max[warp][r] - max);
             sum += factor * meeting.sum[warp][r];
             out += factor * meeting.out[warp][r][d];
         }

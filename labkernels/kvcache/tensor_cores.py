@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.cuda.tensor_map import tensor_map
 from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, processors
 from labkernels.kvcache.launch import as_rows, capacity, counters, problem_bytes
 from labkernels.kvcache.layout import LARGEST
@@ -55,10 +56,10 @@ TILINGS = {  # by head_dim and tiles of 8 rows
     (128, 2): Tiling(128, 2, 4, 2),
 }
 RINGS = {  # and the stages of 16 tokens' 16-bit elements in a warp's ring; twice as many of 8-bit elements
-    (64, 1): (Tiling(64, 1, 4, 3), 4),
-    (64, 2): (Tiling(64, 2, 4, 3), 4),
-    (128, 1): (Tiling(128, 1, 4, 3), 2),
-    (128, 2): (Tiling(128, 2, 4, 2), 3),
+    (64, 1): (Tiling(64, 1, 8, 1), 6),
+    (64, 2): (Tiling(64, 2, 8, 1), 6),
+    (128, 1): (Tiling(128, 1, 8, 1), 3),
+    (128, 2): (Tiling(128, 2, 8, 1), 3),
 }
 CLUSTERS = {
     (64, 1): Tiling(64, 1, 8, 1),
@@ -72,7 +73,7 @@ def tensor_cores(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None
     return shared_out(TILINGS[_key(q, k)], None, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
 
 
-def ring(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
+def tma(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
     tiling, stages = RINGS[_key(q, k)]
     stages *= 2 if k.dtype in LARGEST else 1
     return shared_out(tiling, stages, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
@@ -99,8 +100,10 @@ def shared_out(
         run = run or kernel(FOLDER / "v4_tensor_cores.cu", "decode_tensor_cores", q.dtype, stored_type(k.dtype), tiling)
         run(grid, 32 * tiling.warps, args, tiling.meeting_bytes)
     else:
-        run = run or kernel(FOLDER / "v5_ring.cu", "decode_ring", q.dtype, stored_type(k.dtype), tiling, stages)
-        run(grid, 32 * tiling.warps, args, max(tiling.meeting_bytes, tiling.warps * stages * _stage_bytes(tiling.head_dim, k.dtype)))
+        run = run or kernel(FOLDER / "v5_tma.cu", "decode_tma", q.dtype, stored_type(k.dtype), tiling, stages)
+        maps = (tensor_map(cache, (1, 1, CHUNK, 128 // cache.element_size()), 128) for cache in (k, v))
+        stage_bytes = 2 * CHUNK * tiling.head_dim * k.element_size()
+        run(grid, 32 * tiling.warps, (q, *maps, *args[3:]), max(tiling.meeting_bytes, tiling.warps * stages * stage_bytes))
     return out
 
 
@@ -146,11 +149,6 @@ def _key(q, k) -> tuple[int, int]:
     return q.shape[-1], 1 if rows <= 8 else 2
 
 
-def _stage_bytes(head_dim: int, dtype: torch.dtype) -> int:
-    """sizeof(Stage<C, HEAD_DIM>) in v5_ring.cu."""
-    return 2 * CHUNK * head_dim * dtype.itemsize + 8 * (CHUNK if dtype in LARGEST else 4)
-
-
 def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
     if q.dtype not in (torch.bfloat16, torch.float16):
         return "takes queries in bfloat16 and float16"
@@ -165,6 +163,12 @@ def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_s
         if any(distance % size for distance in (tensor.data_ptr(), *distances)):
             return f"takes rows that lie on a multiple of {size} bytes, {name}'s do not"
     return None
+
+
+def accepts_tma(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
+    if wrong := accepts(q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale) or hopper_refusal(q):
+        return wrong
+    return "takes rows of 128 bytes or more" if k.shape[3] * k.element_size() < 128 else None
 
 
 CLUSTER_BYTES = 48 << 20  # of keys and values that v6 takes at most: beyond it bandwidth counts, not waiting
@@ -182,7 +186,7 @@ def accepts_cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=N
 VARIANTS = (
     Variant("v4_tensor_cores", tensor_cores, "the group as rows of tensor cores, all tokens shared out equally, one launch",
             FOLDER / "v4_tensor_cores.cu", accepts),
-    Variant("v5_ring", ring, "each warp has a ring of tokens in shared memory: more bytes on their way", FOLDER / "v5_ring.cu", accepts),
+    Variant("v5_tma", tma, "each warp has a ring of tokens that the copy engine fills: more bytes on their way", FOLDER / "v5_tma.cu", accepts_tma),
     Variant("v6_cluster", cluster, "few tokens: a cluster a head merges in shared memory, loads do not wait for the length",
             FOLDER / "v6_cluster.cu", accepts_cluster),
 )  # fmt: skip

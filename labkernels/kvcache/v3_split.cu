@@ -6,6 +6,7 @@
 //   Measured  data/measured/h200/decode_attention.csv
 //   Wastes    That launch. Splits are cut by the cache's capacity, for the host does not know the lengths: where sequences differ, blocks of
 //             the short ones have nothing to do. Five shuffles a score: at 2 bytes an element the arithmetic begins to be the limit.
+#include "block.cuh"
 #include "rows.cuh"
 
 // Where the parts of one row lie: (splits, rows of all heads and sequences, head_dim + 2), the largest score and the sum last.
@@ -42,12 +43,14 @@ __global__ void decode_merge(float* parts, const int* lengths, T* out, int split
     const int head_dim = problem.head_dim, length = lengths[row / (problem.kv_heads * problem.rows())];
     const int splits = max(1, (length + split_tokens - 1) / split_tokens);
     float max = NOTHING_SEEN;
-    for (int split = 0; split < splits; ++split) max = fmaxf(max, part_of(parts, split, row, all_rows, head_dim)[head_dim]);
+    for (int split = threadIdx.x; split < splits; split += blockDim.x) max = fmaxf(max, part_of(parts, split, row, all_rows, head_dim)[head_dim]);
+    max = block_max(max);
     for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
         float sum = 0.0f, undivided = 0.0f;
+#pragma unroll 8
         for (int split = 0; split < splits; ++split) {
             const float* part = part_of(parts, split, row, all_rows, head_dim);
-            const float factor = exp2f(part[head_dim] - max);
+            const float factor = exp2_approx(part[head_dim] - max);
             sum += factor * part[head_dim + 1];
             undivided += factor * part[d];
         }
