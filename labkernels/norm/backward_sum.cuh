@@ -2,11 +2,13 @@
 // The order is fixed, so the same inputs give the same bits each time; atomics would be one kernel less, and another result each time.
 #pragma once
 #include "convert.cuh"
+#include "fence.cuh"
 
 // dweight[col] = sum over `count` rows of partial (count, cols), and dshift from the (count, cols) after them where gridDim.y is 2.
 // Launch with 32 x SLICES threads: 32 neighbouring columns a block, of which each of SLICES warps adds up every so-manieth row.
 template <class W, int SLICES>
 __global__ void __launch_bounds__(32 * SLICES) sum_partials(const float* partial, W* dweight, W* dshift, int count, int cols) {
+    grid_dependency_wait();
     __shared__ float of_slice[SLICES][32];
     const int col = blockIdx.x * 32 + threadIdx.x;
     partial += blockIdx.y * static_cast<long long>(count) * cols;

@@ -14,6 +14,7 @@ import torch
 
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.variants import c_type, ceil_div, kernel, processors, vector_width
+from labkernels.quant.early_launch import _launch_early
 
 FOLDER = Path(__file__).parent
 WARPS = 4  # a block, where a warp owns a row
@@ -21,6 +22,7 @@ ELEMENTS = 16  # of a row that one thread holds
 RMS, LAYER = 0, 1  # the kernels' Norm
 NARROW = {torch.float8_e4m3fn: "__nv_fp8_e4m3", torch.int8: "signed char"}
 SHARED_BYTES = 227 * 1024  # of one multiprocessor of Hopper, at most
+ROUNDS = 8  # blocks of v3_ring for each that runs at a time: who is done early takes another one
 SLICES = 32  # warps of a block that adds up partial sums
 
 
@@ -134,19 +136,30 @@ def packed(problem: Problem, layout: tuple[int, int, int] | None = None):
 
 @dataclass(frozen=True)
 class Ring:
-    """How a ring is laid out: threads a row, elements a thread, stages, blocks a multiprocessor."""
+    """How a ring is laid out: threads and elements a thread for a row, stages, rows at a time in a block (groups), blocks a multiprocessor."""
 
     threads: int
     elements: int
     stages: int
+    groups: int
     blocks: int
 
 
-def ring_of(cols: int, item_bytes: int, inputs: int, elements: int = ELEMENTS, blocks: int | None = None, stages: int = 8) -> Ring:
-    """The ring for rows of `cols` elements, of which `inputs` tensors bring one each."""
+@functools.lru_cache(256)
+def forward_ring(cols: int, item_bytes: int, inputs: int) -> Ring:
+    """The ring of v3_ring for rows of `cols` elements, of which `inputs` tensors bring one each."""
+    threads = max(64, 32 * ceil_div(cols, 32 * ELEMENTS))
+    return Ring(threads, ELEMENTS, 2, 1, max(1, min(1024 // threads, SHARED_BYTES // (2 * inputs * (cols * item_bytes + 512)))))
+
+
+@functools.lru_cache(256)
+def backward_ring(cols: int, item_bytes: int, inputs: int) -> Ring:
+    """The ring of v3_ring's backward pass."""
+    elements = 8 if cols <= 8192 else 16
     threads = max(64, 32 * ceil_div(cols, 32 * elements))
-    blocks = blocks or max(1, 1024 // threads)
-    return Ring(threads, elements, max(1, min(stages, SHARED_BYTES // blocks // (cols * item_bytes * inputs))), blocks)
+    groups = max(1, min(8, 1024 // threads))
+    stages = max(2, min(4, 64 * 1024 // (groups * inputs * cols * item_bytes)))
+    return Ring(threads, elements, stages, groups, 1)
 
 
 def too_long(x: torch.Tensor) -> str | None:
@@ -170,10 +183,10 @@ def ring(problem: Problem, layout: Ring | None = None):
     if not (rows and cols):
         return results
     size, inputs = problem.x.element_size(), len(problem.rows_read)
-    layout = layout or ring_of(cols, size, inputs)
+    layout = layout or forward_ring(cols, size, inputs)
     width = 16 // size
     sizes = (layout.threads, layout.elements // width, width, layout.stages, layout.blocks)
-    blocks = min(rows, processors(problem.x) * layout.blocks)
+    blocks = min(rows, processors(problem.x) * layout.blocks * ROUNDS)
     shared = layout.stages * inputs * cols * size
     _made("v3_ring.cu", "norm_ring", (*problem.types, *sizes))(blocks, layout.threads, problem.arguments(results), shared)
     return results
@@ -239,7 +252,11 @@ def naive_backward(problem: Backward):
 def _add_up(problem: Backward, partial: torch.Tensor, dweight, dshift) -> None:
     kinds, count, cols = partial.shape
     made = _made("v2_backward.cu", "sum_partials", (problem.types[1], SLICES))
-    made((ceil_div(cols, 32), kinds), (32, SLICES), (partial, dweight, dshift, count, cols))
+    grid, block, args = (ceil_div(cols, 32), kinds), (32, SLICES), (partial, dweight, dshift, count, cols)
+    if partial.is_cuda and torch.cuda.get_device_capability(partial.device) >= (9, 0):
+        _launch_early(made, partial.device, (*grid, 1), (*block, 1), args, 0, None)  # it waits for the partial sums itself
+    else:
+        made(grid, block, args)
 
 
 def registers_backward(problem: Backward, blocks: int | None = None):
@@ -265,14 +282,14 @@ def ring_backward(problem: Backward, layout: Ring | None = None):
     if not (rows and cols):
         return results
     size, inputs = problem.x.element_size(), 2 if problem.added is None else 3
-    layout = layout or ring_of(cols, size, inputs)
+    layout = layout or backward_ring(cols, size, inputs)
     width = 16 // size
-    sizes = (layout.threads, layout.elements // width, width, layout.stages, layout.blocks)
-    blocks = min(rows, processors(dx) * layout.blocks)
+    sizes = (layout.threads, layout.elements // width, width, layout.stages, layout.groups, layout.blocks)
+    blocks = min(ceil_div(rows, layout.groups), processors(dx) * layout.blocks)
     partial = problem.partial(blocks)
     made = _made("v3_backward.cu", "norm_backward_ring", (problem.kind, "true" if inputs == 3 else "false", *problem.types, *sizes))
     tensors = (problem.gradient, problem.x, problem.weight, problem.added, dx, partial)
     args = (*tensors, rows, cols, problem.gradient.stride(0), problem.x.stride(0), problem.eps)
-    made(blocks, layout.threads, args, layout.stages * inputs * cols * size)
+    made(blocks, layout.threads * layout.groups, args, layout.groups * layout.stages * inputs * cols * size)
     _add_up(problem, partial, dweight, dshift)
     return results

@@ -9,6 +9,8 @@
 #include <cuda_fp8.h>
 #include <math_constants.h>
 
+#include "named_barrier.cuh"
+#include "packed.cuh"
 #include "vector.cuh"
 #include "warp.cuh"
 
@@ -31,19 +33,20 @@ __device__ inline signed char from_float<signed char>(float value) {
 
 // The sums of `part[0] .. part[K-1]` over the THREADS threads that own a row, the largest for the last one if LAST_IS_MAX. Every one of
 // them gets the same bits. The warps meet in `meeting`, K of them for each warp; who calls again must bring another place to meet,
-// because some may still be reading: two in turn are enough.
-template <int THREADS, bool LAST_IS_MAX, int K>
+// because some may still be reading: two in turn are enough. Where a block has several GROUPS of THREADS threads, each meets on its own.
+template <int THREADS, bool LAST_IS_MAX, int GROUPS = 1, int K>
 __device__ __forceinline__ void row_sums(float (&part)[K], float* meeting) {
     constexpr int SUMS = LAST_IS_MAX ? K - 1 : K, WARPS = THREADS / 32;
 #pragma unroll
     for (int k = 0; k < K; ++k) part[k] = k < SUMS ? warp_sum(part[k]) : warp_max(part[k]);
     if constexpr (WARPS > 1) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int lane = threadIdx.x % 32, warp = threadIdx.x % THREADS / 32;
         if (lane == 0) {
 #pragma unroll
             for (int k = 0; k < K; ++k) meeting[k * WARPS + warp] = part[k];
         }
-        __syncthreads();
+        if constexpr (GROUPS == 1) __syncthreads();
+        else named_barrier_sync(1 + threadIdx.x / THREADS, THREADS);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
             if constexpr (WARPS <= 8) {
@@ -95,6 +98,19 @@ __device__ __forceinline__ void add_residual(Vector<T, WIDTH> (&x)[VECTORS], con
             x[k].element[j] = from_float<T>(to_float(x[k].element[j]) + to_float(bias[k].element[j]) + to_float(residual[k].element[j]));
         if (col < cols) *reinterpret_cast<Vector<T, WIDTH>*>(sum + col) = x[k];
     }
+}
+
+// The mean of a row, by one meeting.
+template <int THREADS, int GROUPS = 1, class T, int VECTORS, int WIDTH>
+__device__ __forceinline__ float row_mean(const Packed<T, WIDTH> (&value)[VECTORS], int cols, float* meeting) {
+    float sum[1] = {0.0f};
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) sum[0] += value[k][j];
+    }
+    row_sums<THREADS, false, GROUPS>(sum, meeting);
+    return sum[0] / cols;
 }
 
 // The mean of a row, by one meeting; and in place of its elements, what they are above it.
@@ -152,72 +168,84 @@ __device__ __forceinline__ void write_normalised(float (&value)[VECTORS][WIDTH],
     }
 }
 
-// A row's gradient from `gradient`, that of its norm, and `x`; and what the row adds to the gradients of weight and shift. With
-// n = (x - mean) * rstd (mean = 0 for kRms) and g = gradient * weight
+// Writes a row's gradient, from `gradient`, that of its norm, and `x`; and adds to the sums for weight and shift what the row adds to their
+// gradients. With n = (x - mean) * rstd (mean = 0 for kRms) and g = gradient * weight
 //
-//   dx = rstd * (g - mean(g) - n * mean(g * n))      dweight = sum over rows of gradient * n      dshift = sum over rows of gradient
+//   dx = rstd * (g - mean(g) - n * mean(g * n)) + added      dweight = sum over rows of gradient * n      dshift = that of gradient
 //
 // where mean(g) is missing for kRms. One meeting, and for kLayer another one for the mean; met() as soon as all have come to the first.
-// `x` ends up as dx.
-template <int KIND, int THREADS, class W, int VECTORS, int WIDTH, class Met>
-__device__ __forceinline__ void row_gradient(float (&x)[VECTORS][WIDTH], const float (&gradient)[VECTORS][WIDTH],
-                                             const Vector<W, WIDTH> (&weight)[VECTORS], float (&dweight)[VECTORS][WIDTH],
-                                             float (&dshift)[KIND == 1 ? VECTORS : 1][WIDTH], int cols, int first, float eps,
-                                             float* mean_meeting, float* meeting, Met met) {
-    constexpr bool LAYER = static_cast<Norm>(KIND) == Norm::kLayer;
+template <int KIND, int THREADS, int GROUPS, class T, class W, int VECTORS, int WIDTH, class Met>
+__device__ __forceinline__ void write_gradient(Packed<T, WIDTH> (&x)[VECTORS], Packed<T, WIDTH> (&gradient)[VECTORS],
+                                               const Packed<T, WIDTH> (&added)[VECTORS], const Packed<W, WIDTH> (&weight)[VECTORS],
+                                               float (&dweight)[VECTORS][WIDTH], float (&dshift)[KIND == 1 ? VECTORS : 1][WIDTH], T* dx,
+                                               int cols, int first, float eps, float* mean_meeting, float* meeting, Met met) {
+    constexpr bool LAYER = static_cast<Norm>(KIND) == Norm::kLayer, MANY = true;
+    const auto inside = [&](int k) { return first + k * THREADS * WIDTH < cols; };
+    float mean = 0.0f;
     if constexpr (LAYER) {
-        subtract_mean<THREADS>(x, cols, first, mean_meeting);
+        mean = row_mean<THREADS, GROUPS>(x, cols, mean_meeting);
         met();
+        if constexpr (MANY) stay_packed(x);
     }
     float part[2 + LAYER] = {};
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) {
-            const float g = gradient[k][j] * to_float(weight[k].element[j]);
-            part[0] += x[k][j] * x[k][j];
-            part[1] += g * x[k][j];
+            const float above = !LAYER || inside(k) ? x[k][j] - mean : 0.0f, g = gradient[k][j] * weight[k][j];
+            part[0] += above * above;
+            part[1] += g * above;
             if constexpr (LAYER) part[2] += g;
         }
     }
-    row_sums<THREADS, false>(part, meeting);
+    row_sums<THREADS, false, GROUPS>(part, meeting);
     if constexpr (!LAYER) met();
+    if constexpr (MANY) stay_packed(x), stay_packed(gradient);
     const float rstd = rsqrtf(part[0] / cols + eps), along = part[1] / cols * rstd * rstd;
-    const float mean = LAYER ? part[1 + LAYER] / cols : 0.0f;
+    const float mean_g = LAYER ? part[1 + LAYER] / cols : 0.0f;
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
+        float result[WIDTH];
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) {
-            const float g = gradient[k][j] * to_float(weight[k].element[j]);
-            dweight[k][j] += gradient[k][j] * (x[k][j] * rstd);
+            const float above = x[k][j] - mean;
+            dweight[k][j] += gradient[k][j] * (above * rstd);  // beyond the end the gradient is 0
             if constexpr (LAYER) dshift[k][j] += gradient[k][j];
-            x[k][j] = rstd * (g - mean - x[k][j] * along);
+            result[j] = rstd * (gradient[k][j] * weight[k][j] - mean_g - above * along) + added[k][j];
         }
+        if (inside(k)) store_vector(dx + first + k * THREADS * WIDTH, result);
     }
 }
 
-// dx and what is added to it, rounded to T.
-template <int THREADS, class T, int VECTORS, int WIDTH>
-__device__ __forceinline__ void write_gradient(float (&value)[VECTORS][WIDTH], const Vector<T, WIDTH> (&added)[VECTORS], T* dx, int cols,
-                                               int first) {
+// WIDTH floats to memory, 16 bytes at a time.
+template <int WIDTH>
+__device__ __forceinline__ void store_floats(float* target, const float (&values)[WIDTH]) {
+    if constexpr (WIDTH % 4 == 0) {
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
-        const int col = first + k * THREADS * WIDTH;
-#pragma unroll
-        for (int j = 0; j < WIDTH; ++j) value[k][j] += to_float(added[k].element[j]);
-        if (col < cols) store_vector(dx + col, value[k]);
+        for (int j = 0; j < WIDTH; j += 4) *reinterpret_cast<float4*>(target + j) = make_float4(values[j], values[j + 1], values[j + 2], values[j + 3]);
+    } else {
+        store_vector(target, values);  // one of them
     }
 }
 
-// A thread's sums over the rows of its block: a row of partial sums.
+// A thread's sums over the rows of its block: a row of partial sums, and such a row added to them.
 template <int THREADS, int VECTORS, int WIDTH>
 __device__ __forceinline__ void write_partial(const float (&sums)[VECTORS][WIDTH], float* partial, int cols, int first) {
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
         const int col = first + k * THREADS * WIDTH;
+        if (col < cols) store_floats(partial + col, sums[k]);
+    }
+}
+
+template <int THREADS, int VECTORS, int WIDTH>
+__device__ __forceinline__ void add_partial(float (&sums)[VECTORS][WIDTH], const float* partial, int cols, int first) {
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+        const int col = first + k * THREADS * WIDTH;
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) {
-            if (col < cols) partial[col + j] = sums[k][j];
+            if (col < cols) sums[k][j] += partial[col + j];
         }
     }
 }

@@ -12,7 +12,7 @@ constexpr bool UPPER_HALF_OF_FLOAT = false;
 template <>
 constexpr bool UPPER_HALF_OF_FLOAT<__nv_bfloat16> = true;
 
-// N elements of T, a whole number of 32-bit words, on a multiple of their size.
+// N elements of T, on a multiple of their size: a whole number of 32-bit words, or one element.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Packed {
     static_assert(N * sizeof(T) % 4 == 0, "a whole number of words");
@@ -32,13 +32,23 @@ struct alignas(N * sizeof(T)) Packed {
     }
 };
 
+// A single element is what it is.
+template <class T>
+struct Packed<T, 1> {
+    T element;
+    __device__ __forceinline__ float operator[](int) const { return to_float(element); }
+    __device__ __forceinline__ void set(int, float value, float) { element = from_float<T>(value); }
+};
+
 // From here on the compiler knows of these elements no more than the words.
 template <class T, int N, int VECTORS>
 __device__ __forceinline__ void stay_packed(Packed<T, N> (&vectors)[VECTORS]) {
+    if constexpr (N > 1) {
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
+        for (int k = 0; k < VECTORS; ++k) {
 #pragma unroll
-        for (int i = 0; i < N * static_cast<int>(sizeof(T)) / 4; ++i) vectors[k].word[i] = opaque(vectors[k].word[i]);
+            for (int i = 0; i < N * static_cast<int>(sizeof(T)) / 4; ++i) vectors[k].word[i] = opaque(vectors[k].word[i]);
+        }
     }
 }
 

@@ -21,21 +21,18 @@ norm_backward_registers(const T* gradient, const T* x, const W* weight, const T*
     __shared__ float meeting[2][3 * THREADS / 32];
     const int first = threadIdx.x % THREADS * WIDTH;
     const long long owner = (blockIdx.x * blockDim.x + threadIdx.x) / THREADS, owners = gridDim.x * blockDim.x / THREADS;
-    Vector<W, WIDTH> weights[VECTORS];
-    load_share<THREADS>(weight, weights, cols, first, 1.0f);
+    Packed<W, WIDTH> weights[VECTORS];
+    load_packed<THREADS>(weight, weights, cols, first, 1.0f);
     float dweight[VECTORS][WIDTH] = {}, dshift[LAYER ? VECTORS : 1][WIDTH] = {};
 
     int turn = 0;
     for (long long row = owner; row < rows; row += owners, turn ^= 1) {
-        Vector<T, WIDTH> share[VECTORS], gradients[VECTORS], more[VECTORS];
-        load_share<THREADS>(x + row * x_stride, share, cols, first, 0.0f);
-        load_share<THREADS>(gradient + row * gradient_stride, gradients, cols, first, 0.0f);
-        load_share<THREADS>(added != nullptr ? added + row * cols : nullptr, more, cols, first, 0.0f);
-        float value[VECTORS][WIDTH], upstream[VECTORS][WIDTH];
-        widen(share, value);
-        widen(gradients, upstream);
-        row_gradient<KIND, THREADS>(value, upstream, weights, dweight, dshift, cols, first, eps, meeting[0], meeting[LAYER ? 1 : turn], [] {});
-        write_gradient<THREADS>(value, more, dx + row * cols, cols, first);
+        Packed<T, WIDTH> share[VECTORS], gradients[VECTORS], more[VECTORS];
+        load_packed<THREADS>(x + row * x_stride, share, cols, first, 0.0f);
+        load_packed<THREADS>(gradient + row * gradient_stride, gradients, cols, first, 0.0f);
+        load_packed<THREADS>(added != nullptr ? added + row * cols : nullptr, more, cols, first, 0.0f);
+        write_gradient<KIND, THREADS, 1>(share, gradients, more, weights, dweight, dshift, dx + row * cols, cols, first, eps, meeting[0],
+                                      meeting[LAYER ? 1 : turn], [] {});
     }
     if (partial == nullptr) return;
     write_partial<THREADS>(dweight, partial + owner * cols, cols, first);

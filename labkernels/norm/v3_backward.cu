@@ -8,58 +8,76 @@
 #include "backward_sum.cuh"
 #include "norm.cuh"
 
-// As norm_backward_registers, with a block of THREADS threads a row, and ADD where `added` is not null. Rows must lie on multiples of 16
-// bytes and be a multiple of 16 bytes long; dynamic shared memory: STAGES rows of x, of the gradient, and of `added`.
-template <int KIND, bool ADD, class T, class W, int THREADS, int VECTORS, int WIDTH, int STAGES, int BLOCKS>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-norm_backward_ring(const T* gradient, const T* x, const W* weight, const T* added, T* dx, float* partial, int rows, int cols,
+// As norm_backward_registers, with GROUPS of THREADS threads in a block, each of which owns a row and has a ring; and ADD where `added` is not
+// null. partial: (gridDim.x, cols), twice for kLayer. Rows must lie on multiples of 16 bytes and be a multiple of 16 bytes long; dynamic
+// shared memory: for each group STAGES rows of x, of the gradient, and of `added`.
+template <int KIND, bool ADD, class T, class W, int THREADS, int VECTORS, int WIDTH, int STAGES, int GROUPS, int BLOCKS>
+__global__ void __launch_bounds__(THREADS * GROUPS, BLOCKS)
+norm_backward_ring(const T* gradient, const T* x, const W* weight, const T* added, T* dx, float* partial, unsigned rows, int cols,
                    long long gradient_stride, long long x_stride, float eps) {
     constexpr bool LAYER = static_cast<Norm>(KIND) == Norm::kLayer;
-    extern __shared__ __align__(128) unsigned char ring[];
-    __shared__ Mbarrier full[STAGES];
-    __shared__ float meeting[2][3 * THREADS / 32];
-    const int first = threadIdx.x * WIDTH, row_bytes = cols * static_cast<int>(sizeof(T));
-    T* const rows_of_x = reinterpret_cast<T*>(ring);
-    T* const rows_of_gradient = rows_of_x + STAGES * cols;
-    T* const rows_added = rows_of_gradient + STAGES * cols;
+    static_assert(THREADS > 32, "the meeting of several warps says that a stage has been read");
+    static_assert(STAGES * 2 * sizeof(T) >= (1 + LAYER) * sizeof(float), "a group's sums take the place of its ring");
+    extern __shared__ __align__(128) unsigned char memory[];
+    __shared__ Mbarrier full[GROUPS][STAGES];
+    __shared__ float meetings[GROUPS][2][3 * THREADS / 32];
+    const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
+    const int first = thread * WIDTH, row_bytes = cols * static_cast<int>(sizeof(T));
+    const unsigned owner = blockIdx.x * GROUPS + group, owners = gridDim.x * GROUPS;  // unsigned: rows + STAGES * owners fits
+    T* const ring = reinterpret_cast<T*>(memory) + group * STAGES * (2 + ADD) * cols;  // x, gradient, added; x, gradient, added; ...
+    float(&meeting)[2][3 * THREADS / 32] = meetings[group];
 
     const auto fetch = [&](int stage, long long row) {
-        mbarrier_arrive_expect_tx(&full[stage], (2 + ADD) * row_bytes);
-        bulk_load(rows_of_x + stage * cols, x + row * x_stride, row_bytes, &full[stage]);
-        bulk_load(rows_of_gradient + stage * cols, gradient + row * gradient_stride, row_bytes, &full[stage]);
-        if constexpr (ADD) bulk_load(rows_added + stage * cols, added + row * cols, row_bytes, &full[stage]);
+        T* const target = ring + stage * (2 + ADD) * cols;
+        mbarrier_arrive_expect_tx(&full[group][stage], (2 + ADD) * row_bytes);
+        bulk_load(target, x + row * x_stride, row_bytes, &full[group][stage]);
+        bulk_load(target + cols, gradient + row * gradient_stride, row_bytes, &full[group][stage]);
+        if constexpr (ADD) bulk_load(target + 2 * cols, added + row * cols, row_bytes, &full[group][stage]);
     };
-    if (threadIdx.x == 0) {
-        for (int stage = 0; stage < STAGES; ++stage) mbarrier_init(&full[stage], 1);
+    if (thread == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) mbarrier_init(&full[group][stage], 1);
         fence_mbarrier_init();
         for (int stage = 0; stage < STAGES; ++stage) {
-            const long long row = blockIdx.x + stage * static_cast<long long>(gridDim.x);
-            if (row < rows) fetch(stage, row);
+            if (owner + stage * owners < rows) fetch(stage, owner + stage * owners);
         }
     }
-    Vector<W, WIDTH> weights[VECTORS];
-    load_share<THREADS>(weight, weights, cols, first, 1.0f);
+    Packed<W, WIDTH> weights[VECTORS];
+    load_packed<THREADS>(weight, weights, cols, first, 1.0f);
     float dweight[VECTORS][WIDTH] = {}, dshift[LAYER ? VECTORS : 1][WIDTH] = {};
     __syncthreads();
 
     int stage = 0, parity = 0, turn = 0;
-    for (long long row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
-        mbarrier_wait(&full[stage], parity);
-        Vector<T, WIDTH> share[VECTORS], gradients[VECTORS], more[VECTORS];
-        load_share<THREADS>(rows_of_x + stage * cols, share, cols, first, 0.0f);
-        load_share<THREADS>(rows_of_gradient + stage * cols, gradients, cols, first, 0.0f);
-        load_share<THREADS>(ADD ? rows_added + stage * cols : nullptr, more, cols, first, 0.0f);
-        float value[VECTORS][WIDTH], upstream[VECTORS][WIDTH];
-        widen(share, value);
-        widen(gradients, upstream);
-        row_gradient<KIND, THREADS>(value, upstream, weights, dweight, dshift, cols, first, eps, meeting[0], meeting[LAYER ? 1 : turn], [&] {
-            const long long next = row + STAGES * static_cast<long long>(gridDim.x);
-            if (threadIdx.x == 0 && next < rows) fetch(stage, next);  // all have read this stage
-        });
-        write_gradient<THREADS>(value, more, dx + row * cols, cols, first);
+    for (unsigned row = owner; row < rows; row += owners, turn ^= 1) {
+        mbarrier_wait(&full[group][stage], parity);
+        const T* const source = ring + stage * (2 + ADD) * cols;
+        Packed<T, WIDTH> share[VECTORS], gradients[VECTORS], more[VECTORS];
+        load_packed<THREADS>(source, share, cols, first, 0.0f);
+        load_packed<THREADS>(source + cols, gradients, cols, first, 0.0f);
+        load_packed<THREADS>(ADD ? source + 2 * cols : nullptr, more, cols, first, 0.0f);
+        const auto refill = [&] {  // all of the group have read this stage
+            const unsigned next = row + STAGES * owners;
+            if (thread == 0 && next < rows) fetch(stage, next);
+        };
+        write_gradient<KIND, THREADS, GROUPS>(share, gradients, more, weights, dweight, dshift, dx + static_cast<long long>(row) * cols, cols, first, eps,
+                                              meeting[0], meeting[LAYER ? 1 : turn], refill);
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
-    if (partial == nullptr) return;
+    grid_dependency_launch();
+    if constexpr (GROUPS > 1) {  // the groups' sums become one, the first group's, in a fixed order
+        float* const sums = reinterpret_cast<float*>(ring);
+        if (group > 0) {
+            write_partial<THREADS>(dweight, sums, cols, first);
+            if constexpr (LAYER) write_partial<THREADS>(dshift, sums + cols, cols, first);
+        }
+        __syncthreads();
+        if (group > 0) return;
+#pragma unroll 1
+        for (int other = 1; other < GROUPS; ++other) {
+            const float* const others = sums + other * (STAGES * (2 + ADD) * cols * sizeof(T) / sizeof(float));
+            add_partial<THREADS>(dweight, others, cols, first);
+            if constexpr (LAYER) add_partial<THREADS>(dshift, others + cols, cols, first);
+        }
+    }
     write_partial<THREADS>(dweight, partial + blockIdx.x * static_cast<long long>(cols), cols, first);
     if constexpr (LAYER) write_partial<THREADS>(dshift, partial + (gridDim.x + blockIdx.x) * static_cast<long long>(cols), cols, first);
 }

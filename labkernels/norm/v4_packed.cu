@@ -7,7 +7,6 @@
 //   Measured  data/measured/h200/rms_norm.csv, layer_norm.csv, add_rms_norm.csv, rms_norm_quantized.csv.
 //   Wastes    A block's launch and its last store; a copy has these too.
 #include "norm.cuh"
-#include "packed.cuh"
 
 // As norm_registers (v2), of rows that 16 bytes at a time can be read from; WIDTH elements are 16 bytes of x.
 template <int KIND, bool ADD, class T, class W, class OUT, int THREADS, int VECTORS, int WIDTH, int BLOCKS>
@@ -38,14 +37,7 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
 
     float mean = 0.0f;
     if constexpr (LAYER) {
-        float total[1] = {0.0f};
-#pragma unroll
-        for (int k = 0; k < VECTORS; ++k) {
-#pragma unroll
-            for (int j = 0; j < WIDTH; ++j) total[0] += value[k][j];
-        }
-        row_sums<THREADS, false>(total, meeting[0]);
-        mean = total[0] / cols;
+        mean = row_mean<THREADS>(value, cols, meeting[0]);
         stay_packed(value);
     }
     Packed<W, WIDTH> weights[VECTORS];
