@@ -5,6 +5,7 @@ from labkernels.attention_backward import attention_backward
 from labkernels.elementwise import residual_add, swiglu, swiglu_backward
 from labkernels.embedding import embedding, embedding_backward
 from labkernels.ffn import ffn, ffn_backward
+from labkernels.kvcache import cache_append, decode_attention, prefill_attention
 from labkernels.loss import cross_entropy, linear_cross_entropy
 from labkernels.masks import attention_mask, masked_softmax
 from labkernels.matmul import matmul
@@ -23,7 +24,9 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_mask",
+    "cache_append",
     "cross_entropy",
+    "decode_attention",
     "embedding",
     "embedding_backward",
     "ffn",
@@ -35,6 +38,7 @@ __all__ = [
     "matmul",
     "pad",
     "padding_offsets",
+    "prefill_attention",
     "qkv_rope_cache",
     "quant_matmul",
     "residual_add",

@@ -186,7 +186,7 @@ OP = Op(
         shape(2, 130, heads=8, kv_heads=2),
         shape(4, 100, heads=4, kv_heads=2, fill="mixed"),
         shape(3, 150, heads=8, kv_heads=2, page_size=16, fill="mixed"),
-        shape(1, 270, heads=4, kv_heads=2, magnitude=4.0, page_size=48),
+        shape(1, 270, heads=4, kv_heads=2, magnitude=10.0, page_size=48),
         shape(2, 90, heads=4, kv_heads=2, queries=3, page_size=32, fill="mixed"),
         shape(2, 75, heads=4, kv_heads=2, cache="int8", page_size=16, fill="mixed"),
         shape(2, 75, heads=4, kv_heads=1, cache="fp8", scale=0.3),

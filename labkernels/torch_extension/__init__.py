@@ -14,6 +14,7 @@ which takes the host a few microseconds a call in place of tens. Where nvcc is m
 from labkernels.torch_extension import autocast as _autocast  # noqa: F401  importing registers
 from labkernels.torch_extension import ffn as _ffn  # noqa: F401
 from labkernels.torch_extension import gradients as _gradients  # noqa: F401
+from labkernels.torch_extension import kvcache as _kvcache  # noqa: F401
 from labkernels.torch_extension import norm as _norm  # noqa: F401
 from labkernels.torch_extension import quant as _quant  # noqa: F401
 from labkernels.torch_extension import loss as _loss  # noqa: F401
