@@ -36,7 +36,7 @@ from labkernels.torch_extension.operators import LIBRARY
 
 _TURN = "Tensor angles, Tensor? positions=None, bool interleaved=False, bool inverse=False"
 _TOKENS = "Tensor angles, Tensor positions, Tensor slots, Tensor? bias=None, bool interleaved=False"
-_MASK = "bool causal=False, int? window_left=None, int? window_right=None, ScalarType dtype=bool, float hidden=-inf"
+_MASK = "bool causal=False, int? window_left=None, int? window_right=None, ScalarType dtype=bool, float? hidden=None"
 SCHEMAS = {
     "rope": f"(Tensor q, Tensor k, {_TURN}) -> (Tensor, Tensor)",
     "qkv_rope_cache": f"(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, {_TOKENS}) -> Tensor",
@@ -148,12 +148,13 @@ def pad_fake(packed, inverse):
     return packed.new_empty((*inverse.shape, packed.shape[1]))
 
 
-def attention_mask(lengths, seq_len, kv_len, causal=False, window_left=None, window_right=None, dtype=torch.bool, hidden=-torch.inf):
+def attention_mask(lengths, seq_len, kv_len, causal=False, window_left=None, window_right=None, dtype=torch.bool, hidden=None):
     window = None if window_left is None and window_right is None else (window_left, window_right)
+    hidden = -torch.inf if hidden is None else hidden
     return ATTENTION_MASK.run(lengths=lengths, seq_len=seq_len, kv_len=kv_len, causal=causal, window=window, dtype=dtype, hidden=hidden)
 
 
-def attention_mask_fake(lengths, seq_len, kv_len, causal=False, window_left=None, window_right=None, dtype=torch.bool, hidden=-torch.inf):
+def attention_mask_fake(lengths, seq_len, kv_len, causal=False, window_left=None, window_right=None, dtype=torch.bool, hidden=None):
     return lengths.new_empty((lengths.shape[0], 1, seq_len, kv_len), dtype=dtype)
 
 
