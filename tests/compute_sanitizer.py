@@ -1,10 +1,11 @@
 """Every CUDA C++ variant of the operations, on small shapes and on a GPU, under NVIDIA's compute-sanitizer: `make gpu-sanitize OUT=folder`.
 
-    python tests/compute_sanitizer.py --record build/compute_sanitizer.csv --tools racecheck,memcheck attention softmax
+    python tests/compute_sanitizer.py --record build/compute_sanitizer.csv --tools racecheck,memcheck softmax attention/v6_hopper
 
 writes a row for each tool and variant: how often it was launched, and how many errors were reported of its kernels; rows that the file has of
-others stay. Without names it takes all operations and tools. Each operation runs in a process of its own, `--launch attention`, which the tool
-watches. The exit status tells whether there were errors.
+others stay. Without names it takes all operations and tools. Each operation runs in a process of its own, `--launch softmax`, which the tool
+watches. PyTorch's kernels, which make the inputs, are watched by initcheck alone, which must see every write. The exit status tells whether
+there were errors.
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": (), "synccheck": (), "initcheck": ()}
+EVERY_KERNEL = {"initcheck"}  # the tools that watch PyTorch's kernels too
 FOUND, OTHERS = "CALLS ", "other kernels"  # what the line begins with that tells what was launched; kernels that are in no variant's file
 COLUMNS = ("tool", "op", "variant", "calls", "errors", "compute_sanitizer", "gpu", "driver", "cuda", "torch", "commit", "date")
 
 
-def launch(name: str) -> None:
-    """Launch every variant of one operation on the small shapes in every dtype, and print how often, where, and with what."""
+def launch(place: str) -> None:
+    """Launch every variant of one operation (or one of them, as attention/v6_hopper) on the small shapes in every dtype, and print how often, where,
+    and with what."""
     import torch
 
     from labkernels.lab.environment import environment
     from labkernels.operation import ops
 
+    name, _, only = place.partition("/")
     op = ops[name]
-    calls = dict.fromkeys(filter(lambda name: _is_cuda_cpp(op.variants[name]), op.variants), 0)
+    calls = {variant: 0 for variant in op.variants if _is_cuda_cpp(op.variants[variant]) and only in ("", variant)}
     for dtype in op.dtypes:
         for shape in (*op.small_shapes, *op.large_shapes):  # large ones for those variants that take no small one, once
             wanted = [variant for variant in calls if shape in op.small_shapes or not calls[variant]]
@@ -74,14 +78,19 @@ def errors_in(text: str, kernels: dict[str, str]) -> Counter:
     return +errors
 
 
-def watched(tool: str, name: str) -> list[dict]:
-    """The rows of one operation under one tool."""
-    command = ["compute-sanitizer", "--tool", tool, *TOOLS[tool], sys.executable, __file__, "--launch", name]
+def watched(tool: str, place: str) -> list[dict]:
+    """The rows of one operation, or of one of its variants, under one tool."""
+    from labkernels.lab.resource_table import kernels_in_sources
+
+    name, _, _ = place.partition("/")
+    ours = [] if tool in EVERY_KERNEL else sorted({f"kns={kernel}" for _, kernel in kernels_in_sources()})
+    filters = [part for kernel in ours for part in ("--kernel-name", kernel)]
+    command = ["compute-sanitizer", "--tool", tool, *TOOLS[tool], *filters, sys.executable, __file__, "--launch", place]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     ran = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     line = next((line for line in ran.stdout.splitlines() if line.startswith(FOUND)), None)
     if line is None:
-        raise ValueError(f"{tool}, {name}: the launches did not come to their end\n{ran.stdout[-3000:]}{ran.stderr[-3000:]}")
+        raise ValueError(f"{tool}, {place}: the launches did not come to their end\n{ran.stdout[-3000:]}{ran.stderr[-3000:]}")
     found, errors = json.loads(line.removeprefix(FOUND)), errors_in(ran.stdout, kernels_of(name))
     if errors:
         print(ran.stdout[:6000], file=sys.stderr)
@@ -92,12 +101,12 @@ def watched(tool: str, name: str) -> list[dict]:
 
 
 def record(rows: list[dict], path: Path) -> None:
-    """Write the rows into the table; those of other tools and operations that it has stay."""
-    new = {(row["tool"], row["op"]) for row in rows}
+    """Write the rows into the table; those of other tools and variants that it has stay."""
+    new = {(row["tool"], row["op"], row["variant"]) for row in rows}
     kept = []
     if path.is_file():
         with open(path, newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if (row["tool"], row["op"]) not in new]
+            kept = [row for row in csv.DictReader(file) if (row["tool"], row["op"], row["variant"]) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -111,10 +120,10 @@ def _is_cuda_cpp(variant) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--launch", metavar="OP", help="launch the variants of one operation here")
+    parser.add_argument("--launch", metavar="OP", help="launch the variants of one operation, or one of them, here")
     parser.add_argument("--record", type=Path, default=ROOT / "build" / "compute_sanitizer.csv", metavar="FILE", help="the table")
     parser.add_argument("--tools", default=",".join(TOOLS), help=f"some of {', '.join(TOOLS)}")
-    parser.add_argument("names", nargs="*", metavar="OP", help="operations; all of them if none is named")
+    parser.add_argument("names", nargs="*", metavar="OP[/VARIANT]", help="operations; all of them if none is named")
     options = parser.parse_args(arguments)
     if options.launch:
         launch(options.launch)

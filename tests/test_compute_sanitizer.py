@@ -40,9 +40,9 @@ def test_a_tool_that_did_not_come_to_its_end_found_nothing_to_rely_on():
         errors_in("========= COMPUTE-SANITIZER\nCALLS {}\n", {})
 
 
-def test_rows_replace_those_of_the_same_tool_and_operation(tmp_path):
+def test_rows_replace_those_of_the_same_tool_and_variant(tmp_path):
     table = tmp_path / "new" / "table.csv"
     record([{"tool": "memcheck", "op": "sum", "variant": "v1", "errors": 4}, {"tool": "racecheck", "op": "sum", "variant": "v1", "errors": 0}], table)
-    record([{"tool": "memcheck", "op": "sum", "variant": "v2", "errors": 0}], table)
+    record([{"tool": "memcheck", "op": "sum", "variant": "v1", "errors": 0}, {"tool": "memcheck", "op": "sum", "variant": "v2", "errors": 0}], table)
     lines = [line.split(",")[:5] for line in table.read_text().splitlines()]
-    assert lines == [["tool", "op", "variant", "calls", "errors"], ["racecheck", "sum", "v1", "", "0"], ["memcheck", "sum", "v2", "", "0"]]
+    assert lines == [["tool", "op", "variant", "calls", "errors"], ["racecheck", "sum", "v1", "", "0"], ["memcheck", "sum", "v1", "", "0"], ["memcheck", "sum", "v2", "", "0"]]
