@@ -9,14 +9,17 @@ struct Item {
 };
 struct Schedule {
     int steps, whole, parts, index;
-    long long units, next, end;  // of the rest, a step of a tile each
+    int each, longer;  // a part has `each` units, steps of a tile of the rest; the first `longer` parts one more
+    int next, end;
 
-    __device__ Schedule(int tiles, int whole_tiles, int steps_of_k)
-        : steps(steps_of_k), whole(whole_tiles), parts(gridDim.x), index(blockIdx.x), units((tiles - whole_tiles) * (long long)steps_of_k) {
+    __device__ Schedule(int tiles, int whole_tiles, int steps_of_k) : steps(steps_of_k), whole(whole_tiles), parts(gridDim.x), index(blockIdx.x) {
+        const int units = (tiles - whole_tiles) * steps_of_k;
+        each = units / parts;
+        longer = units - each * parts;
         next = begin_of(blockIdx.x);
         end = begin_of(blockIdx.x + 1);
     }
-    __device__ long long begin_of(int block) const { return units * block / parts; }
+    __device__ int begin_of(int block) const { return block * each + min(block, longer); }
     __device__ bool item(Item& item) {
         if (index < whole) {
             item = {index, 0, steps};
@@ -24,19 +27,18 @@ struct Schedule {
             return true;
         }
         if (next >= end) return false;
-        const int first = static_cast<int>(next % steps);
-        item = {whole + static_cast<int>(next / steps), first, static_cast<int>(min(static_cast<long long>(steps), first + end - next))};
+        const int of_rest = next / steps, first = next - of_rest * steps;
+        item = {whole + of_rest, first, min(steps, first + end - next)};
         next += item.last - item.first;
         return true;
     }
-    // The block whose part has this unit; and whether it is in the tile with which that part begins.
-    __device__ int block_of(long long unit) const {
-        int block = static_cast<int>(unit * parts / units);
-        while (begin_of(block + 1) <= unit) ++block;
-        while (begin_of(block) > unit) --block;
-        return block;
+    // The block whose part has this unit.
+    __device__ int block_of(int unit) const {
+        const int in_longer = longer * (each + 1);
+        return unit < in_longer ? unit / (each + 1) : longer + (unit - in_longer) / each;
     }
-    __device__ int slot(int block, int tile) const { return 2 * block + (begin_of(block) / steps != tile - whole); }
+    // Where in memory a block's part of a tile is: it has one of the tile in which it begins, and may have one of another.
+    __device__ int slot(int block, int tile) const { return 2 * block + (begin_of(block) < (tile - whole) * steps); }
 };
 
 struct Meeting {
@@ -48,7 +50,7 @@ struct Meeting {
 __device__ __forceinline__ Meeting meet(const Schedule& schedule, int tile, int* counters, int& arrived_before, int barrier, int threads) {
     __threadfence();
     named_barrier_sync(barrier, threads);
-    const long long first_unit = (tile - schedule.whole) * (long long)schedule.steps;
+    const int first_unit = (tile - schedule.whole) * schedule.steps;
     Meeting meeting{schedule.block_of(first_unit), schedule.block_of(first_unit + schedule.steps - 1), false};
     if (threadIdx.x == 0) {
         arrived_before = atomicAdd(&counters[tile - schedule.whole], 1);

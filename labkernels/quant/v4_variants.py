@@ -10,7 +10,7 @@ import torch
 from labkernels.cuda.variants import ceil_div, kernel, processors
 from labkernels.operation import Variant
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
-from labkernels.quant.v5_variants import DEPTH, SCHEMES, counters_for, for_copies
+from labkernels.quant.v5_variants import SCHEMES, STEP, counters_for, for_copies
 
 FILE = Path(__file__).with_name("v4_tensor_cores.cu")
 
@@ -33,7 +33,7 @@ class Config:
     def shared_mem(self, scheme: str) -> int:
         """sizeof STAGES of Stage (v4_tensor_cores.cu), and a codebook's table."""
         w = self.warps * self.tiles * 2 * (512 + 128 if scheme in FOUR_BIT else 1024)
-        return self.stages * (self.tokens * DEPTH * 2 + w) + (32 * 1024 if SCHEMES[scheme] == "kCodebook" else 0)
+        return self.stages * (self.tokens * STEP * 2 + w) + (32 * 1024 if SCHEMES[scheme] == "kCodebook" else 0)
 
 
 CONFIGS = {  # by rows of the weight and of x
@@ -60,7 +60,7 @@ def configured(config: str | Config, x, weight: QuantizedWeight, bias=None, bloc
         return y
     x = for_copies(x)
     tiles, blocks = ceil_div(n, config.rows) * ceil_div(m, config.tokens), blocks or processors(x) * config.blocks
-    blocks = min(blocks, tiles * ceil_div(k, DEPTH))
+    blocks = min(blocks, tiles * ceil_div(k, STEP))
     whole = tiles // blocks * blocks
     workspace = counters = None
     if whole < tiles:

@@ -15,22 +15,49 @@ from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processor
 from labkernels.operation import Variant
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 
-FILE = Path(__file__).with_name("v5_hopper.cu")
+FILE, FEW_ROWS_FILE = (Path(__file__).with_name(name) for name in ("v5_hopper.cu", "v5_few_rows.cu"))
 SCHEMES = {"int4": "kInt4", "nf4": "kCodebook", "codebook": "kCodebook", "int8": "kInt8", "fp8": "kFp8"}
-DEPTH = 128  # of k, in a stage
-MOST_SHARED = 226 * 1024  # bytes of a block's shared memory, beside a few that the kernel declares
+STEP = 128  # of k
+MOST_SHARED = 226 * 1024  # bytes of a block's shared memory, beside a few that the kernels declare
+
+
+@dataclass(frozen=True)
+class Few:
+    """v5_few_rows.cu: a block's tile is 64 * `consumers` rows of the weight and `tokens` rows of x, at most `stages` of 128 of k are in flight,
+    `splits` blocks of a cluster share k, and so many `blocks` share a multiprocessor."""
+
+    consumers: int
+    tokens: int
+    splits: int
+    blocks: int = 1
+    stages: int = 8
+
+    @property
+    def rows(self) -> int:
+        return 64 * self.consumers
+
+    def copies(self, scheme: str) -> int:
+        """How often a codebook's table of pairs stands in shared memory: once for each bank, or for every fourth."""
+        return 0 if SCHEMES[scheme] != "kCodebook" else 32 if self.blocks == 1 else 8
+
+    def memory(self, scheme: str, group_size: int | None) -> tuple[int, int]:
+        """How many stages fit, and the bytes of what Memory (hopper_weights.cuh) lays out with them."""
+        stage, rest = stage_bytes(scheme, group_size, self.rows, self.tokens, STEP), 1024 * self.copies(scheme)
+        stages = min(self.stages, (MOST_SHARED // self.blocks - 1024 * (self.blocks - 1) - rest) // stage)
+        return stages, stages * stage + rest
 
 
 @dataclass(frozen=True)
 class Config:
-    """A block's tile: 64 * `consumers` * `parts` rows of the weight, `tokens` rows of x. At most `stages` of 128 of k in flight, `slabs` of the result
-    on their way out. Tiles are taken in bands of `band` rows of tiles."""
+    """v5_hopper.cu: a block's tile is 64 * `consumers` * `parts` rows of the weight and `tokens` rows of x. At most `stages` of `depth` of k are in
+    flight, and `slabs` of the result on their way out. Tiles are taken in bands of `band` rows of tiles."""
 
     consumers: int
     parts: int
     tokens: int
-    stages: int
-    slabs: int
+    depth: int
+    stages: int = 8
+    slabs: int = 4
     band: int = 16
 
     @property
@@ -38,77 +65,100 @@ class Config:
         return 64 * self.consumers * self.parts
 
     def copies(self, scheme: str) -> int:
-        """How often a codebook's table of pairs stands in shared memory: once for each bank, or where x needs the room, for every fourth."""
-        return 0 if SCHEMES[scheme] != "kCodebook" else 32 if self.tokens <= 64 else 8
+        return 0 if SCHEMES[scheme] != "kCodebook" else 8
 
     def memory(self, scheme: str, group_size: int | None) -> tuple[int, int]:
-        """How many stages fit, at most `stages`, and the bytes of what Memory (v5_hopper.cu) lays out with them."""
-        four_bit = scheme in FOUR_BIT
-        w = self.rows * (DEPTH // 2 if four_bit else DEPTH)
-        scales = DEPTH // group_size * self.rows * (4 if scheme == "int4" else 2) if four_bit else 0
-        stage = ceil_div(2 * self.tokens * 128 + w + scales, 1024) * 1024 + 16
-        rest = self.slabs * min(32, self.tokens) * 128 + 1024 * self.copies(scheme)
+        """How many stages fit, and the bytes of the slabs and of what Memory (hopper_weights.cuh) lays out with them."""
+        stage = stage_bytes(scheme, group_size, self.rows, self.tokens, self.depth)
+        rest = ceil_div(self.slabs * min(32, self.tokens) * 128, 1024) * 1024 + 1024 * self.copies(scheme)
         stages = min(self.stages, (MOST_SHARED - rest) // stage)
         return stages, stages * stage + rest
 
 
-CONFIGS = {  # by rows of the weight and of x
-    "256x16": Config(4, 1, 16, 8, 4),
-    "256x32": Config(4, 1, 32, 7, 4),
-    "128x32": Config(2, 1, 32, 8, 4),
-    "128x64": Config(2, 1, 64, 8, 4),
-    "192x64": Config(3, 1, 64, 7, 6),
-    "256x64": Config(2, 2, 64, 6, 4),
-    "128x128": Config(2, 1, 128, 5, 4),
-    "192x128": Config(3, 1, 128, 4, 6),
-    "256x128": Config(2, 2, 128, 4, 4),
-    "128x192": Config(2, 1, 192, 3, 4),
-    "128x256": Config(2, 1, 256, 2, 4),
+def stage_bytes(scheme: str, group_size: int | None, rows: int, tokens: int, depth: int) -> int:
+    """Of Memory (hopper_weights.cuh): a stage of x, W and scales, with its two barriers."""
+    four_bit = scheme in FOUR_BIT
+    w = rows * (depth // 2 if four_bit else depth)
+    scales = max(1, depth // group_size) * rows * (4 if scheme == "int4" else 2) if four_bit else 0
+    return ceil_div(tokens * depth * 2 + w + scales, 1024) * 1024 + 16
+
+
+FEW = {  # by rows of the weight and of x, and how many blocks share k
+    f"{64 * consumers}x{tokens}/{splits}": Few(consumers, tokens, splits, blocks)
+    for consumers, tokens, blocks in ((4, 16, 1), (2, 16, 2), (4, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1))
+    for splits in (1, 2, 3, 4, 6, 8)
 }
+MANY = {  # by rows of the weight and of x
+    "128x64": Config(2, 1, 64, 128),
+    "128x128": Config(2, 1, 128, 64),
+    "192x128": Config(3, 1, 128, 64, slabs=6),
+    "128x256": Config(2, 1, 256, 64),
+}
+CONFIGS = FEW | MANY
 
 
 def v5_hopper(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return configured(best_config(x, weight), x, weight, bias)
+    return configured(best_config(x.shape[0], *weight.shape, processors(x)), x, weight, bias)
 
 
-def best_config(x: torch.Tensor, weight: QuantizedWeight) -> str:
+def best_config(m: int, n: int, k: int, at_once: int) -> str:
     """The name of the configuration that should take the least time."""
-    m = x.shape[0]
-    return "256x16" if m <= 16 else "256x32" if m <= 32 else "256x64" if m <= 64 else "256x128" if m <= 128 else "128x256"
+    if m <= 64:
+        tokens = 16 if m <= 16 else 32 if m <= 32 else 64
+        return min((name for name, few in FEW.items() if few.tokens == tokens), key=lambda name: _few_cost(FEW[name], n, k, at_once))
+    return "128x128" if m <= 128 else "128x256"
 
 
-def configured(config: str | Config, x, weight: QuantizedWeight, bias=None, blocks: int | None = None) -> torch.Tensor:
-    """v5 as CONFIGS[config], or as this one, in so many blocks, or as many as there are multiprocessors."""
+def _few_cost(config: Few, n: int, k: int, at_once: int) -> float:
+    """Steps of the busiest multiprocessor, of 256 rows of W each, and what splitting costs."""
+    blocks = ceil_div(n, config.rows) * config.splits
+    waves = ceil_div(blocks, at_once * config.blocks) * config.blocks
+    return waves * ceil_div(ceil_div(k, STEP), config.splits) * config.rows / 256 + 0.25 * config.splits
+
+
+def configured(config: str | Config | Few, x, weight: QuantizedWeight, bias=None, blocks: int | None = None) -> torch.Tensor:
+    """v5 as CONFIGS[config], or as this one; that for many rows in so many blocks, or as many as there are multiprocessors."""
     config = CONFIGS[config] if isinstance(config, str) else config
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
+    few, four_bit = isinstance(config, Few), weight.scheme in FOUR_BIT
+    depth = STEP if few else config.depth
     x = for_copies(x)
-    packed, scales, four_bit = weight.packed, weight.scales, weight.scheme in FOUR_BIT
-    tiles, blocks = ceil_div(n, config.rows) * ceil_div(m, config.tokens), blocks or processors(x)
-    blocks = min(blocks, tiles * ceil_div(k, DEPTH))
-    whole = tiles // blocks * blocks
-    scales = scales.view(torch.int32).view(-1, n) if weight.scheme == "int4" else scales
+    scales = weight.scales.view(torch.int32).view(-1, n) if weight.scheme == "int4" else weight.scales
     map_x = tensor_map(x, (config.tokens, 64), 128)
-    map_w = tensor_map(packed, (config.rows, DEPTH // 8), 64) if four_bit else tensor_map(packed, (config.rows, DEPTH), 128)
-    map_scales = tensor_map(scales, (DEPTH // weight.group_size, config.rows)) if four_bit else map_w
-    map_y = tensor_map(y, (min(32, config.tokens), 64), 128)
-    workspace = counters = None
-    if whole < tiles:
-        workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
-        counters = counters_for(x.device, blocks)
-    args = (map_x, map_w, map_scales, map_y, None if four_bit else scales, weight.codebook, m, n, k, whole, config.band, workspace, counters)
+    map_w = tensor_map(weight.packed, (config.rows, depth // 8 if four_bit else depth), depth // 2 if four_bit else depth)
+    map_scales = tensor_map(scales, (max(1, depth // weight.group_size), config.rows)) if four_bit else map_w
+    row_scales = None if four_bit else scales
+    shared = config.memory(weight.scheme, weight.group_size)[1]
     launched = _kernel(config, x.dtype, weight.scheme, weight.group_size)
-    launched(blocks, 128 * (config.consumers + 1), args, config.memory(weight.scheme, weight.group_size)[1])
+    tiles, threads = ceil_div(n, config.rows) * ceil_div(m, config.tokens), 128 * (config.consumers + 1)
+    if few:
+        args = (map_x, map_w, map_scales, y, row_scales, weight.codebook, m, n, k)
+        launched((config.splits, tiles), threads, args, shared, config.splits if config.splits > 1 else None)
+    else:
+        map_y = tensor_map(y, (min(32, config.tokens), 64), 128)
+        blocks = min(blocks or processors(x), tiles * ceil_div(k, STEP))
+        whole = tiles // blocks * blocks
+        workspace = counters = None
+        if whole < tiles:
+            workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
+            counters = counters_for(x.device, blocks)
+        args = (map_x, map_w, map_scales, map_y, row_scales, weight.codebook, m, n, k, whole, config.band, workspace, counters)
+        launched(blocks, threads, args, shared)
     return y if bias is None else y.add_(bias)
 
 
 @functools.lru_cache(None)
-def _kernel(config: Config, dtype: torch.dtype, scheme: str, group_size: int | None) -> Kernel:
-    sizes = (config.consumers, config.parts, config.tokens, config.memory(scheme, group_size)[0], config.slabs, config.copies(scheme))
-    arguments = f"{c_type(dtype)}, Scheme::{SCHEMES[scheme]}, {group_size or 0}, {', '.join(map(str, sizes))}"
-    return Kernel(FILE, f"quant_matmul_hopper<{arguments}>")
+def _kernel(config: Config | Few, dtype: torch.dtype, scheme: str, group_size: int | None) -> Kernel:
+    stages, copies = config.memory(scheme, group_size)[0], config.copies(scheme)
+    types = f"{c_type(dtype)}, Scheme::{SCHEMES[scheme]}, {group_size or 0}"
+    if isinstance(config, Few):
+        sizes = (config.consumers, config.tokens, stages, config.splits, copies, config.blocks)
+        return Kernel(FEW_ROWS_FILE, f"quant_matmul_few_rows<{types}, {', '.join(map(str, sizes))}>")
+    sizes = (config.consumers, config.parts, config.tokens, config.depth, stages, config.slabs, copies)
+    return Kernel(FILE, f"quant_matmul_hopper<{types}, {', '.join(map(str, sizes))}>")
 
 
 _zeros: dict[tuple, torch.Tensor] = {}

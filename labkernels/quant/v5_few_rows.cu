@@ -1,0 +1,114 @@
+// Quantised matmul, v5, for few rows of x: Hopper. y = x W^T for up to 64 rows of x at a time, W in 4 or 8 bits (sm_90a).
+//   Idea      W is wgmma's A operand, which may come from registers: a lane reads its numbers from shared memory, as they are stored, makes
+//             pairs of 16 bits of them, and the tensor cores take them from there. They are never written again. Rows of x are columns
+//             of the result, 16 to 64 at a time, and go to shared memory by TMA, as W's tiles do. There are two sets of A registers: one is
+//             filled while the tensor cores read the other.
+//             A cluster's blocks share a tile's k, so that every SM has a part of W to read. Each leaves its sums in shared memory, and adds
+//             up a part of the tile from all of them, in order: the same bits each time, and no second kernel.
+//   Predicts  11008 x 4096 in 4 bits are 22.5 MB, 5.3 us; x comes once for every 256 rows of W, 43 times in all: at 64 rows another 22 MB
+//             from L2. Unpacking takes 16 instructions for 8 numbers of a lane: 4 us.
+//   Measured  data/measured/h200/quant_matmul.csv
+//   Wastes    A launch, the way of the first bytes from memory, and the meeting of the cluster: at 4096 x 4096 more than W itself takes.
+#include "cluster.cuh"
+#include "hopper_weights.cuh"
+#include "setmaxnreg.cuh"
+#include "wgmma.cuh"
+
+// x, w and scales: tensor maps of (m, k), W as stored, (n, bytes of a row), and (groups, n). row_scales: of 8-bit numbers, one a row of W.
+// y (m, n), contiguous, n a multiple of 4. Launch (SPLITS, tiles of rows * tiles of tokens) blocks in clusters of SPLITS.
+template <class T, Scheme SCHEME, int GROUP_SIZE, int CONSUMERS, int TOKENS, int STAGES, int SPLITS, int COPIES, int BLOCKS>
+__global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
+    quant_matmul_few_rows(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap scales, T* y,
+                          const float* row_scales, const float* codebook, int m, int n, int k) {
+    constexpr int ROWS = 64 * CONSUMERS, COUNT = TOKENS / 2, THREADS = CONSUMERS * GROUP, PITCH = ROWS + 4;  // PITCH: all banks are hit
+    using Shared = Memory<SCHEME, GROUP_SIZE, ROWS, TOKENS, STEP, STAGES, COPIES>;
+    static_assert(TOKENS * PITCH * 4 <= STAGES * Shared::STAGE_BYTES, "the sums lie where the stages were");
+    extern __shared__ __align__(1024) char dynamic[];
+    const Shared memory(dynamic);
+    Mbarrier *full = memory.full(), *empty = memory.empty();
+    const int row_tiles = (n + ROWS - 1) / ROWS, row = blockIdx.y % row_tiles * ROWS, first_token = blockIdx.y / row_tiles * TOKENS;
+    const int rank = SPLITS > 1 ? cluster_rank() : 0, steps = (k + STEP - 1) / STEP, first = steps * rank / SPLITS, last = steps * (rank + 1) / SPLITS;
+    const int warpgroup = threadIdx.x / GROUP, thread = threadIdx.x % GROUP, lane = threadIdx.x % 32;
+
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; ++s) {
+            mbarrier_init(&full[s], 1);
+            mbarrier_init(&empty[s], CONSUMERS * 4);
+        }
+        fence_mbarrier_init();
+    }
+    if (SCHEME == Scheme::kCodebook) make_table<T, COPIES>(memory.table(), codebook, threadIdx.x, blockDim.x);
+    __syncthreads();
+
+    Ring<STAGES> ring;
+    if (warpgroup == CONSUMERS) {
+        register_deallocate<40>();
+        for (int step = first; step < last && thread == 0; ++step, ring.advance()) {
+            mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
+            memory.load(ring.stage, x, w, scales, step * STEP, row, first_token);
+        }
+        if (SPLITS > 1) {
+            cluster_sync();
+            cluster_sync();
+        }
+        return;
+    }
+
+    register_allocate<BLOCKS == 2 ? 96 : CONSUMERS == 4 ? 104 : CONSUMERS == 3 ? 152 : 232>();
+    const Unpacker<T, SCHEME, GROUP_SIZE, ROWS, STEP, COPIES> unpacker(memory.table());
+    const int own_row = warpgroup * 64 + thread / 32 * 16 + lane / 4;
+    float d[COUNT];
+    unsigned a[2][4][4];  // two sets, of 64 of k each
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) d[i] = 0.0f;
+    int before = -1;
+    const auto release = [&](int stage) {
+        __syncwarp();
+        if (lane == 0 && stage >= 0) mbarrier_arrive(&empty[stage]);
+    };
+    for (int step = first; step < last; ++step, ring.advance()) {
+        mbarrier_wait(&full[ring.stage], ring.parity);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            unpacker.unpack(a[half], memory.w(ring.stage), memory.scales(ring.stage), half, own_row);
+            const MatrixDescriptor tokens = matrix_descriptor(memory.x(ring.stage) + half * Shared::PANEL_BYTES, 0, 8 * ROW_BYTES, 128);
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; ++i) wgmma<T>(d, a[half][i], tokens + 2 * i, true);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (half == 0) release(before);
+        }
+        before = ring.stage;
+    }
+    wgmma_wait<0>(d);
+    named_barrier_sync(1, THREADS);  // all stages have been read
+
+    float* const sums = reinterpret_cast<float*>(dynamic);
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) sums[(i / 4 * 8 + lane % 4 * 2 + i % 2) * PITCH + own_row + i / 2 % 2 * 8] = d[i];
+    if (SPLITS > 1) cluster_sync();
+    else named_barrier_sync(1, THREADS);
+    const int tokens = min(TOKENS, m - first_token);
+    for (int i = rank * THREADS + threadIdx.x; i < tokens * (ROWS / 4); i += SPLITS * THREADS) {
+        const int token = i / (ROWS / 4), at = i % (ROWS / 4) * 4;
+        if (row + at >= n) continue;
+        float4 parts[SPLITS];
+#pragma unroll
+        for (int s = 0; s < SPLITS; ++s) {
+            const float4* const own = reinterpret_cast<const float4*>(sums + token * PITCH + at);
+            parts[s] = SPLITS > 1 ? *map_shared_rank(own, s) : *own;
+        }
+        float total[4] = {};
+#pragma unroll
+        for (int s = 0; s < SPLITS; ++s) {
+            const float each[4] = {parts[s].x, parts[s].y, parts[s].z, parts[s].w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) total[e] += each[e];
+        }
+        if (GROUP_SIZE == 0)
+            for (int e = 0; e < 4; ++e) total[e] *= row_scales[row + at + e];
+        store_vector(y + (first_token + token) * (long long)n + row + at, total);
+    }
+    if (SPLITS > 1) cluster_sync();  // the others may still be reading here
+}
