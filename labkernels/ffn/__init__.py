@@ -58,3 +58,10 @@ def ffn_backward(
     from labkernels.ffn.ffn_backward_op import OP
 
     return OP.run(grad_out=grad_out, x=x, pre=pre, w1=w1, w2=w2, activation=activation, bias=bias)
+
+
+def ffn_fp8(*args, **kwargs) -> torch.Tensor:
+    """See `labkernels.ffn.fp8.ffn_fp8`: the network with weights in 8-bit floats."""
+    from labkernels.ffn.fp8 import ffn_fp8
+
+    return ffn_fp8(*args, **kwargs)

@@ -118,14 +118,15 @@ OP = Op(
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     small_shapes=(
         shape(1, 3, 5),
-        shape(3, 24, 40, "swiglu", bias=True),
+        shape(3, 32, 96, "swiglu", bias=True),
         shape(18, 16, 72, "gelu_tanh"),
     ),
     check_shapes=(
         shape(1, 1, 1),
         shape(3, 33, 5, "swiglu"),
         shape(33, 8, 24, "gelu_tanh", bias=True),
-        shape(1, 72, 40, "gelu_tanh"),
+        shape(1, 96, 32, "gelu_tanh"),
+        shape(11, 544, 160, "swiglu", bias=True),
         shape(5, 64, 136, "swiglu", bias=True),
         shape(70, 40, 72, "swiglu", gap=8),
         shape(16, 130, 72, bias=True, gap=1),

@@ -2,60 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from labkernels.cuda.kernel import Kernel
-from labkernels.cuda.tensor_map import tensor_map
 from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processors
 from labkernels.ffn.reference import activation_number, is_gated, ready
-from labkernels.operation import Variant, dtype_name
+from labkernels.operation import Variant
 
 FILE = Path(__file__).with_name("v6_single.cu")
-MOST_TOKENS, BOX, THREADS = 16, 64, 288
-SHARED_BYTES, SLOT_BYTES = 226 * 1024, 24 * 1024  # that a block may have, and that a slot should have
+MOST_TOKENS, THREADS = 16, 288
+TEAMS, SLOTS, MOST_COLUMNS = 4, 8, 512  # as in v6_single.cu; a multiple of TEAMS; and of a slot
+SHARED_BYTES = 226 * 1024  # that a block may have, beside a few hundred for its mbarriers
 
 
 @dataclass(frozen=True)
 class Config:
-    """The template arguments: rows of W1 (of gates and of ups each) and boxes of 64 columns in a slot, the same of W2, and the slots."""
+    """The template arguments: room for so many tokens; units of h in a strip of W1 (gated: as many gates and ups) and columns in a slot; rows in a
+    strip of W2 and columns in a slot; slots."""
 
+    tokens: int
     units: int
-    boxes_1: int
+    columns_1: int
     rows: int
-    boxes_2: int
+    columns_2: int
     slots: int
     gated: bool
+    item: int = 2  # bytes of an element
+
+    @property
+    def slot_bytes(self) -> int:
+        first = 8 * ceil_div(self.units * (2 if self.gated else 1) // 8, TEAMS)
+        return max((each + self.tokens) * (self.item * columns + 16) for each, columns in ((first, self.columns_1), (self.rows, self.columns_2)))
 
     @property
     def shared_mem(self) -> int:
-        first = self.units * (2 if self.gated else 1)
-        return self.slots * slot_bytes(first, self.boxes_1, self.rows, self.boxes_2) + room_bytes(first, self.rows)
+        """The slots, and room for sums: of a strip of W1, or of each team's of one of W2."""
+        strides = [ceil_div(rows, 32) * 32 + 8 for rows in (self.units * (2 if self.gated else 1), self.rows)]
+        return self.slots * self.slot_bytes + 4 * self.tokens * max(strides[0], TEAMS * strides[1])
 
 
-def slot_bytes(first: int, boxes_1: int, rows: int, boxes_2: int) -> int:
-    return max((first + 16) * 128 * boxes_1, (rows + 16) * 128 * boxes_2)
-
-
-def room_bytes(first: int, rows: int) -> int:
-    """For the sums of both teams, each a float for 16 tokens and a row."""
-    return 2 * MOST_TOKENS * 4 * (ceil_div(max(first, rows), 32) * 32 + 8)
-
-
-def best_config(embed: int, ffn: int, gated: bool, blocks: int) -> Config:
-    """Strips as long as a block's share, if that fits: then each block has one of W1 and one of W2."""
+def best_config(tokens: int, embed: int, ffn: int, gated: bool, blocks: int, item: int = 2) -> Config:
+    """Strips as long as a block's share, if that fits: then each block has one of W1 and one of W2. Slots as wide as there is memory for."""
 
     def share(rows: int, most: int) -> int:
         turns = ceil_div(rows, blocks * most)
         return ceil_div(ceil_div(rows, blocks * turns), 8) * 8
 
-    units, rows = share(ffn, 112 if gated else 192), share(embed, 64)
-    first = units * (2 if gated else 1)
-    boxes_1, boxes_2 = (min(8, max(1, SLOT_BYTES // ((each + 16) * 128))) for each in (first, rows))
-    slots = (SHARED_BYTES - room_bytes(first, rows)) // slot_bytes(first, boxes_1, rows, boxes_2)
-    return Config(units, boxes_1, rows, boxes_2, min(slots // 2 * 2, 12), gated)
+    room = next(room for room in (4, 8, 16) if room >= tokens)
+    units, rows = share(ffn, 112 if gated else 224), share(embed, 64)
+    config = Config(room, units, 32, rows, 32, SLOTS, gated, item)
+    for columns in range(64, MOST_COLUMNS + 1, 32):
+        for wider in (replace(config, columns_1=columns), replace(config, columns_2=columns)):
+            if wider.shared_mem <= SHARED_BYTES:
+                config = replace(config, columns_1=max(config.columns_1, wider.columns_1), columns_2=max(config.columns_2, wider.columns_2))
+    return config
 
 
 _kernels: dict[tuple, Kernel] = {}
@@ -93,15 +96,10 @@ def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="g
     (tokens, embed), ffn, gated = x.shape, w2.shape[1], is_gated(activation)
     y = torch.empty((tokens, embed), dtype=x.dtype, device=x.device)
     blocks = blocks or (processors(x) if x.is_cuda else 1)  # the emulator's blocks need not run at the same time
-    config = config or best_config(embed, ffn, gated, blocks if x.is_cuda else 4)
+    config = config or best_config(tokens, embed, ffn, gated, blocks if x.is_cuda else 4, x.element_size())
     h = torch.empty((tokens, ffn), dtype=x.dtype, device=x.device)
-    maps = (
-        tensor_map(x, (MOST_TOKENS, BOX), 128),
-        tensor_map(w1, (config.units, BOX), 128),
-        tensor_map(h, (MOST_TOKENS, BOX), 128),
-        tensor_map(w2, (config.rows, BOX), 128),
-    )
-    args = (*maps, b1, b2, h, y, tokens, embed, ffn, progress(x.device))
+    strides = (matrix.stride(0) if matrix.shape[0] > 1 else matrix.shape[1] for matrix in (x, w1, w2))
+    args = (x, w1, w2, b1, b2, h, y, tokens, embed, ffn, *strides, progress(x.device))
     kernel = _kernel(config, x.dtype, activation)
     for phase in phases:
         kernel(blocks, THREADS, (*args, phase), config.shared_mem)
@@ -111,16 +109,16 @@ def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="g
 def _kernel(config: Config, dtype: torch.dtype, activation: str) -> Kernel:
     key = config, dtype, activation
     if key not in _kernels:
-        sizes = (activation_number(activation), config.units, config.boxes_1, config.rows, config.boxes_2, config.slots)
+        sizes = (activation_number(activation), config.tokens, config.units, config.columns_1, config.rows, config.columns_2, config.slots)
         _kernels[key] = Kernel(FILE, f"ffn_single<{c_type(dtype)}, {', '.join(map(str, sizes))}>")
     return _kernels[key]
 
 
 def _accepts(x, w1, w2, b1=None, b2=None, activation="gelu") -> str | None:
-    if x.dtype not in (torch.bfloat16, torch.float16):
-        return f"takes bfloat16 and float16, not {dtype_name(x.dtype)}"
     if x.shape[0] > MOST_TOKENS:
         return f"takes at most {MOST_TOKENS} tokens"
+    if x.shape[1] % 32 or w2.shape[1] % 32:
+        return "takes embed and ffn that are multiples of 32"
     return ready(x, w1, w2) or hopper_refusal(x)
 
 

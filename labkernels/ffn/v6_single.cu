@@ -1,119 +1,189 @@
 // FFN, v6: one kernel for both products of a few tokens (at most 16), as when a model writes one word after another (sm_90a).
 //   Idea      For 16 tokens an FFN is two streams of weights, and all that counts is that they never stop. Each block owns a strip of rows
-//             of W1, then one of W2; one thread asks the copy engine for them, seven slots of 24 KB ahead, with the same columns of the
-//             tokens beside them. Tensor cores multiply: 8 rows of weights by 16 tokens (zeros where there are fewer) in an instruction.
+//             of W1, then one of W2; one warp asks the copy engine for them, several slots ahead, with the same columns of the tokens
+//             beside them. Tensor cores multiply: 8 rows of weights by 16 tokens (fewer are as good) in an instruction.
 //             Between the products all blocks must meet, because each row of W2 needs the whole of h. Two kernels would drain the
 //             memory there: the last blocks of the first end, the next is launched, its first loads take a microsecond. Here the
-//             slots are filled with W2 while h is not even there: only h itself, 16 x ffn, has to wait.
+//             slots are filled with W2 while h is not even there: only h itself, tokens x ffn, has to wait.
 //   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 15 MB, 3.5 us of the stream: longer than
 //             the blocks take to meet.
 //   Measured  data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice.
+//   Rows      are read in pieces as long as a slot allows. The first try had boxes of 176 rows by 128 bytes: memory, which likes neighbours,
+//             gave a third less.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
 //             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.
+//   float32   has no tensor cores; a weight is multiplied by 16 tokens in 16 FMAs, for which there is time while it comes.
 //   Wastes    15 of 16 rows of the tensor cores for one token, which cost nothing here. The tail: the last sums, 1 us.
 //
-// Tiles of W1 are handed out by a counter, so that nobody waits for a block that has not begun to run: then the blocks need not all fit on the
+// Strips of W1 are handed out by a counter, so that nobody waits for a block that has not begun to run: then the blocks need not all fit on the
 // GPU at once, and no cooperative launch is needed.
 #include "activation.cuh"
 #include "ldmatrix.cuh"
 #include "mma.cuh"
 #include "named_barrier.cuh"
 #include "tma.cuh"
+#include "vector.cuh"
+#include "warp.cuh"
 
-constexpr int TOKENS = 16, BOX = 64, BOX_ROW = 2 * BOX;  // columns of a box, and its bytes in a row
-constexpr int TEAMS = 2, SIDES = 4;                      // a slot belongs to a team of four warps, each with a quarter of its rows
+constexpr int TEAMS = 4, SIDES = 2;  // a slot belongs to a team of two warps, each with half of its rows
 constexpr int CONSUMERS = TEAMS * SIDES * 32, THREADS = CONSUMERS + 32;
 
-// A slot holds BOXES boxes of 64 columns; each is ROWS rows of weights, then the tokens.
-template <int ROWS_, int BOXES_>
+// How a strip of ROWS rows is cut into slots, COLUMNS columns wide. SHARED_OUT: it is cut into TEAMS groups of rows too, one for each team,
+// and its slots take turns: those of the first columns, a group each, then those of the next. If not, a slot has all rows, and the teams
+// take turns at the columns; their sums are to be added.
+template <class T, int ROWS_, int COLUMNS_, int TOKENS_, bool SHARED_OUT_>
 struct Strip {
-    static constexpr int ROWS = ROWS_, BOXES = BOXES_, BLOCKS = ROWS / 8, OF_SIDE = (BLOCKS + SIDES - 1) / SIDES;
-    static constexpr int WEIGHT_BYTES = ROWS * BOX_ROW, BOX_BYTES = WEIGHT_BYTES + TOKENS * BOX_ROW, BYTES = BOXES * BOX_BYTES;
-    static constexpr int STRIDE = (ROWS + 31) / 32 * 32 + 8;  // of sums in shared memory, so that no two lanes meet in a bank
-    static_assert(ROWS % 8 == 0, "tensor cores take weights by 8 rows");
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, TOKENS = TOKENS_;
+    static constexpr bool SHARED_OUT = SHARED_OUT_;
+    static constexpr int BLOCKS = ROWS / 8, OF_GROUP = SHARED_OUT ? (BLOCKS + TEAMS - 1) / TEAMS : BLOCKS, OF_SIDE = (OF_GROUP + SIDES - 1) / SIDES;
+    static constexpr int GROUP_ROWS = 8 * OF_GROUP, GROUPS = (ROWS + GROUP_ROWS - 1) / GROUP_ROWS;
+    static constexpr int PITCH = sizeof(T) * COLUMNS + 16;  // bytes from row to row: eight neighbours lie in all 32 banks
+    static constexpr int TOKENS_AT = GROUP_ROWS * PITCH, BYTES = TOKENS_AT + TOKENS * PITCH;
+    static constexpr int STRIDE = (ROWS + 31) / 32 * 32 + 8, PARTS = SHARED_OUT ? 1 : TEAMS;  // of sums in shared memory
+    static_assert(ROWS % 8 == 0 && COLUMNS % 32 == 0, "tensor cores take weights by 8 rows, and 32 columns at a time");
+
+    // A multiple of TEAMS; those at the end may have no columns.
+    __device__ static int slots(int k) {
+        const int pieces = (k + COLUMNS - 1) / COLUMNS;
+        return (SHARED_OUT ? pieces : (pieces + TEAMS - 1) / TEAMS) * TEAMS;
+    }
+    __device__ static int columns(int slot, int k) { return max(0, min(COLUMNS, k - column(slot))); }
+    __device__ static int column(int slot) { return (SHARED_OUT ? slot / TEAMS : slot) * COLUMNS; }
+    __device__ static int first_row(int slot) { return SHARED_OUT ? slot % TEAMS * GROUP_ROWS : 0; }
+    __device__ static int rows(int slot) { return max(0, min(GROUP_ROWS, ROWS - first_row(slot))); }
 };
 
 // How far the blocks are. All zero before and after the launch.
 struct Progress {
-    unsigned claimed, done, left;  // tiles of W1 that a block has taken, that are finished; blocks that are through
+    unsigned claimed, done, left;  // strips of W1 that a block has taken, that are finished; blocks that are through
 };
 
-// The slot's share of the product: sums += tokens (16 x 64 BOXES) by this warp's quarter of the rows.
-template <class T, class Strip>
-__device__ __forceinline__ void multiply(float (&sums)[Strip::OF_SIDE][4], const char* slot, int boxes, int side) {
-    const int lane = threadIdx.x % 32, row = lane % 8;
-    for (int box = 0; box < boxes; ++box) {
-        const char* const weights = slot + box * Strip::BOX_BYTES;
-        const char* const tokens = weights + Strip::WEIGHT_BYTES;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {  // 32 columns
-            unsigned a[2][4];
-#pragma unroll
-            for (int i = 0; i < 2; ++i) ldmatrix(a[i], tokens + lane % 16 * BOX_ROW + ((4 * half + 2 * i + lane / 16) ^ row) * 16);
-#pragma unroll
-            for (int j = 0; j < Strip::OF_SIDE; ++j) {
-                const int block = side * Strip::OF_SIDE + j;
-                if (Strip::BLOCKS % SIDES && block >= Strip::BLOCKS) continue;
-                unsigned b[4];
-                ldmatrix(b, weights + (8 * block + row) * BOX_ROW + ((4 * half + lane / 8) ^ row) * 16);
-                const unsigned first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-                mma_m16n8k16<T>(sums[j], a[0], first, sums[j]);
-                mma_m16n8k16<T>(sums[j], a[1], second, sums[j]);
-            }
-        }
-    }
-}
-
-// The ring of slots. Slot i is always emptied by the same team, so that nobody waits for a phase of an mbarrier that may not be the next one: copies
+// The ring of slots. A slot is always emptied by the same team, so that nobody waits for a phase of an mbarrier that may not be the next one: copies
 // do not arrive in the order in which they were asked for.
 template <int SLOTS>
-struct Slots {
+struct Ring {
     static_assert(SLOTS % TEAMS == 0, "a slot belongs to a team");
     char* base;
     int bytes;
     Mbarrier *full, *empty;
-    int next;  // how many slots have been filled (emptied) in the kernel's life
+    int next;  // how many slots have been filled (emptied) in the kernel's life; a strip begins at a multiple of TEAMS
 
     __device__ char* slot(int at) const { return base + at % SLOTS * bytes; }
     __device__ void wait_empty(int at) const { mbarrier_wait(&empty[at % SLOTS], at / SLOTS & 1 ^ 1); }
     __device__ void wait_full(int at) const { mbarrier_wait(&full[at % SLOTS], at / SLOTS & 1); }
 };
 
-// A whole strip by all consumers: each team multiplies every second slot, then the teams' sums meet in `room` and are added up, that of the
-// strip's first slot first: the same order each time. finish(token, row, sum, other) gets those of the first `results` rows; if PAIRS, `other` is that of the row half a strip on.
+// This warp's sums, of its half of a slot's rows: blocks of 8 rows from `first` on, below `blocks`. As mma.sync leaves them: lane 4 g + t has rows 2 t and
+// 2 t + 1 of tokens g and g + 8.
+template <class T, class Strip>
+struct Sums {
+    float of[Strip::OF_SIDE][4] = {};
+    int first, blocks, tokens;
+
+    // += tokens by rows, `columns` of them.
+    __device__ __forceinline__ void multiply(const char* slot, int columns) {
+        const int lane = threadIdx.x % 32;
+        const char* const a_row = slot + Strip::TOKENS_AT + min(lane % 16, tokens - 1) * Strip::PITCH + lane / 16 * 16;
+        const char* const b_row = slot + (8 * first + lane % 8) * Strip::PITCH + lane / 8 * 16;
+#pragma unroll 4
+        for (int at = 0; at < 2 * columns; at += 64) {
+            unsigned a[2][4];
+            ldmatrix(a[0], a_row + at);
+            ldmatrix(a[1], a_row + at + 32);
+#pragma unroll
+            for (int j = 0; j < Strip::OF_SIDE; ++j) {
+                if (first + j >= blocks) break;
+                unsigned b[4];
+                ldmatrix(b, b_row + 8 * j * Strip::PITCH + at);
+                const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+                mma_m16n8k16<T>(of[j], a[0], left, of[j]);
+                mma_m16n8k16<T>(of[j], a[1], right, of[j]);
+            }
+        }
+    }
+
+    // To room[token * STRIDE + row], rows counted from the slot's first.
+    __device__ __forceinline__ void store(float* room) const {
+        const int lane = threadIdx.x % 32, token = lane / 4;
+#pragma unroll
+        for (int j = 0; j < Strip::OF_SIDE; ++j) {
+            if (first + j >= blocks) break;
+            float* const to = room + token * Strip::STRIDE + 8 * (first + j) + lane % 4 * 2;
+            if (token < tokens) *reinterpret_cast<float2*>(to) = make_float2(of[j][0], of[j][1]);
+            if (token + 8 < tokens) *reinterpret_cast<float2*>(to + 8 * Strip::STRIDE) = make_float2(of[j][2], of[j][3]);
+        }
+    }
+};
+
+// The same in float32, for which there are no tensor cores: lane 8 q + r has row r of each block, and the q-th 4 of each 16 columns.
+template <class Strip>
+struct Sums<float, Strip> {
+    float of[Strip::OF_SIDE][Strip::TOKENS] = {};
+    int first, blocks, tokens;
+
+    __device__ __forceinline__ void multiply(const char* slot, int columns) {
+        const int lane = threadIdx.x % 32;
+        const char* const x_row = slot + Strip::TOKENS_AT + lane / 8 * 16;
+        const char* const w_row = slot + (8 * first + lane % 8) * Strip::PITCH + lane / 8 * 16;
+        for (int at = 0; at < 4 * columns; at += 64) {
+            float w[Strip::OF_SIDE][4] = {};
+#pragma unroll
+            for (int j = 0; j < Strip::OF_SIDE; ++j)
+                if (first + j < blocks) load_vector(reinterpret_cast<const float*>(w_row + 8 * j * Strip::PITCH + at), w[j]);
+#pragma unroll
+            for (int token = 0; token < Strip::TOKENS; ++token) {
+                float x[4];
+                load_vector(reinterpret_cast<const float*>(x_row + min(token, tokens - 1) * Strip::PITCH + at), x);
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+#pragma unroll
+                    for (int j = 0; j < Strip::OF_SIDE; ++j) of[j][token] += w[j][i] * x[i];
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store(float* room) const {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int j = 0; j < Strip::OF_SIDE; ++j) {
+#pragma unroll
+            for (int token = 0; token < Strip::TOKENS; ++token) {
+                float sum = of[j][token];
+                sum += __shfl_xor_sync(FULL_WARP, sum, 8);
+                sum += __shfl_xor_sync(FULL_WARP, sum, 16);
+                if (first + j < blocks && token < tokens && lane / 8 == token % 4) room[token * Strip::STRIDE + 8 * (first + j) + lane % 8] = sum;
+            }
+        }
+    }
+};
+
+// A whole strip by all consumers, from tokens of k columns. The sums go to `room`, and finish(token, row, sum, other) gets those of the first `results`
+// rows; if PAIRS, `other` is that of the row half a strip on. Teams are added in the same order each time.
 template <class T, class Strip, bool PAIRS, int SLOTS, class Finish>
-__device__ __forceinline__ void consume(Slots<SLOTS>& ring, float* room, int k, int tokens, int results, Finish finish) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, team = warp % TEAMS, side = warp / TEAMS;
-    const int boxes = (k + BOX - 1) / BOX, slots = (boxes + Strip::BOXES - 1) / Strip::BOXES;
-    float sums[Strip::OF_SIDE][4] = {};
-    const int turn = (team + TEAMS - ring.next % TEAMS) % TEAMS;  // this team's first slot
-    for (int slot = turn; slot < slots; slot += TEAMS) {
+__device__ __forceinline__ void consume(Ring<SLOTS>& ring, float* room, int k, int tokens, int results, Finish finish) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, team = warp % TEAMS, side = warp / TEAMS, slots = Strip::slots(k);
+    Sums<T, Strip> sums;
+    sums.first = side * Strip::OF_SIDE, sums.blocks = Strip::rows(team) / 8, sums.tokens = tokens;
+    for (int slot = team; slot < slots; slot += TEAMS) {
         const int at = ring.next + slot;
         ring.wait_full(at);
-        multiply<T, Strip>(sums, ring.slot(at), min(Strip::BOXES, boxes - slot * Strip::BOXES), side);
+        sums.multiply(ring.slot(at), Strip::columns(slot, k));
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&ring.empty[at % SLOTS]);
     }
     ring.next += slots;
 
-    constexpr int STRIDE = Strip::STRIDE;
-    float* const own = room + turn * TOKENS * STRIDE;
-#pragma unroll
-    for (int j = 0; j < Strip::OF_SIDE; ++j) {
-        const int row = 8 * (side * Strip::OF_SIDE + j) + lane % 4 * 2, token = lane / 4;
-        if (Strip::BLOCKS % SIDES && row >= Strip::ROWS) continue;
-        if (token < tokens) *reinterpret_cast<float2*>(own + token * STRIDE + row) = make_float2(sums[j][0], sums[j][1]);
-        if (token + 8 < tokens) *reinterpret_cast<float2*>(own + (token + 8) * STRIDE + row) = make_float2(sums[j][2], sums[j][3]);
-    }
+    constexpr int STRIDE = Strip::STRIDE, PART = Strip::TOKENS * STRIDE;
+    sums.store(room + (Strip::SHARED_OUT ? Strip::first_row(team) : team * PART));
     named_barrier_sync(1, CONSUMERS);
     for (int i = threadIdx.x; i < tokens * results; i += CONSUMERS) {
         const int token = i / results, row = i % results;
         const float* const column = room + token * STRIDE + row;
         float sum = 0.0f, other = 0.0f;
 #pragma unroll
-        for (int t = 0; t < TEAMS; ++t) {
-            sum += column[t * TOKENS * STRIDE];
-            if (PAIRS) other += column[t * TOKENS * STRIDE + Strip::ROWS / 2];
+        for (int part = 0; part < Strip::PARTS; ++part) {
+            sum += column[part * PART];
+            if (PAIRS) other += column[part * PART + Strip::ROWS / 2];
         }
         finish(token, row, sum, other);
     }
@@ -122,26 +192,25 @@ __device__ __forceinline__ void consume(Slots<SLOTS>& ring, float* room, int k, 
     named_barrier_sync(1, CONSUMERS);  // the room may be written again
 }
 
-// y = act(x W1^T + b1) W2^T + b2 of x (tokens, embed), tokens <= 16. w1 and w2 are tensor maps of W1, (ffn, embed), for boxes of UNITS rows
-// (gated: (2 ffn, embed), all gates before all ups), and of W2 (embed, ffn) for boxes of ROWS rows; x and h_map those of the tokens and of h
-// (tokens, ffn), which `h` points to, for 16 rows. Each box has 64 columns, swizzled over 128 bytes.
+// y = act(x W1^T + b1) W2^T + b2 of x (tokens, embed), tokens <= TOKENS <= 16, W1 (ffn, embed), gated (2 ffn, embed), all gates before all ups, and
+// W2 (embed, ffn). h (tokens, ffn) is written and read. All rows lie on 16 bytes; embed and ffn are multiples of 32.
 // Any number of blocks. `phases`: 3, or 1 for h alone and 2 for y alone, from an h that is there.
-template <class T, int ACTIVATION, int UNITS, int BOXES_1, int ROWS, int BOXES_2, int SLOTS>
+// Strips have UNITS units of h (as many gates and ups), and ROWS rows of W2.
+template <class T, int ACTIVATION, int TOKENS, int UNITS, int COLUMNS_1, int ROWS, int COLUMNS_2, int SLOTS>
 __global__ void __launch_bounds__(THREADS, 1)
-    ffn_single(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w1, const __grid_constant__ TensorMap h_map,
-               const __grid_constant__ TensorMap w2, const T* b1, const T* b2, T* h, T* y, int tokens, int embed, int ffn, Progress* progress,
-               int phases) {
+    ffn_single(const T* x, const T* w1, const T* w2, const T* b1, const T* b2, T* h, T* y, int tokens, int embed, int ffn, long long x_stride,
+               long long w1_stride, long long w2_stride, Progress* progress, int phases) {
     constexpr bool GATED = is_gated(ACTIVATION);
-    using First = Strip<UNITS*(GATED ? 2 : 1), BOXES_1>;
-    using Second = Strip<ROWS, BOXES_2>;
+    using First = Strip<T, UNITS*(GATED ? 2 : 1), COLUMNS_1, TOKENS, true>;
+    using Second = Strip<T, ROWS, COLUMNS_2, TOKENS, false>;
     constexpr int SLOT_BYTES = First::BYTES > Second::BYTES ? First::BYTES : Second::BYTES;
-    extern __shared__ __align__(1024) char dynamic[];
+    extern __shared__ __align__(16) char dynamic[];
     __shared__ Mbarrier full[SLOTS], empty[SLOTS];
-    __shared__ int tile_of[SLOTS];
+    __shared__ Mbarrier told[2], heard[2];  // which strip comes next, told a strip ahead
+    __shared__ int strips[2];
     float* const room = reinterpret_cast<float*>(dynamic + SLOTS * SLOT_BYTES);
     const int blocks = gridDim.x, block = blockIdx.x;
-    const int tiles_1 = (ffn + UNITS - 1) / UNITS, tiles_2 = (embed + ROWS - 1) / ROWS;
-    const int boxes_1 = (embed + BOX - 1) / BOX, boxes_2 = (ffn + BOX - 1) / BOX;
+    const int strips_1 = (ffn + UNITS - 1) / UNITS, strips_2 = (embed + ROWS - 1) / ROWS;
     const bool both = phases == 3;
 
     if (threadIdx.x == 0) {
@@ -149,62 +218,79 @@ __global__ void __launch_bounds__(THREADS, 1)
             mbarrier_init(&full[i], 1);
             mbarrier_init(&empty[i], SIDES);
         }
+        for (int i = 0; i < 2; ++i) {
+            mbarrier_init(&told[i], 1);
+            mbarrier_init(&heard[i], CONSUMERS / 32);
+        }
         fence_mbarrier_init();
     }
     __syncthreads();
-    Slots<SLOTS> ring{dynamic, SLOT_BYTES, full, empty, 0};
+    Ring<SLOTS> ring{dynamic, SLOT_BYTES, full, empty, 0};
 
     if (threadIdx.x >= CONSUMERS) {
-        if (threadIdx.x > CONSUMERS) return;
+        const int lane = threadIdx.x % 32;
+        int turn = 0;
         if (phases & 1) {
-            for (int turn = 0;; ++turn) {
-                const int tile = both ? static_cast<int>(atomicAdd(&progress->claimed, 1u)) : block + turn * blocks;
-                const int boxes = tile < tiles_1 ? boxes_1 : 1;  // a tile that there is not ends the phase; it comes as a slot without bytes
-                for (int box = 0; box < boxes; box += BOXES_1) {
-                    const int at = ring.next++, count = tile < tiles_1 ? min(BOXES_1, boxes - box) : 0;
+            for (;; ++turn) {
+                int strip = block + turn * blocks;
+                if (both) strip = __shfl_sync(FULL_WARP, lane == 0 ? static_cast<int>(atomicAdd(&progress->claimed, 1u)) : 0, 0);
+                mbarrier_wait(&heard[turn % 2], turn / 2 & 1 ^ 1);
+                if (lane == 0) {
+                    strips[turn % 2] = strip;
+                    mbarrier_arrive(&told[turn % 2]);
+                }
+                if (strip >= strips_1) break;  // it tells of the end
+                for (int slot = 0; slot < First::slots(embed); ++slot) {
+                    const int at = ring.next++, column = First::column(slot), row = First::first_row(slot);
+                    const int bytes = sizeof(T) * First::columns(slot, embed), rows = First::rows(slot);
                     Mbarrier* const arrived = &full[at % SLOTS];
                     ring.wait_empty(at);
-                    tile_of[at % SLOTS] = tile;
-                    mbarrier_arrive_expect_tx(arrived, count * First::BOX_BYTES);
-                    for (int i = 0; i < count; ++i) {
-                        char* const to = ring.slot(at) + i * First::BOX_BYTES;
-                        const int column = (box + i) * BOX;
-                        tma_load(to, w1, arrived, column, tile * UNITS);
-                        if (GATED) tma_load(to + UNITS * BOX_ROW, w1, arrived, column, ffn + tile * UNITS);
-                        tma_load(to + First::WEIGHT_BYTES, x, arrived, column, 0);
+                    if (lane == 0) mbarrier_arrive_expect_tx(arrived, bytes * (rows + tokens));
+                    __syncwarp();
+                    for (int i = lane; i < rows; i += 32) {
+                        const int in_strip = row + i, unit = min(strip * UNITS + in_strip % UNITS, ffn - 1);
+                        const long long from = GATED && in_strip >= UNITS ? ffn + unit : unit;
+                        bulk_load(ring.slot(at) + i * First::PITCH, w1 + from * w1_stride + column, bytes, arrived);
                     }
+                    if (lane < tokens) bulk_load(ring.slot(at) + First::TOKENS_AT + lane * First::PITCH, x + lane * x_stride + column, bytes, arrived);
                 }
-                if (tile >= tiles_1) break;
             }
         }
         if (phases & 2) {
-            const int slots = (boxes_2 + BOXES_2 - 1) / BOXES_2, own = block < tiles_2 ? (tiles_2 - block + blocks - 1) / blocks : 0;
-            const int begin = ring.next, total = own * slots;
+            const int slots = Second::slots(ffn), begin = ring.next, own = block < strips_2 ? (strips_2 - block + blocks - 1) / blocks : 0;
             bool h_is_there = false;
-            for (int i = 0, asked = 0; i < total; ++i) {  // slots whose weights are on their way; `asked`: whose columns of h are, too
-                const int at = begin + i, box = i % slots * BOXES_2, count = min(BOXES_2, boxes_2 - box);
+            for (int i = 0, asked = 0; i < own * slots; ++i) {  // slots whose weights are on their way; `asked`: whose columns of h are, too
+                const int at = begin + i, column = Second::column(i % slots), bytes = sizeof(T) * Second::columns(i % slots, ffn);
+                const int strip = block + i / slots * blocks;
                 ring.wait_empty(at);
-                mbarrier_arrive_expect_tx(&full[at % SLOTS], count * Second::BOX_BYTES);
-                for (int j = 0; j < count; ++j)
-                    tma_load(ring.slot(at) + j * Second::BOX_BYTES, w2, &full[at % SLOTS], (box + j) * BOX, (block + i / slots * blocks) * ROWS);
-                if (!h_is_there && i + 1 < min(SLOTS - 1, total)) continue;
-                if (!h_is_there && both) ring.wait_empty(begin - 1 + SLOTS);  // the slot that told the end: this block has done its part
-                if (!h_is_there && both)
-                    while (atomicAdd(&progress->done, 0u) < static_cast<unsigned>(tiles_1)) __nanosleep(20);
+                if (lane == 0) mbarrier_arrive_expect_tx(&full[at % SLOTS], bytes * (ROWS + tokens));
+                __syncwarp();
+                for (int row = lane; row < ROWS && bytes > 0; row += 32) {
+                    const long long from = min(strip * ROWS + row, embed - 1);
+                    bulk_load(ring.slot(at) + row * Second::PITCH, w2 + from * w2_stride + column, bytes, &full[at % SLOTS]);
+                }
                 if (!h_is_there) {
+                    if (i + 1 < min(SLOTS, slots)) continue;
+                    if (both) {
+                        mbarrier_wait(&heard[turn % 2], turn / 2 & 1);  // all have heard of the end: this block's part of h is done
+                        if (lane == 0)
+                            while (atomicAdd(&progress->done, 0u) < static_cast<unsigned>(strips_1)) __nanosleep(20);
+                        __syncwarp();
+                    }
                     __threadfence();
                     fence_proxy_async();
                     h_is_there = true;
                 }
                 for (; asked <= i; ++asked) {
-                    const int slot = begin + asked, first = asked % slots * BOXES_2, boxes = min(BOXES_2, boxes_2 - first);
-                    for (int j = 0; j < boxes; ++j)
-                        tma_load(ring.slot(slot) + j * Second::BOX_BYTES + Second::WEIGHT_BYTES, h_map, &full[slot % SLOTS], (first + j) * BOX, 0);
+                    const int slot = begin + asked, first = Second::column(asked % slots), length = sizeof(T) * Second::columns(asked % slots, ffn);
+                    if (lane < tokens && length > 0)
+                        bulk_load(ring.slot(slot) + Second::TOKENS_AT + lane * Second::PITCH, h + lane * static_cast<long long>(ffn) + first, length,
+                                  &full[slot % SLOTS]);
                 }
             }
         }
-        // The last one out leaves zeros: block 0, which always has a tile of W2, has seen the last one of W1 done.
-        if (both && atomicAdd(&progress->left, 1u) == blocks - 1) {
+        // The last one out leaves zeros: block 0, which always has a strip of W2, has seen the last one of W1 done.
+        if (both && lane == 0 && atomicAdd(&progress->left, 1u) == blocks - 1) {
             atomicExch(&progress->claimed, 0u);
             atomicExch(&progress->done, 0u);
             atomicExch(&progress->left, 0u);
@@ -213,12 +299,12 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
 
     if (phases & 1) {
-        for (;;) {
-            ring.wait_full(ring.next);
-            const int tile = tile_of[ring.next % SLOTS];
-            named_barrier_sync(1, CONSUMERS);  // all have read it: only one team waits for this slot to be used up
-            if (tile >= tiles_1) break;
-            const int unit = tile * UNITS;
+        for (int turn = 0;; ++turn) {
+            mbarrier_wait(&told[turn % 2], turn / 2 & 1);
+            const int strip = strips[turn % 2], unit = strip * UNITS;
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) mbarrier_arrive(&heard[turn % 2]);
+            if (strip >= strips_1) break;
             const auto finish = [&](int token, int row, float sum, float other) {
                 if (b1 != nullptr) {
                     sum += to_float(b1[unit + row]);
@@ -232,16 +318,14 @@ __global__ void __launch_bounds__(THREADS, 1)
                 atomicAdd(&progress->done, 1u);
             }
         }
-        if (threadIdx.x % 32 == 0 && threadIdx.x / 32 % TEAMS == 0) mbarrier_arrive(&empty[ring.next % SLOTS]);
-        ++ring.next;
     }
     if (phases & 2) {
-        for (int tile = block; tile < tiles_2; tile += blocks) {
+        for (int strip = block; strip < strips_2; strip += blocks) {
             const auto finish = [&](int token, int row, float sum, float) {
-                if (b2 != nullptr) sum += to_float(b2[tile * ROWS + row]);
-                y[token * static_cast<long long>(embed) + tile * ROWS + row] = from_float<T>(sum);
+                if (b2 != nullptr) sum += to_float(b2[strip * ROWS + row]);
+                y[token * static_cast<long long>(embed) + strip * ROWS + row] = from_float<T>(sum);
             };
-            consume<T, Second, false>(ring, room, ffn, tokens, min(ROWS, embed - tile * ROWS), finish);
+            consume<T, Second, false>(ring, room, ffn, tokens, min(ROWS, embed - strip * ROWS), finish);
         }
     }
 }

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import labkernels as lk
 from labkernels.errors import ArgumentError
-from labkernels.ffn import ffn, ffn_backward
+from labkernels.ffn import ffn, ffn_backward, ffn_fp8
+from labkernels.ffn.fp8 import fp8_rows
 from labkernels.ffn.reference import activate, backward_reference, reference
 from labkernels.lab.check import check
 from labkernels.nn import FusedFFN
@@ -167,3 +168,32 @@ def test_bad_inputs_of_the_gradients_are_named(name, change, message):
 def test_the_layer_names_a_bad_argument(arguments, message):
     with pytest.raises(ArgumentError, match=f"FusedFFN: {message}"):
         FusedFFN(*arguments)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_fp8_errs_by_its_rounding_alone(activation, device):
+    x, w1, w2, b1, b2 = network(20, 48, 80, activation, torch.bfloat16, device)
+    (v1, s1), (v2, s2) = fp8_rows(w1), fp8_rows(w2)
+    wide = lambda values, scales: scales[:, None].double() * values.double()
+    y = ffn_fp8(x, v1, v2, s1, s2, b1, b2, activation)
+    pre = F.linear(wide(*fp8_rows(x)), wide(v1, s1), b1.double()).bfloat16()
+    want = F.linear(wide(*fp8_rows(pre, activation)), wide(v2, s2), b2.double())
+    assert (y - want).norm() < 8e-3 * want.norm()
+    exact = reference(*(t.double() for t in (x, w1, w2, b1, b2)), activation)
+    assert 1e-3 * exact.norm() < (y - exact).norm() < 8e-2 * exact.norm()
+
+
+def test_fp8_rows_bring_the_largest_to_448():
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    values, scales = fp8_rows(x)
+    assert (values.float().abs().amax(1) == 448).all()
+    torch.testing.assert_close(scales[:, None] * values.float(), x, rtol=2**-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("change, message", [({"x": torch.ones(3, 16)}, "x is float32"), ({"w1": torch.ones(8, 16)}, "w1 is float32"), ({"activation": "relu"}, "'relu'")])
+def test_fp8_names_bad_inputs(change, message):
+    weight, scale = torch.ones(16, 16).to(torch.float8_e4m3fn), torch.ones(16)
+    inputs = {"x": torch.ones(3, 16).bfloat16(), "w1": weight, "w2": weight, "scale_1": scale, "scale_2": scale} | change
+    with pytest.raises(ArgumentError, match=f"ffn_fp8: .*{message}"):
+        ffn_fp8(**inputs)

@@ -1,0 +1,96 @@
+"""v6 of `ffn`, one kernel for both products: strips, slots and tokens of every number, float32 and 16 bits; GPU: graphs, streams, repetition."""
+
+import pytest
+import torch
+
+from labkernels.cuda import sanitizing
+from labkernels.ffn import single
+from labkernels.ffn.reference import reference
+from labkernels.ffn.single import Config, best_config, configured
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+SMALL = Config(tokens=16, units=24, columns_1=64, rows=16, columns_2=32, slots=4, gated=True)
+
+
+def network(tokens, embed, ffn, activation="swiglu", dtype=torch.bfloat16, device="cpu"):
+    generator = torch.Generator().manual_seed(tokens)
+    rows = 2 * ffn if activation == "swiglu" else ffn
+    sizes = ((tokens, embed), 1), ((rows, embed), embed**-0.5), ((embed, ffn), ffn**-0.5), ((rows,), 1), ((embed,), 1)
+    return [(scale * torch.randn(size, generator=generator)).to(device, dtype) for size, scale in sizes]
+
+
+def assert_right(y, tensors, activation="swiglu", error=4e-3):
+    want = reference(*(t.double() for t in tensors), activation)
+    assert y.shape == want.shape and (y - want).norm() <= error * want.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("phases", [(3,), (1, 2)])
+def test_many_strips_a_block_and_partial_ones_at_the_end(phases, device):
+    for tokens, embed, ffn in ((1, 96, 32), (7, 160, 256), (16, 64, 96)):
+        tensors = network(tokens, embed, ffn, device=device)
+        assert_right(configured(SMALL, *tensors, "swiglu", phases=phases, blocks=1), tensors)
+
+
+def test_float32_in_the_emulator_is_clean_and_exact():
+    tensors = network(5, 96, 64, dtype=torch.float32)
+    with sanitizing():
+        y = configured(Config(8, 24, 32, 16, 32, 4, True, 4), *tensors, "swiglu")
+    assert_right(y, tensors, error=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_same_bits_each_time_and_progress_is_left_at_zero(device):
+    tensors = network(9, 160, 256, device=device)
+    results = [configured(SMALL, *tensors, "swiglu") for _ in range(3)]
+    assert all(torch.equal(results[0], other) for other in results) and not single.progress(tensors[0].device).any()
+
+
+def test_each_block_has_one_strip_of_each_where_that_fits():
+    config = best_config(16, 4096, 11008, True, 132)
+    assert (config.units, config.rows) == (88, 32) and config.slots % single.TEAMS == 0
+    for embed, ffn, gated, item in ((4096, 11008, True, 2), (8192, 28672, True, 2), (512, 2048, False, 2), (64, 32, False, 4), (4096, 14336, True, 4)):
+        for tokens in (1, 5, 16):
+            config = best_config(tokens, embed, ffn, gated, 132, item)
+            assert config.tokens >= tokens and config.shared_mem <= single.SHARED_BYTES and config.columns_1 % 32 == config.columns_2 % 32 == 0
+
+
+@pytest.mark.parametrize("dtype, tokens", [(torch.bfloat16, 4), (torch.bfloat16, 16), (torch.float32, 16)])
+def test_compiles_without_spills(dtype, tokens):
+    config = best_config(tokens, 4096, 11008, True, 132, dtype.itemsize)
+    resources = single._kernel(config, dtype, "swiglu").resources("sm_90a")
+    assert resources.spill_store_bytes == resources.stack_bytes == 0
+    assert config.shared_mem + resources.shared_bytes <= 227 * 1024
+
+
+def test_refusals_are_told():
+    x, w1, w2, *_ = network(17, 64, 32)
+    assert single.V6.accepts(x, w1, w2, activation="swiglu") == "takes at most 16 tokens"
+    assert single.V6.accepts(x[:3, :40], w1[:, :40], w2[:40], activation="swiglu") == "takes embed and ffn that are multiples of 32"
+    assert "16 bytes" in single.V6.accepts(torch.ones(3, 65).bfloat16()[:, 1:], w1, w2, activation="swiglu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_llamas_size_on_a_gpu(dtype):
+    for tokens in (1, 3, 8, 16):
+        tensors = network(tokens, 4096, 11008, dtype=dtype, device="cuda")
+        assert_right(configured(None, *tensors, "swiglu"), tensors, error=4e-3 if dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_graph_it_runs_on_any_stream_beside_others():
+    tensors = network(4, 1024, 2816, device="cuda")
+    want = configured(None, *tensors, "swiglu")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [configured(None, *tensors, "swiglu") for _ in range(3)]
+    streams, results = [torch.cuda.Stream() for _ in range(3)], []
+    torch.cuda.synchronize()
+    for turn in range(30):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(configured(None, *tensors, "swiglu"))
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(want, one) for one in [*captured, *results])
