@@ -17,14 +17,13 @@ constexpr int CANDIDATES = 512;  // that reach it, at most
 struct Shared {
     Selection selection;
     float warp_maximum[32 * MOST_BLOCKS];
-    float value[CANDIDATES];  // of this block; the first block's then are the cluster's
-    int token[CANDIDATES];
-    Amount amount[CANDIDATES], above[CANDIDATES];
-    Amount everything;
     unsigned bound;
-    int candidates;
+    // Of the first block, and for the whole cluster:
+    int candidates, token[CANDIDATES];
+    float value[CANDIDATES];
+    Amount amount[CANDIDATES], above[CANDIDATES], ticket[CANDIDATES], everything;
 };
-static_assert(sizeof(Shared) == 30048, "as sample_tokens_variants.py knows it");
+static_assert(sizeof(Shared) == 34144, "as sample_tokens_variants.py knows it");
 
 __device__ inline int total_of_warp(int value) { return __reduce_add_sync(FULL_WARP, value); }
 
@@ -61,39 +60,51 @@ __device__ inline unsigned bound_of(const float* maxima, int count, int wanted) 
     return low;
 }
 
-// The draw from `count` candidates, which hold all tokens that top-k keeps. For all threads of one block.
-__device__ inline unsigned long long draw_from_candidates(Shared& shared, int count, const Settings& s, const Rule& rule, float maximum) {
-    for (int i = threadIdx.x; i < count; i += blockDim.x) shared.amount[i] = mass(weight(shared.value[i], maximum, rule.scale));
+// The draw from `count` candidates, which hold all tokens that top-k keeps, and its results. For all threads of one block.
+__device__ inline void draw_from_candidates(Shared& shared, int count, const Settings& s, const Rule& rule, float maximum, long long* token,
+                                            float* logprob) {
+    const int half = blockDim.x / 2;  // of the threads work out masses, the others noise
+    for (int i = threadIdx.x % half; i < count; i += half) {
+        const float value = shared.value[i], e = weight(value, maximum, rule.scale);
+        if (threadIdx.x < half) shared.amount[i] = mass(e);
+        else shared.ticket[i] = rule.below_min_p(e) ? 0 : ticket(score(value, maximum, rule, s, shared.token[i]), shared.token[i]);
+    }
     __syncthreads();
-    Amount total = 0;
-    for (int i = warp_id(); i < count; i += blockDim.x / 32) {
-        const float value = shared.value[i];
+    for (int first = 0; first < count; first += blockDim.x / 8) {  // eight lanes a candidate
+        const int i = first + threadIdx.x / 8;
+        const float value = i < count ? shared.value[i] : CUDART_INF_F;
         Amount above = 0;
         int larger = 0;
-        for (int j = lane_id(); j < count; j += 32) {
+        for (int j = threadIdx.x % 8; j < count; j += 8) {
             const bool is_larger = shared.value[j] > value;
             larger += is_larger;
             above += is_larger ? shared.amount[j] : 0;
         }
-        const bool kept = total_of_warp(larger) < rule.keep;
-        above = warp_sum(above);
-        if (lane_id() == 0) {
-            shared.above[i] = kept ? above : ~static_cast<Amount>(0);
-            total += kept ? shared.amount[i] : 0;
+#pragma unroll
+        for (int distance = 4; distance > 0; distance /= 2) {
+            larger += __shfl_xor_sync(FULL_WARP, larger, distance);
+            above += __shfl_xor_sync(FULL_WARP, above, distance);
         }
+        if (threadIdx.x % 8 == 0 && i < count) shared.above[i] = larger < rule.keep ? above : ~static_cast<Amount>(0);
     }
-    Amount wanted = ~static_cast<Amount>(0);
-    if (rule.top_p < 1.0f) wanted = mass_wanted(rule.top_p, block_sum(total));
-    else __syncthreads();
+    __syncthreads();
+    if (warp_id()) return;
 
-    unsigned long long best = 0;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        const float value = shared.value[i];
-        if (shared.above[i] >= wanted || rule.below_min_p(weight(value, maximum, rule.scale))) continue;
-        const unsigned long long mine = ticket(score(value, maximum, rule, s, shared.token[i]), shared.token[i]);
-        best = mine > best ? mine : best;
+    Amount wanted = ~static_cast<Amount>(0), best = 0;
+    if (rule.top_p < 1.0f) {
+        Amount total = 0;
+        for (int i = lane_id(); i < count; i += 32) total += shared.above[i] == wanted ? 0 : shared.amount[i];
+        wanted = mass_wanted(rule.top_p, warp_sum(total));
     }
-    return block_max(best);
+    for (int i = lane_id(); i < count; i += 32) {
+        if (shared.above[i] < wanted && shared.ticket[i] > best) best = shared.ticket[i];
+    }
+    best = warp_reduce(best, [](Amount a, Amount b) { return a > b ? a : b; });
+    for (int i = lane_id(); i < count; i += 32) {
+        if (shared.ticket[i] != best) continue;
+        *token = shared.token[i];
+        if (logprob) *logprob = log_probability(shared.value[i], maximum, rule.scale, shared.everything);
+    }
 }
 
 // The maximum of the row from those of the threads, in all threads of the cluster; NaN if a thread has found something `without` a distribution.
@@ -124,47 +135,31 @@ __device__ inline float find_bound(Shared& shared, const ClusterTeam& team, cons
     return from_ordered(shared.bound);
 }
 
-// This block's tokens that reach the bound, in any order; their number may be more than there is place for.
-__device__ inline void collect(Shared& shared, float logit, float bound, int token) {
+// A token that reaches the bound goes to the first block, to any place; there may be more than there are places.
+__device__ inline void collect(Shared& shared, const ClusterTeam& team, float logit, float bound, int token) {
     if (logit < bound) return;
-    const int place = atomicAdd(&shared.candidates, 1);
+    Shared& of_first = *team.of(&shared, 0);
+    const int place = atomicAdd(&of_first.candidates, 1);
     if (place < CANDIDATES) {
-        shared.value[place] = logit;
-        shared.token[place] = token;
+        of_first.value[place] = logit;
+        of_first.token[place] = token;
     }
 }
 
-// Appends to the first block's candidates those of the others, and adds up the masses of their parts. For the first block.
-__device__ inline Amount gather(Shared& shared, const ClusterTeam& team) {
-    int place = shared.candidates;
-    Amount everything = shared.everything;
-    for (int rank = 1; rank < team.size; ++rank) {
-        const int more = *team.of(&shared.candidates, rank);
-        for (int i = threadIdx.x; i < more; i += blockDim.x) {
-            shared.value[place + i] = team.of(shared.value, rank)[i];
-            shared.token[place + i] = team.of(shared.token, rank)[i];
-        }
-        place += more;
-        everything += *team.of(&shared.everything, rank);
-    }
-    return everything;
-}
-
-// Draws, where there is place for all candidates, and says whether it did. For all threads of the cluster.
-__device__ inline bool draw_if_few(Shared& shared, const ClusterTeam& team, const Settings& s, const Rule& rule, float maximum, long long row,
-                                   long long* tokens, float* logprobs) {
+// Draws, where there was place for all candidates, and says whether it did. For all threads of the cluster.
+__device__ inline bool draw_if_few(Shared& shared, const ClusterTeam& team, const Settings& s, const Rule& rule, float maximum, long long* token,
+                                   float* logprob) {
     team.sync();
-    int count = 0;
-    for (int rank = 0; rank < team.size; ++rank) count += *team.of(&shared.candidates, rank);
-    if (count > CANDIDATES) return false;
-    const Amount everything = team.rank == 0 ? gather(shared, team) : 0;
-    team.sync();  // the first block has read what it needs: the others may leave
-    if (team.rank) return true;
-    const unsigned long long best = draw_from_candidates(shared, count, s, rule, maximum);
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        if (shared.token[i] != token_of(best)) continue;
-        tokens[row] = shared.token[i];
-        if (logprobs) logprobs[row] = log_probability(shared.value[i], maximum, rule.scale, everything);
-    }
-    return true;
+    const int count = *team.of(&shared.candidates, 0);
+    cluster_arrive();  // the first block stays until the others know the count
+    const bool few = count <= CANDIDATES;
+    if (few && team.rank == 0) draw_from_candidates(shared, count, s, rule, maximum, token, logprob);
+    cluster_wait();
+    return few;
+}
+
+// The mass of the whole row, for a log-probability, adds up in the first block. For all threads of a block.
+__device__ inline void add_everything(Shared& shared, const ClusterTeam& team, Amount everything) {
+    everything = block_sum(everything);
+    if (threadIdx.x == 0) atomicAdd(&team.of(&shared, 0)->everything, everything);
 }

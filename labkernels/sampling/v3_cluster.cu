@@ -61,17 +61,16 @@ __global__ void __launch_bounds__(1024, 1) sample_cluster(const T* logits, long 
         if (logprobs) {
             Amount everything = 0;
             for (int i = threadIdx.x; i < count; i += blockDim.x) everything += mass(weight(values[i], maximum, rule.scale));
-            everything = block_sum(everything);
-            if (threadIdx.x == 0) shared.everything = everything;
+            add_everything(shared, team, everything);
         }
         const float bound = find_bound(shared, team, rule);
         for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
             float vector[WIDTH];
             load_vector(values + i, vector);
 #pragma unroll
-            for (int j = 0; j < WIDTH; ++j) collect(shared, vector[j], bound, first + i + j);
+            for (int j = 0; j < WIDTH; ++j) collect(shared, team, vector[j], bound, first + i + j);
         }
-        if (draw_if_few(shared, team, s, rule, maximum, row_number, tokens, logprobs)) return;
+        if (draw_if_few(shared, team, s, rule, maximum, tokens + row_number, logprobs ? logprobs + row_number : nullptr)) return;
     }
     const Draw draw = draw_from(team, shared.selection, values, count, first, vocab, s, rule, maximum);
     if (threadIdx.x == 0 && token_of(draw.ticket) / slice == team.rank) {

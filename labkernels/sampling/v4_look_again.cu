@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(512, 2) sample_look_again(const T* logits, lon
 
     float mine = -CUDART_INF_F;
     bool without = false;  // NaN or +inf, which have no distribution
-#pragma unroll 4
+#pragma unroll 8
     for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
         float vector[WIDTH];
         row.load(i, vector);
@@ -63,19 +63,20 @@ __global__ void __launch_bounds__(512, 2) sample_look_again(const T* logits, lon
 #pragma unroll
                 for (int j = 0; j < WIDTH; ++j) everything += mass(weight(vector[j], maximum, rule.scale));
             }
-            everything = block_sum(everything);
-            if (threadIdx.x == 0) shared.everything = everything;
+            add_everything(shared, team, everything);
         }
         const float bound = find_bound(shared, team, rule);
-        if (mine >= bound) {
-            for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
+        unsigned reach = __ballot_sync(FULL_WARP, mine >= bound);
+        for (; reach; reach &= reach - 1) {  // the warp reads that lane's part, a vector each: one wait for L2, not one after the other
+            const int thread = __ffs(reach) - 1 - lane_id() + threadIdx.x;
+            for (int i = WIDTH * (thread + lane_id() * blockDim.x); i < count; i += WIDTH * 32 * blockDim.x) {
                 float vector[WIDTH];
                 row.load(i, vector);
 #pragma unroll
-                for (int j = 0; j < WIDTH; ++j) collect(shared, vector[j], bound, first + i + j);
+                for (int j = 0; j < WIDTH; ++j) collect(shared, team, vector[j], bound, first + i + j);
             }
         }
-        if (draw_if_few(shared, team, s, rule, maximum, row_number, tokens, logprobs)) return;
+        if (draw_if_few(shared, team, s, rule, maximum, tokens + row_number, logprobs ? logprobs + row_number : nullptr)) return;
     }
     const Draw draw = draw_from(team, shared.selection, row, count, first, vocab, s, rule, maximum);
     if (threadIdx.x == 0 && token_of(draw.ticket) / slice == team.rank) {
