@@ -22,6 +22,12 @@
 #include "vector.cuh"
 #include "warp.cuh"
 
+#if defined(LK_EMULATOR) || __CUDA_ARCH__ >= 900
+constexpr bool HAS_CLUSTERS = true;
+#else
+constexpr bool HAS_CLUSTERS = false;  // nor early launches: older GPUs do without both
+#endif
+
 // How the steps of a row are shared out: each part has `each`, the first `more` parts one more.
 struct Parts {
     int each, more;
@@ -83,7 +89,7 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
 
     const int part = blockIdx.y * WARPS + warp_id(), lane = lane_id(), r = lane / 4, j = lane % 4;
     const int first = part * parts.each + min(part, parts.more), steps = parts.each + (part < parts.more);
-    const int mine = min(steps, static_cast<int>((row_bytes - 16 * j + 63) / 64) - first);  // of the last step not all lanes may have a part
+    const int whole = static_cast<int>((row_bytes + 48 - 16 * j) / 64) - first;  // steps in which this lane has a part: not all have one of the last
     const int tiles = (n + 15) / 16;
 
     // What is asked for next: steps `ahead` .. `ahead` + AHEAD - 1 of this part of tile `coming`.
@@ -110,8 +116,8 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
         const int step = coming < tiles ? ahead + slot : steps;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            words[slot][h] = make_uint4(0, 0, 0, 0);
-            if (step < mine) words[slot][h] = __ldcs(reinterpret_cast<const uint4*>(packed + source[h] + 64 * slot));
+            const unsigned back = step < whole ? 0 : 16 * j;  // behind the row's end stands what x's zeros meet: anything, here once more its start
+            if (step < steps) words[slot][h] = __ldcs(reinterpret_cast<const uint4*>(packed + (source[h] + 64 * slot - back)));
         }
         if (!Format::GROUPED) return;
 #pragma unroll
@@ -134,8 +140,10 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
     uint4* staged = reinterpret_cast<uint4*>(shared + warp_id() * x_bytes);
     const float* sums = reinterpret_cast<float*>(staged + steps * PIECES * ROWS * 4);
     const typename Format::Table table = Format::prepare(shared + WARPS * x_bytes, codebook);
-    grid_dependency_wait();
-    grid_dependency_launch();  // the next kernel finds all that ran before this one done
+    if constexpr (HAS_CLUSTERS) {
+        grid_dependency_wait();
+        grid_dependency_launch();  // the next kernel finds all that ran before this one done
+    }
     stage_x<T, PIECES, SPANS, ROWS, Format::ASYMMETRIC>(staged, const_cast<float*>(sums), x, m, k, x_stride, first, steps, aligned);
     __syncwarp();
 
@@ -224,16 +232,23 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
         }
         __syncthreads();
 
-        const bool split = gridDim.y > 1;
-        if (split) cluster_sync();  // all have begun: now their shared memory is there
+        const bool split = HAS_CLUSTERS && gridDim.y > 1;
+        if constexpr (HAS_CLUSTERS) {
+            if (split) cluster_sync();  // all have begun: now their shared memory is there
+        }
         for (int i = threadIdx.x; i < 16 * m; i += 32 * WARPS) {
             float value = 0.0f;
 #pragma unroll
             for (int warp = 0; warp < WARPS; ++warp) value += of_warp[turn][warp][i / 16][i % 16];
             float* target = &of_block[blockIdx.y][i / 16][i % 16];
-            *(split ? map_shared_rank(target, 0) : target) = value;
+            if constexpr (HAS_CLUSTERS) {
+                if (split) target = map_shared_rank(target, 0);
+            }
+            *target = value;
         }
-        if (split) cluster_sync();
+        if constexpr (HAS_CLUSTERS) {
+            if (split) cluster_sync();
+        }
         for (int i = threadIdx.x; i < 16 * m; i += 32 * WARPS) {  // by the thread that wrote it, or after the cluster's barrier
             const int row = tile * 16 + i % 16;
             if (row >= n || blockIdx.y > 0) continue;

@@ -58,7 +58,7 @@ def make_inputs(generator, device, dtype, *, m, n, k, scheme="int4", group_size=
     mean = torch.randn((n, 1), generator=generator, device=generator.device).to(device)
     weight = torch.randn((n, k), generator=generator, device=generator.device).to(device) + 0.5 * mean
     codebook = torch.tensor(NF4, device=device).square() * torch.tensor(NF4, device=device).sign() if scheme == "codebook" else None
-    return {"x": x, "weight": replace(quantize(weight, scheme, group_size or None, codebook=codebook), any_variant=True)}
+    return {"x": x, "weight": replace(quantize(weight, scheme, group_size if scheme in FOUR_BIT else None, codebook=codebook), any_variant=True)}
 
 
 def tolerance(dtype: torch.dtype, *, k, **_) -> Tolerance:

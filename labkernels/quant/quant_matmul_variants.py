@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent
 MOST_ROWS = 8  # of x, for a GEMV: the columns of one mma
 TABLE_BYTES = 32 * 1024  # of v3: one word for each byte and bank
 SM_SHARED = 227 * 1024  # bytes of an SM's shared memory
+MOST_STAGED = 100 * 1024  # bytes of x in a block, that two may share an SM
 MOST_SHARED = 200 * 1024  # bytes a block may ask for
 _NAIVE = {"int4": 0, "nf4": 1, "codebook": 1, "int8": 2, "fp8": 3}
 _FORMAT = {"int4": "Int4", "int8": "Int8", "fp8": "Fp8"}
@@ -30,12 +31,14 @@ _FORMAT = {"int4": "Int4", "int8": "Int8", "fp8": "Fp8"}
 @dataclass(frozen=True)
 class Stream:
     """`warps` of a block and `splits` blocks of a cluster share k; `ahead` steps of 64 bytes a row are on their way in each warp;
-    registers are shared out so that `blocks` fit an SM."""
+    registers are shared out so that `blocks` fit an SM, of which `resident` are
+    launched: where there is room left, the next kernel's blocks can ask for their weights while these still run."""
 
     warps: int
     ahead: int
     splits: int = 1
     blocks: int = 2
+    resident: int = 2
 
 
 def v1_naive(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
@@ -73,7 +76,7 @@ def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool
     )  # fmt: skip
     shared = config.warps * x_bytes + TABLE_BYTES * lut
     cluster = (1, config.splits) if config.splits > 1 else None
-    blocks = min(ceil_div(n, 16), max(1, processors(x) * min(config.blocks, SM_SHARED // (shared + 4096)) // config.splits))
+    blocks = min(ceil_div(n, 16), max(1, processors(x) * min(config.resident, max(1, SM_SHARED // (shared + 4096))) // config.splits))
     launch(launched, weight, (blocks, config.splits), 32 * config.warps, args, shared, cluster)
     return y
 
@@ -81,13 +84,19 @@ def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool
 def stream_for(x: torch.Tensor, weight: QuantizedWeight) -> Stream:
     """How to cut the work so that all SMs have some, and x fits beside it."""
     (n, _), m = weight.shape, x.shape[0]
-    tiles, steps = ceil_div(n, 16), ceil_div(row_bytes(weight), 64)
-    splits = 1
-    while splits < 8 and tiles * splits < processors(x) and steps >= 16 * splits:
+    config = tuned(weight.scheme, staged_rows(m)) if x.is_cuda else Stream(2, 4)
+    tiles, steps, splits = ceil_div(n, 16), ceil_div(row_bytes(weight), 64), 1
+    clusters = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
+    while clusters and splits < 8 and tiles * splits < processors(x) and steps >= 2 * config.warps * splits:
         splits *= 2
-    while splits < 8 and 8 * staged_bytes(m, weight, Stream(8, 4, splits)) > 100 * 1024:
+    while clusters and splits < 8 and config.warps * staged_bytes(m, weight, replace(config, splits=splits)) > MOST_STAGED:
         splits *= 2
-    return Stream(8 if x.is_cuda else 2, 4, splits)
+    return replace(config, splits=splits)
+
+
+def tuned(scheme: str, rows: int) -> Stream:
+    """What was fastest on an H200 for so many rows of x, of those that spill no registers."""
+    return Stream(16, 2, 1, 2, 2) if rows == 1 else Stream(8, 4 if rows < 8 else 2, 1, 2, 2)
 
 
 def staged_bytes(m: int, weight: QuantizedWeight, config: Stream) -> int:

@@ -47,6 +47,8 @@ def check_request(who: str, weight, scheme, group_size, search="absmax", codeboo
     """The group size, 128 where none is given for a scheme that has groups; ArgumentError for what cannot be quantised."""
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ArgumentError(f"{who}: weight is {weight.dtype} of shape {tuple(weight.shape)}; it must be floating, (n, k)")
+    if not weight.numel():
+        raise ArgumentError(f"{who}: weight has shape {tuple(weight.shape)}; there is nothing to quantise")
     if scheme not in SCHEMES:
         raise ArgumentError(f"{who}: scheme is {scheme!r}; it must be one of {', '.join(SCHEMES)}")
     if scheme not in FOUR_BIT and group_size is not None:
