@@ -53,6 +53,25 @@ def configured(
     return losses, gradient
 
 
+def v4_registers(logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, *, out=None, with_gradient=True):
+    args, losses, gradient = _prepared(logits, target, scale, ignore_index, label_smoothing, z_loss, out, with_gradient)
+    width = _width(logits, gradient)
+    blocks, threads, vectors = in_registers(logits.shape[1], width)
+    if len(losses):
+        cross_entropy = kernel(FOLDER / "v4_registers.cu", "cross_entropy_registers", logits.dtype, width, vectors)
+        cross_entropy(len(losses) * blocks, threads, args(len(losses)), 0, blocks)
+    return losses, gradient
+
+
+def in_registers(vocab: int, width: int) -> tuple[int, int, int]:
+    """Blocks of a cluster, threads of a block, and vectors of a thread, which holds 32 elements; more only where 8 blocks of 512 threads are not enough."""
+    elements = 32
+    while elements * 512 * MOST_BLOCKS < vocab:
+        elements *= 2
+    blocks = next((blocks for blocks in (1, 2, 4) if elements * 512 * blocks >= vocab), MOST_BLOCKS)
+    return blocks, min(512, 32 * ceil_div(vocab, 32 * elements * blocks)), elements // width
+
+
 def best_blocks(logits) -> int:
     """The fewest blocks that have at most SLICE_BYTES each."""
     return next((blocks for blocks in (1, 2, 4) if _slice(logits, blocks) * logits.element_size() <= SLICE_BYTES), MOST_BLOCKS)
@@ -101,6 +120,14 @@ def _fits_a_cluster(logits, *_, **__) -> str | None:
     return hopper_refusal(logits) or _dense_rows(logits)
 
 
+def _fits_registers(logits, *_, out=None, **__) -> str | None:
+    if logits.shape[1] > 64 * 512 * MOST_BLOCKS:
+        return f"takes rows of at most {64 * 512 * MOST_BLOCKS} logits, 64 a thread"
+    if _width(logits, out) == 1:
+        return "takes rows that can be read and written 16 bytes at a time"
+    return hopper_refusal(logits)
+
+
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -112,6 +139,13 @@ VARIANTS = {
             "the row stays in the shared memory of a cluster: one read, one write",
             FOLDER / "v3_cluster.cu",
             _fits_a_cluster,
+        ),
+        Variant(
+            "v4_registers",
+            v4_registers,
+            "the row stays in the registers of a cluster, and so does each exponential",
+            FOLDER / "v4_registers.cu",
+            _fits_registers,
         ),
     )
 }
