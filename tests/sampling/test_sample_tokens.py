@@ -16,16 +16,17 @@ from labkernels.sampling import sample_tokens
 from labkernels.sampling.peers import Drawn
 from labkernels.sampling.reference import draw, kept, noise, philox, probabilities
 from labkernels.sampling.sample_tokens_op import OP, decode
-from labkernels.sampling.sample_tokens_variants import FOLDER, VARIANTS, best_configuration, configured, slice_of
+from labkernels.sampling.sample_tokens_variants import CLUSTER_KERNELS, FOLDER, VARIANTS, configuration, configured, slice_of
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def clustered(logits, **settings):
-    return configured(4, 64, logits, **settings)
+def in_four_blocks(version):
+    return lambda logits, **settings: configured(version, 4, 64, logits, **settings)
 
 
-EVERY = {**{name: variant.fn for name, variant in VARIANTS.items()}, "v3 in four blocks": clustered}
+CLUSTERED = {f"{version} in four blocks": in_four_blocks(version) for version in CLUSTER_KERNELS}
+EVERY = {**{name: variant.fn for name, variant in VARIANTS.items()}, **CLUSTERED}
 
 
 def random(rows: int, vocab: int, device: str = "cpu") -> torch.Tensor:
@@ -39,7 +40,7 @@ def test_variant_passes_the_check(name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_highest_variant_takes_16_bits(dtype):
-    check("sample_tokens", "v3_cluster", seeds=(0,), dtypes=[dtype], quiet=True)
+    check("sample_tokens", "v4_look_again", seeds=(0,), dtypes=[dtype], quiet=True)
 
 
 def test_philox_gives_the_published_words():
@@ -67,7 +68,7 @@ def test_noise_is_gumbels():
     ],
     ids=lambda settings: "+".join(settings) or "softmax",
 )
-@pytest.mark.parametrize("name", ["v2_radix", "v3 in four blocks"])
+@pytest.mark.parametrize("name", ["v2_radix", "v4_look_again in four blocks"])
 def test_chi_square_against_the_exact_distribution(name, settings, device):
     draws = 4000
     row = random(1, 24, device)
@@ -168,19 +169,21 @@ def test_log_probabilities_are_those_before_anything_is_left_out():
 
 
 @pytest.mark.parametrize("settings", [{"top_k": 3, "top_p": 0.9}, {"top_k": 200, "top_p": 0.9, "return_logprobs": True}], ids=str)
-def test_clusters_of_several_blocks_are_clean(settings):
+@pytest.mark.parametrize("fn", CLUSTERED.values(), ids=list(CLUSTERED))
+def test_clusters_of_several_blocks_are_clean(fn, settings):
     logits = random(2, 700)
     with sanitizing():
-        found = clustered(logits, **settings)
+        found = fn(logits, **settings)
     want = draw(logits.double(), **{name: value for name, value in settings.items() if name != "return_logprobs"})
     assert torch.equal(found[0] if isinstance(found, tuple) else found, want[0])
 
 
-def test_more_candidates_than_fit_go_the_long_way():
+@pytest.mark.parametrize("fn", CLUSTERED.values(), ids=list(CLUSTERED))
+def test_more_candidates_than_fit_go_the_long_way(fn):
     logits = torch.zeros(2, 3000)
     logits[:, 1500:] = 1.0  # 1500 largest ones
     for seed in range(3):
-        assert torch.equal(clustered(logits, top_k=40, seed=seed), draw(logits.double(), top_k=40, seed=seed)[0])
+        assert torch.equal(fn(logits, top_k=40, seed=seed), draw(logits.double(), top_k=40, seed=seed)[0])
 
 
 def test_what_is_kept_by_others_random_numbers_counts_as_right():
@@ -239,8 +242,9 @@ def test_compiles_as_one_graph():
 
 def test_configurations_cover_the_row():
     for vocab in (1, 8, 4096, 4097, 32_000, 128_256, 262_144):
-        blocks, threads = best_configuration(1, vocab, 132)
-        assert blocks * slice_of(vocab, blocks) >= vocab and threads % 32 == 0 and 64 <= threads <= 1024
+        for most in (512, 1024):
+            blocks, threads = configuration(vocab, most)
+            assert blocks * slice_of(vocab, blocks) >= vocab and threads % 32 == 0 and 64 <= threads <= most
 
 
 @pytest.mark.gpu
@@ -256,9 +260,9 @@ def test_a_cuda_graph_draws_anew_with_a_new_position():
         assert torch.equal(tokens, draw(logits, top_k=50, top_p=0.9, seed=1, position=step)[0])
 
 
-@pytest.mark.parametrize("arch, files", [("sm_80", ("v1_naive", "v2_radix")), ("sm_90a", ("v1_naive", "v2_radix", "v3_cluster"))])
+@pytest.mark.parametrize("arch, files", [("sm_80", ("v1_naive", "v2_radix")), ("sm_90a", ("v1_naive", "v2_radix", "v3_cluster", "v4_look_again"))])
 def test_compiles_for_gpus_without_spills(arch, files):
-    names = {"v1_naive": "sample_naive", "v2_radix": "sample_radix", "v3_cluster": "sample_cluster"}
+    names = {"v1_naive": "sample_naive", "v2_radix": "sample_radix", **CLUSTER_KERNELS}
     for file in files:
-        resources = kernel(FOLDER / f"{file}.cu", names[file], torch.bfloat16, *([8] if file == "v3_cluster" else [])).resources(arch)
+        resources = kernel(FOLDER / f"{file}.cu", names[file], torch.bfloat16, *([8] if file in CLUSTER_KERNELS else [])).resources(arch)
         assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
