@@ -27,13 +27,14 @@ struct Memory {
     __device__ Mbarrier* empty() const { return full() + STAGES; }
 
     // The producer's part of a stage: three or four copies.
-    __device__ __forceinline__ void load(int stage, const TensorMap& x_map, const TensorMap& w_map, const TensorMap& scales_map, int depth, int row,
-                                         int token) const {
+    __device__ __forceinline__ void load_w(int stage, const TensorMap& map, const TensorMap& scales_map, int depth, int row) const {
         Mbarrier* arrived = full() + stage;
         mbarrier_arrive_expect_tx(arrived, LOADED);
-        tma_load(w(stage), w_map, arrived, FOUR_BIT ? depth / 8 : depth, row);
+        tma_load(w(stage), map, arrived, FOUR_BIT ? depth / 8 : depth, row);
         if (FOUR_BIT) tma_load(scales(stage), scales_map, arrived, row, depth / (FOUR_BIT ? GROUP_SIZE : 1));
-        for (int panel = 0; panel < DEPTH / 64; ++panel) tma_load(x(stage) + panel * PANEL_BYTES, x_map, arrived, depth + panel * 64, token);
+    }
+    __device__ __forceinline__ void load_x(int stage, const TensorMap& map, int depth, int token) const {
+        for (int panel = 0; panel < DEPTH / 64; ++panel) tma_load(x(stage) + panel * PANEL_BYTES, map, full() + stage, depth + panel * 64, token);
     }
 };
 

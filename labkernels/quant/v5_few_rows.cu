@@ -5,6 +5,7 @@
 //             filled while the tensor cores read the other.
 //             A cluster's blocks share a tile's k, so that every SM has a part of W to read. Each leaves its sums in shared memory, and adds
 //             up a part of the tile from all of them, in order: the same bits each time, and no second kernel.
+//             The kernel may be launched early (early_launch.py): W's first stages are under way before the kernel that makes x has ended.
 //   Predicts  11008 x 4096 in 4 bits are 22.5 MB, 5.3 us; x comes once for every 256 rows of W, 43 times in all: at 64 rows another 22 MB
 //             from L2. Unpacking takes 16 instructions for 8 numbers of a lane: 4 us.
 //   Measured  data/measured/h200/quant_matmul.csv
@@ -43,9 +44,17 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
     Ring<STAGES> ring;
     if (warpgroup == CONSUMERS) {
         register_deallocate<40>();
-        for (int step = first; step < last && thread == 0; ++step, ring.advance()) {
-            mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
-            memory.load(ring.stage, x, w, scales, step * STEP, row, first_token);
+        if (thread == 0) {
+            const int ready = min(STAGES, last - first);
+            for (int s = 0; s < ready; ++s) memory.load_w(s, w, scales, (first + s) * STEP, row);
+            grid_dependency_wait();  // W does not come from the kernel before; x may
+            grid_dependency_launch();
+            for (int s = 0; s < ready; ++s) memory.load_x(s, x, (first + s) * STEP, first_token);
+            for (int step = first + ready; step < last; ++step, ring.advance()) {
+                mbarrier_wait(&empty[ring.stage], ring.parity);
+                memory.load_w(ring.stage, w, scales, step * STEP, row);
+                memory.load_x(ring.stage, x, step * STEP, first_token);
+            }
         }
         if (SPLITS > 1) {
             cluster_sync();
@@ -84,6 +93,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
     wgmma_wait<0>(d);
     named_barrier_sync(1, THREADS);  // all stages have been read
 
+    grid_dependency_wait();
     float* const sums = reinterpret_cast<float*>(dynamic);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) sums[(i / 4 * 8 + lane % 4 * 2 + i % 2) * PITCH + own_row + i / 2 % 2 * 8] = d[i];

@@ -81,11 +81,14 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     Item item;
     if (warpgroup == CONSUMERS) {
         register_deallocate<40>();
+        grid_dependency_wait();  // what consumers write comes after what they read, and that after this
+        grid_dependency_launch();
         while (thread == 0 && schedule.item(item)) {
             const Tile tile(item.tile, row_tiles, token_tiles, band);
             for (int depth = item.first * STEP; depth < item.last * STEP; depth += DEPTH, ring.advance()) {
                 mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
-                memory.load(ring.stage, x, w, scales, depth, tile.row * ROWS, tile.column * TOKENS);
+                memory.load_w(ring.stage, w, scales, depth, tile.row * ROWS);
+                memory.load_x(ring.stage, x, depth, tile.column * TOKENS);
             }
         }
         return;

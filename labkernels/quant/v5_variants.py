@@ -13,6 +13,7 @@ from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.tensor_map import tensor_map
 from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processors
 from labkernels.operation import Variant
+from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 
 FILE, FEW_ROWS_FILE = (Path(__file__).with_name(name) for name in ("v5_hopper.cu", "v5_few_rows.cu"))
@@ -85,7 +86,7 @@ def stage_bytes(scheme: str, group_size: int | None, rows: int, tokens: int, dep
 
 FEW = {  # by rows of the weight and of x, and how many blocks share k
     f"{64 * consumers}x{tokens}/{splits}": Few(consumers, tokens, splits, blocks)
-    for consumers, tokens, blocks in ((4, 16, 1), (2, 16, 2), (4, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1))
+    for consumers, tokens, blocks in ((4, 16, 1), (2, 16, 2), (4, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1), (2, 128, 1))
     for splits in (1, 2, 3, 4, 6, 8)
 }
 MANY = {  # by rows of the weight and of x
@@ -136,7 +137,7 @@ def configured(config: str | Config | Few, x, weight: QuantizedWeight, bias=None
     tiles, threads = ceil_div(n, config.rows) * ceil_div(m, config.tokens), 128 * (config.consumers + 1)
     if few:
         args = (map_x, map_w, map_scales, y, row_scales, weight.codebook, m, n, k)
-        launched((config.splits, tiles), threads, args, shared, config.splits if config.splits > 1 else None)
+        launch(launched, weight, (config.splits, tiles), threads, args, shared, (config.splits, 1) if config.splits > 1 else None)
     else:
         map_y = tensor_map(y, (min(32, config.tokens), 64), 128)
         blocks = min(blocks or processors(x), tiles * ceil_div(k, STEP))
@@ -146,7 +147,7 @@ def configured(config: str | Config | Few, x, weight: QuantizedWeight, bias=None
             workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
             counters = counters_for(x.device, blocks)
         args = (map_x, map_w, map_scales, map_y, row_scales, weight.codebook, m, n, k, whole, config.band, workspace, counters)
-        launched(blocks, threads, args, shared)
+        launch(launched, weight, (blocks, 1), threads, args, shared)
     return y if bias is None else y.add_(bias)
 
 
