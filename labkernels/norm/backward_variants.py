@@ -42,17 +42,16 @@ def _ladder(problem_of: Callable[..., Backward], count: int) -> dict[str, Varian
     return {name: variant(name) for name in LAUNCHERS}
 
 
-def _in_registers(problem: Backward) -> str | None:
-    if any(tensor.stride(1) != 1 and tensor.shape[1] > 1 for tensor in (problem.x, problem.gradient)):
-        return "takes rows whose elements are neighbours in memory"
-    return launch.too_long(problem.x)
+def _dense_rows(problem: Backward) -> str | None:
+    apart = any(tensor.stride(1) != 1 and tensor.shape[1] > 1 for tensor in (problem.x, problem.gradient))
+    return "takes rows whose elements are neighbours in memory" if apart else None
 
 
 def _on_hopper(problem: Backward) -> str | None:
     inputs = 2 if problem.added is None else 3
-    return _in_registers(problem) or launch.ring_refusal(problem.x, problem.width, inputs) or hopper_refusal(problem.x)
+    return _dense_rows(problem) or launch.ring_refusal(problem.x, problem.width, inputs, launch.SUMS) or hopper_refusal(problem.x)
 
 
-REFUSALS = {"v1_naive": lambda problem: None, "v2_registers": _in_registers, "v3_ring": _on_hopper}
+REFUSALS = {"v1_naive": lambda problem: None, "v2_registers": _dense_rows, "v3_ring": _on_hopper}
 RMS_NORM_BACKWARD = _ladder(rms_norm_problem, 2)
 LAYER_NORM_BACKWARD = _ladder(layer_norm_problem, 3)

@@ -19,6 +19,7 @@ from labkernels.quant.early_launch import _launch_early
 FOLDER = Path(__file__).parent
 WARPS = 4  # a block, where a warp owns a row
 ELEMENTS = 16  # of a row that one thread holds
+SUMS = 8  # the same in v3's backward pass, where each element has a sum beside it, or two
 RMS, LAYER = 0, 1  # the kernels' Norm
 NARROW = {torch.float8_e4m3fn: "__nv_fp8_e4m3", torch.int8: "signed char"}
 SHARED_BYTES = 227 * 1024  # of one multiprocessor of Hopper, at most
@@ -92,7 +93,7 @@ def naive(problem: Problem):
 
 
 def row_threads(cols: int, most: int = 1024) -> int | None:
-    """How many threads own a row: a warp, or as many warps as it takes; None where a block is not enough."""
+    """How many threads own a row: a warp, or as many warps as it takes; None where that is more than `most`."""
     threads = 32 * ceil_div(cols, 32 * ELEMENTS)
     return threads if threads <= most else None
 
@@ -102,7 +103,8 @@ def registers(problem: Problem):
     rows, cols = problem.x.shape
     if not (rows and cols):
         return results
-    width, threads = problem.width, row_threads(cols)
+    width = problem.width
+    threads = row_threads(cols, 1024 if width > 1 else 512)
     if threads is None:
         launched, rows_per_block, threads = kernel(FOLDER / "v2_registers.cu", "norm_streamed", *problem.types, width), 1, 1024
     else:
@@ -119,7 +121,8 @@ def packed_threads(problem: Problem) -> tuple[int, int, int]:
     vectors = 2
     while (threads := 32 * ceil_div(cols * size, 32 * 16 * vectors)) > 1024:
         vectors *= 2
-    most = 2048 if vectors == 2 and problem.out_dtype is None and problem.residual is None else 1536 if vectors == 2 else 1024
+    held = (problem.out_dtype is not None) + (problem.residual is not None)  # what else there is to hold
+    most = (2048, 1536, 1024)[held] if vectors == 2 else 1024
     return threads, vectors, max(1, most // max(128, threads))
 
 
@@ -149,29 +152,29 @@ class Ring:
 def forward_ring(cols: int, item_bytes: int, inputs: int) -> Ring:
     """The ring of v3_ring for rows of `cols` elements, of which `inputs` tensors bring one each."""
     threads = max(64, 32 * ceil_div(cols, 32 * ELEMENTS))
-    return Ring(threads, ELEMENTS, 2, 1, max(1, min(1024 // threads, SHARED_BYTES // (2 * inputs * (cols * item_bytes + 512)))))
+    return Ring(threads, ELEMENTS, 2, 1, max(1, min(768 // threads, SHARED_BYTES // (2 * inputs * (cols * item_bytes + 512)))))
 
 
 @functools.lru_cache(256)
 def backward_ring(cols: int, item_bytes: int, inputs: int) -> Ring:
     """The ring of v3_ring's backward pass."""
-    elements = 8 if cols <= 8192 else 16
-    threads = max(64, 32 * ceil_div(cols, 32 * elements))
-    groups = max(1, min(8, 1024 // threads))
-    stages = max(2, min(4, 64 * 1024 // (groups * inputs * cols * item_bytes)))
-    return Ring(threads, elements, stages, groups, 1)
+    threads = max(64, 32 * ceil_div(cols, 32 * SUMS))
+    if inputs == 3:
+        return Ring(threads, SUMS, 3 if threads > 256 else 4, 1, max(1, 512 // threads))
+    groups = 2 if threads <= 512 else 1
+    return Ring(threads, SUMS, 2, groups, max(1, (1024 if item_bytes == 2 else 768) // (threads * groups)))
 
 
-def too_long(x: torch.Tensor) -> str | None:
-    return f"takes rows of at most {ELEMENTS * 1024} elements, what a block has registers for" if row_threads(x.shape[1]) is None else None
+def too_long(x: torch.Tensor, elements: int = ELEMENTS) -> str | None:
+    return f"takes rows of at most {elements * 1024} elements, what a block has registers for" if x.shape[1] > elements * 1024 else None
 
 
-def ring_refusal(x: torch.Tensor, width: int, inputs: int) -> str | None:
+def ring_refusal(x: torch.Tensor, width: int, inputs: int, elements: int = ELEMENTS) -> str | None:
     """Why rows of `inputs` tensors like x, of which `width` elements can be read at a time, cannot come into a ring, or None."""
     if width == 1:
         return "takes rows that lie on multiples of 16 bytes, and a weight that does"
-    if too_long(x):
-        return too_long(x)
+    if too_long(x, elements):
+        return too_long(x, elements)
     if x.shape[1] * x.element_size() * inputs * 2 > SHARED_BYTES:
         return "takes rows of which two fit into shared memory"
     return None
@@ -260,18 +263,38 @@ def _add_up(problem: Backward, partial: torch.Tensor, dweight, dshift) -> None:
 
 
 def registers_backward(problem: Backward, blocks: int | None = None):
-    results = dx, dweight, dshift = problem.results()
     rows, cols = problem.x.shape
+    threads = row_threads(cols, 512)  # more would have too few registers for the sums
+    if threads is None:
+        return _streamed_backward(problem)
+    results = dx, dweight, dshift = problem.results()
     if not (rows and cols):
         return results
-    width, threads = problem.width, row_threads(cols)
-    rows_per_block = WARPS if threads == 32 else 1
+    width, rows_per_block = problem.width, WARPS if threads == 32 else 1
     blocks = blocks or max(1, 512 // (threads * rows_per_block))
     blocks = min(ceil_div(rows, rows_per_block), processors(dx) * blocks)
     partial = problem.partial(blocks * rows_per_block)
     made = _made("v2_backward.cu", "norm_backward_registers", (problem.kind, *problem.types, threads, ELEMENTS // width, width))
     tensors = (problem.gradient, problem.x, problem.weight, problem.added, dx, partial)
     made(blocks, threads * rows_per_block, (*tensors, rows, cols, problem.gradient.stride(0), problem.x.stride(0), problem.eps))
+    _add_up(problem, partial, dweight, dshift)
+    return results
+
+
+def _streamed_backward(problem: Backward):
+    results = dx, dweight, dshift = problem.results()
+    rows, cols = problem.x.shape
+    if not rows:
+        return results
+    statistics = torch.empty((rows, 2), dtype=torch.float32, device=dx.device)
+    strides = (problem.gradient.stride(0), problem.x.stride(0))
+    by_row = _made("v2_backward.cu", "norm_backward_streamed", (problem.kind, *problem.types, problem.width))
+    by_row(rows, 1024, (problem.gradient, problem.x, problem.weight, problem.added, dx, statistics, cols, *strides, problem.eps))
+    chunk_rows = ceil_div(rows, max(1, min(128, rows // 8)))
+    partial = problem.partial(ceil_div(rows, chunk_rows))
+    by_column = _made("v2_backward.cu", "norm_backward_chunks", problem.types[:1])
+    args = (problem.gradient, problem.x, statistics, partial, problem.kind == LAYER, rows, cols, chunk_rows, *strides)
+    by_column((ceil_div(cols, 256), partial.shape[1]), 256, args)
     _add_up(problem, partial, dweight, dshift)
     return results
 

@@ -8,6 +8,7 @@
 //   Wastes    Between its loads and its stores a block meets, and meanwhile asks for nothing; the registers for the sums leave room for
 //             few blocks.
 #include "backward_sum.cuh"
+#include "block.cuh"
 #include "norm.cuh"
 
 // dx (rows, cols), contiguous, from the gradient of the result and x, rows some elements apart; `added` (rows, cols), contiguous, or null
@@ -37,4 +38,81 @@ norm_backward_registers(const T* gradient, const T* x, const W* weight, const T*
     if (partial == nullptr) return;
     write_partial<THREADS>(dweight, partial + owner * cols, cols, first);
     if constexpr (LAYER) write_partial<THREADS>(dshift, partial + (owners + owner) * cols, cols, first);
+}
+
+// The same for rows too long for a block's registers, in two kernels as in v1: one block a row for dx, which reads the row twice (of kLayer
+// three times) and leaves mean and 1 / standard deviation in `statistics` (rows, 2) ...
+template <int KIND, class T, class W, int WIDTH>
+__global__ void norm_backward_streamed(const T* gradient, const T* x, const W* weight, const T* added, T* dx, float* statistics, int cols,
+                                       long long gradient_stride, long long x_stride, float eps) {
+    constexpr bool LAYER = static_cast<Norm>(KIND) == Norm::kLayer;
+    const long long row = blockIdx.x;
+    const int first = threadIdx.x * WIDTH, step = blockDim.x * WIDTH;
+    gradient += row * gradient_stride;
+    x += row * x_stride;
+
+    float mean = 0.0f;
+    if constexpr (LAYER) {
+#pragma unroll 4
+        for (int col = first; col < cols; col += step) {
+            float value[WIDTH];
+            load_vector(x + col, value);
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j) mean += value[j];
+        }
+        mean = block_sum(mean) / cols;
+    }
+    const auto weighted = [&](int col, float (&g)[WIDTH]) {
+        load_vector(gradient + col, g);
+        if (weight == nullptr) return;
+        float factor[WIDTH];
+        load_vector(weight + col, factor);
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) g[j] *= factor[j];
+    };
+    float squares = 0.0f, along = 0.0f, sum = 0.0f;
+#pragma unroll 2
+    for (int col = first; col < cols; col += step) {
+        float value[WIDTH], g[WIDTH];
+        load_vector(x + col, value);
+        weighted(col, g);
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) {
+            squares += (value[j] - mean) * (value[j] - mean);
+            along += g[j] * (value[j] - mean);
+            sum += g[j];
+        }
+    }
+    const float rstd = rsqrtf(block_sum(squares) / cols + eps);
+    along = block_sum(along) / cols * rstd * rstd;
+    sum = LAYER ? block_sum(sum) / cols : 0.0f;
+#pragma unroll 2
+    for (int col = first; col < cols; col += step) {
+        float value[WIDTH], g[WIDTH], more[WIDTH] = {};
+        load_vector(x + col, value);
+        weighted(col, g);
+        if (added != nullptr) load_vector(added + row * cols + col, more);
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) value[j] = rstd * (g[j] - sum - (value[j] - mean) * along) + more[j];
+        store_vector(dx + row * cols + col, value);
+    }
+    if (threadIdx.x == 0) statistics[2 * row] = mean, statistics[2 * row + 1] = rstd;
+}
+
+// ... and one thread a column and chunk of rows for the partial sums: blockIdx.y is the chunk. partial: (gridDim.y, cols), twice if `both`.
+template <class T>
+__global__ void norm_backward_chunks(const T* gradient, const T* x, const float* statistics, float* partial, bool both, int rows, int cols,
+                                     int chunk_rows, long long gradient_stride, long long x_stride) {
+    const int col = blockIdx.x * blockDim.x + threadIdx.x;
+    if (col >= cols) return;
+    const long long first = blockIdx.y * static_cast<long long>(chunk_rows), end = min(static_cast<long long>(rows), first + chunk_rows);
+    float weight_sum = 0.0f, shift_sum = 0.0f;
+#pragma unroll 4
+    for (long long row = first; row < end; ++row) {
+        const float g = to_float(gradient[row * gradient_stride + col]);
+        weight_sum += g * (to_float(x[row * x_stride + col]) - statistics[2 * row]) * statistics[2 * row + 1];
+        shift_sum += g;
+    }
+    partial[blockIdx.y * static_cast<long long>(cols) + col] = weight_sum;
+    if (both) partial[(gridDim.y + blockIdx.y) * static_cast<long long>(cols) + col] = shift_sum;
 }
