@@ -51,6 +51,9 @@ _HOME = {  # picture: the file it lives in
     "attention_gradients": "gradients",
     "softmax_gradient": "gradients",
     "gradient_walks": "gradients",
+    "norm_trips": "small",
+    "partial_sums": "small",
+    "rope_turns": "small",
     "operator_layers": "operators",
 }
 __all__ = list(_HOME)

@@ -1,0 +1,2 @@
+# reason: mismatch
+steps_bytes, kernel_bytes, angle_back = 36, 8, "theta"
