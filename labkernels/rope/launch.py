@@ -6,6 +6,8 @@ import struct
 
 import torch
 
+from labkernels.cuda.variants import ceil_div
+
 
 def head_strides(tensor: torch.Tensor) -> bytes:
     """The kernels' `HeadStrides` of a (batch, heads, seq, head_dim) tensor."""
@@ -35,3 +37,12 @@ def vectors_fit(width: int, pairs: int, head_dim: int, *tensors: torch.Tensor) -
         if tensor.stride(-1) != 1 or tensor.data_ptr() % size or any(distance % width for distance in distances):
             return False
     return True
+
+
+def block_of(parts: int, heads: int, heads_each: int, threads: int) -> tuple[tuple[int, int, int], int]:
+    """A block of about `threads` threads (parts, lanes, tokens), lanes sharing a token's heads, `heads_each` a thread; and in how many slices
+    of blocks a token's heads are where they are too many for one block."""
+    lanes = ceil_div(heads, heads_each)
+    slices = ceil_div(parts * lanes, threads)
+    lanes = ceil_div(lanes, slices)
+    return (parts, lanes, min(64, max(1, threads // (parts * lanes)))), slices

@@ -9,7 +9,7 @@ import torch
 
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.operation import Variant
-from labkernels.rope.launch import pairs_of, position_layout, vectors_fit
+from labkernels.rope.launch import block_of, pairs_of, position_layout, vectors_fit
 
 FOLDER = Path(__file__).parent
 THREADS = 256
@@ -28,13 +28,9 @@ def v2_vectors(qkv, cache, angles, positions, slots, bias=None, interleaved=Fals
     q, pointers, sizes, rest = _arguments(qkv, cache, angles, positions, slots, bias)
     tokens, heads, kv_heads, pairs, _, _ = sizes
     width = 16 // qkv.element_size()
-    parts, all_heads = pairs // width, heads + 2 * kv_heads
-    lanes = ceil_div(all_heads, HEADS)  # threads that share a token's heads
-    slices = ceil_div(parts * lanes, THREADS)  # of its heads, where they are too many for one block
-    lanes = ceil_div(lanes, slices)
-    block_tokens = max(1, THREADS // (parts * lanes))
+    block, slices = block_of(pairs // width, heads + 2 * kv_heads, HEADS, THREADS)
     fused = kernel(FOLDER / "v2_qkv_cache_vectors.cu", "qkv_cache_vectors", qkv.dtype, width, HEADS, str(bool(interleaved)).lower())
-    fused((ceil_div(tokens, block_tokens), slices), block_tokens * lanes * parts, (*pointers, *sizes, lanes, *rest))
+    fused((ceil_div(tokens, block[2]), slices), block, (*pointers, *sizes, *rest))
     return q[None], *cache[:2]
 
 
@@ -56,7 +52,7 @@ def _accepts_naive(qkv, cache, angles, positions, slots, bias=None, interleaved=
 
 def _accepts_vectors(qkv, cache, angles, positions, slots, bias=None, interleaved=False) -> str | None:
     width, pairs = 16 // qkv.element_size(), pairs_of(angles)[0]
-    aligned = bias is None or bias.data_ptr() % 16 == 0
+    aligned = angles.data_ptr() % 16 == 0 and (bias is None or bias.data_ptr() % 16 == 0)
     if not aligned or not vectors_fit(width, pairs, cache[0].shape[3], qkv, *cache[:2]):
         return f"takes heads, and halves of what is turned, of a multiple of {width} neighbours in memory, each on a multiple of 16 bytes"
     return None if pairs // width <= THREADS else f"takes at most {THREADS * width} pairs"

@@ -1,6 +1,6 @@
 // What the rotary kernels share: where a tensor's heads lie, which position a token has, and the sine and cosine of a pair's angle.
 #pragma once
-#include "vector.cuh"
+#include "raw_vector.cuh"
 
 // How far apart neighbours are along each axis of (batch, heads, seq, head_dim), in elements.
 struct HeadStrides {
@@ -31,8 +31,8 @@ struct Turn {
 
 // The turn by position * frequency. A float32 product would be off by position * frequency * 2^-24, half a degree at position 131072: the
 // product's rounding error is kept, whole turns are taken off in two steps, and only what is left, at most pi, goes to the fast sine.
-__device__ inline Turn turn_by(long long position, float frequency) {
-    const float p = static_cast<float>(position), angle = p * frequency, rest = fmaf(p, frequency, -angle);
+__device__ inline Turn turn_by(float position, float frequency) {
+    const float angle = position * frequency, rest = fmaf(position, frequency, -angle);
     const float turns = rintf(angle * 0.15915494309f);
     float small = fmaf(turns, -6.28318548203f, angle);  // 2 pi as a float ...
     small = fmaf(turns, 1.74845553e-7f, small) + rest;  // ... and what that is too much
@@ -44,7 +44,7 @@ __device__ inline Turn turn_by(long long position, float frequency) {
 __device__ inline Turn turn_of(const float* angles, int rows, int pairs, long long position, int pair, float sign) {
     Turn turn;
     if (rows == 0) {
-        turn = turn_by(position, angles[pair]);
+        turn = turn_by(static_cast<float>(position), angles[pair]);
     } else if (position >= 0 && position < rows) {
         const float* row = angles + position * 2 * pairs;
         turn = {row[pair], row[pairs + pair]};
@@ -53,16 +53,6 @@ __device__ inline Turn turn_of(const float* angles, int rows, int pairs, long lo
     }
     turn.sine *= sign;
     return turn;
-}
-
-// A vector as it lies in memory, half as many registers in 16 bits as its floats take; and its floats.
-template <int N, class T>
-__device__ Vector<T, N> read_vector(const T* source) { return *reinterpret_cast<const Vector<T, N>*>(source); }
-
-template <class T, int N>
-__device__ void unpack(const Vector<T, N>& vector, float (&values)[N]) {
-#pragma unroll
-    for (int j = 0; j < N; ++j) values[j] = to_float(vector.element[j]);
 }
 
 // Adds a vector of the bias, where there is one.
@@ -98,15 +88,31 @@ __device__ void rotate(float (&a)[N], float (&b)[N], const float (&cosine)[N], c
     }
 }
 
-// The turns that `rotate` wants for part `part` of a head: vector `part` of its first half, vector `part` of its second.
+// The turns that `rotate` wants for part `part` of a head: vector `part` of its first half, vector `part` of its second. `angles` must lie on
+// 16 bytes and pairs be a multiple of N, so that half of the turns' numbers are one load.
 template <bool INTERLEAVED, int N>
 __device__ void turns_of_part(const float* angles, int rows, int pairs, long long position, int part, float sign, float (&cosine)[N],
                               float (&sine)[N]) {
+    const int first = INTERLEAVED ? part * (N / 2) : part * N, second = INTERLEAVED ? first + pairs / 2 : first + N / 2;
+    const bool known = rows == 0 || position >= 0 && position < rows;
+    const float* row = known && rows != 0 ? angles + position * 2 * pairs : angles;
+    float low[N / 2], high[N / 2];
+    load_vector(row + first, low);
+    load_vector(row + second, high);
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-        const int pair = !INTERLEAVED ? part * N + j : part * (N / 2) + j % (N / 2) + j / (N / 2) * (pairs / 2);
-        const Turn turn = turn_of(angles, rows, pairs, position, pair, sign);
-        cosine[j] = turn.cosine;
-        sine[j] = turn.sine;
+    for (int j = 0; j < N; ++j) cosine[j] = known ? j < N / 2 ? low[j % (N / 2)] : high[j % (N / 2)] : NAN;
+    if (rows == 0) {
+        const float p = static_cast<float>(position);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const Turn turn = turn_by(p, cosine[j]);
+            cosine[j] = turn.cosine;
+            sine[j] = turn.sine * sign;
+        }
+        return;
     }
+    load_vector(row + pairs + first, low);
+    load_vector(row + pairs + second, high);
+#pragma unroll
+    for (int j = 0; j < N; ++j) sine[j] = known ? (j < N / 2 ? low[j % (N / 2)] : high[j % (N / 2)]) * sign : NAN;
 }

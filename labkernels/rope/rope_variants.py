@@ -11,7 +11,7 @@ import torch
 
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.operation import Variant
-from labkernels.rope.launch import head_strides, pairs_of, position_layout, vectors_fit
+from labkernels.rope.launch import block_of, head_strides, pairs_of, position_layout, vectors_fit
 
 FOLDER = Path(__file__).parent
 THREADS = 256
@@ -34,21 +34,17 @@ def v2_vectors(q, k, angles, positions=None, interleaved=False, inverse=False) -
     pairs, rows = pairs_of(angles)
     batch, heads, seq, head_dim = q.shape
     width = 16 // q.element_size()
-    parts = pairs // width
-    lanes = ceil_div(heads + k.shape[1], HEADS)  # threads that share a token's heads
-    slices = ceil_div(parts * lanes, THREADS)  # of its heads, where they are too many for one block
-    lanes = ceil_div(lanes, slices)
-    tokens = max(1, THREADS // (parts * lanes))
-    sizes = (batch, seq, heads, k.shape[1], pairs, head_dim, rows, -1.0 if inverse else 1.0, lanes)
+    block, slices = block_of(pairs // width, heads + k.shape[1], HEADS, THREADS)
+    sizes = (batch, seq, heads, k.shape[1], pairs, head_dim, rows, -1.0 if inverse else 1.0)
     args = (q, k, q_out, k_out, angles.contiguous(), positions, *sizes, *map(head_strides, (q, k, q_out, k_out)), position_layout(positions))
     rope = kernel(FOLDER / "v2_vectors.cu", "rope_vectors", q.dtype, width, HEADS, str(bool(interleaved)).lower())
-    rope((ceil_div(batch * seq, tokens), slices), tokens * lanes * parts, args)
+    rope((ceil_div(batch * seq, block[2]), slices), block, args)
     return q_out, k_out
 
 
 def _accepts_vectors(q, k, angles, positions=None, interleaved=False, inverse=False) -> str | None:
     width, pairs = 16 // q.element_size(), pairs_of(angles)[0]
-    if not vectors_fit(width, pairs, q.shape[3], q, k):
+    if angles.data_ptr() % 16 or not vectors_fit(width, pairs, q.shape[3], q, k):
         return f"takes heads, and halves of what is turned, of a multiple of {width} neighbours in memory, each on a multiple of 16 bytes"
     if pairs // width > THREADS:
         return f"takes at most {THREADS * width} pairs"

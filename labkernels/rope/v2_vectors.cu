@@ -8,45 +8,43 @@
 #include "rope.cuh"
 
 // As rope_naive, but head_dim's stride is 1, and vectors of WIDTH elements make up head_dim and half of the 2 * pairs elements that are
-// turned; all addresses and strides are multiples of WIDTH. A block is `tokens` x `lanes` x `parts` threads, parts = pairs / WIDTH fastest:
-// thread (token, lane, part) has the heads lane, lane + lanes, ... of its token, HEADS of them for each blockIdx.y.
+// turned; all addresses and strides are multiples of WIDTH, angles lie on 16 bytes. A block is (pairs / WIDTH, lanes, tokens) threads: thread
+// (part, lane, token) has the heads lane, lane + lanes, ... of its token, HEADS of them for each blockIdx.y.
 template <class T, int WIDTH, int HEADS, bool INTERLEAVED>
 __global__ void rope_vectors(const T* q, const T* k, T* q_out, T* k_out, const float* angles, const void* positions, int batch, int seq,
-                             int q_heads, int k_heads, int pairs, int head_dim, int angle_rows, float sign, int lanes, HeadStrides q_at,
+                             int q_heads, int k_heads, int pairs, int head_dim, int angle_rows, float sign, HeadStrides q_at,
                              HeadStrides k_at, HeadStrides q_out_at, HeadStrides k_out_at, Positions layout) {
-    const int parts = pairs / WIDTH, part = threadIdx.x % parts, lane = threadIdx.x / parts % lanes;
-    const unsigned token = blockIdx.x * (blockDim.x / (parts * lanes)) + threadIdx.x / (parts * lanes);
+    const unsigned token = blockIdx.x * blockDim.z + threadIdx.z;
     if (token >= static_cast<unsigned>(batch) * seq) return;
-    const int b = token / seq, s = token - b * seq, first = part * WIDTH;
+    const int b = token / seq, s = token - b * seq, first = threadIdx.x * WIDTH, lane = threadIdx.y + blockIdx.y * HEADS * blockDim.y;
+    q += b * q_at.batch + s * q_at.seq;
+    k += b * k_at.batch + s * k_at.seq - q_heads * k_at.head;  // so that k's heads count on from q's
 
-    Vector<T, WIDTH> x[HEADS], y[HEADS];
+    Raw<T, WIDTH> x[HEADS], y[HEADS];
 #pragma unroll
     for (int i = 0; i < HEADS; ++i) {
-        const int head = lane + (blockIdx.y * HEADS + i) * lanes;
-        if (head >= q_heads + k_heads) continue;
-        const T* source = head < q_heads ? q + b * q_at.batch + head * q_at.head + s * q_at.seq
-                                         : k + b * k_at.batch + (head - q_heads) * k_at.head + s * k_at.seq;
-        x[i] = read_vector<WIDTH>(source + first);
-        y[i] = read_vector<WIDTH>(source + pairs + first);
+        const int head = min(static_cast<int>(lane + i * blockDim.y), q_heads + k_heads - 1);  // no branch before the next load
+        const T* source = (head < q_heads ? q + head * q_at.head : k + head * k_at.head) + first;
+        x[i] = read_raw<WIDTH>(source);
+        y[i] = read_raw<WIDTH>(source + pairs);
     }
     float cosine[WIDTH], sine[WIDTH];
-    turns_of_part<INTERLEAVED>(angles, angle_rows, pairs, position_of(positions, layout, b, s), part, sign, cosine, sine);
+    turns_of_part<INTERLEAVED>(angles, angle_rows, pairs, position_of(positions, layout, b, s), threadIdx.x, sign, cosine, sine);
+    q_out += b * q_out_at.batch + s * q_out_at.seq;
+    k_out += b * k_out_at.batch + s * k_out_at.seq - q_heads * k_out_at.head;
 #pragma unroll
     for (int i = 0; i < HEADS; ++i) {
-        const int head = lane + (blockIdx.y * HEADS + i) * lanes;
+        const int head = lane + i * blockDim.y;
         if (head >= q_heads + k_heads) continue;
         float low[WIDTH], high[WIDTH];
-        unpack(x[i], low);
-        unpack(y[i], high);
+        unpack<T, WIDTH>(x[i], low);
+        unpack<T, WIDTH>(y[i], high);
         rotate<INTERLEAVED>(low, high, cosine, sine);
-        const bool of_q = head < q_heads;
-        T* target = of_q ? q_out + b * q_out_at.batch + head * q_out_at.head + s * q_out_at.seq
-                         : k_out + b * k_out_at.batch + (head - q_heads) * k_out_at.head + s * k_out_at.seq;
+        T* target = head < q_heads ? q_out + head * q_out_at.head : k_out + head * k_out_at.head;
         store_vector(target + first, low);
         store_vector(target + pairs + first, high);
         if (2 * pairs == head_dim) continue;
-        const T* source = of_q ? q + b * q_at.batch + head * q_at.head + s * q_at.seq
-                               : k + b * k_at.batch + (head - q_heads) * k_at.head + s * k_at.seq;
+        const T* source = head < q_heads ? q + head * q_at.head : k + head * k_at.head;
         for (int rest = 2 * pairs + first; rest < head_dim; rest += pairs) {
             load_vector(source + rest, low);
             store_vector(target + rest, low);
