@@ -23,6 +23,7 @@ SUMS = 8  # the same in v3's backward pass, where each element has a sum beside 
 RMS, LAYER = 0, 1  # the kernels' Norm
 NARROW = {torch.float8_e4m3fn: "__nv_fp8_e4m3", torch.int8: "signed char"}
 SHARED_BYTES = 227 * 1024  # of one multiprocessor of Hopper, at most
+KEEP = True  # v4_packed reads x as what a cache should evict last
 ROUNDS = 8  # blocks of v3_ring for each that runs at a time: who is done early takes another one
 SLICES = 32  # warps of a block that adds up partial sums
 
@@ -122,7 +123,7 @@ def packed_threads(problem: Problem) -> tuple[int, int, int]:
     while (threads := 32 * ceil_div(cols * size, 32 * 16 * vectors)) > 1024:
         vectors *= 2
     held = (problem.out_dtype is not None) + (problem.residual is not None)  # what else there is to hold
-    most = (2048, 1536, 1024)[held] if vectors == 2 else 1024
+    most = (1536, 1536, 1024)[held] if vectors == 2 else 1024
     return threads, vectors, max(1, most // max(128, threads))
 
 
@@ -131,7 +132,7 @@ def packed(problem: Problem, layout: tuple[int, int, int] | None = None):
     rows, cols = problem.x.shape
     if rows and cols:
         threads, vectors, blocks = layout or packed_threads(problem)
-        made = _made("v4_packed.cu", "norm_packed", (*problem.types, threads, vectors, 16 // problem.x.element_size(), blocks))
+        made = _made("v4_packed.cu", "norm_packed", (*problem.types, threads, vectors, 16 // problem.x.element_size(), blocks, "true" if KEEP else "false"))
         rows_per_block = WARPS if threads == 32 else 1
         made(ceil_div(rows, rows_per_block), threads * rows_per_block, problem.arguments(results))
     return results

@@ -9,7 +9,7 @@
 #include "norm.cuh"
 
 // As norm_registers (v2), of rows that 16 bytes at a time can be read from; WIDTH elements are 16 bytes of x.
-template <int KIND, bool ADD, class T, class W, class OUT, int THREADS, int VECTORS, int WIDTH, int BLOCKS>
+template <int KIND, bool ADD, class T, class W, class OUT, int THREADS, int VECTORS, int WIDTH, int BLOCKS, bool KEEP>
 __global__ void __launch_bounds__(THREADS == 32 ? 128 : THREADS, BLOCKS)
 norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const W* shift, OUT* y, T* sum, float* scale, int rows,
             int cols, long long x_stride, long long residual_stride, float eps) {
@@ -21,10 +21,10 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
     const auto inside = [&](int k) { return first + k * THREADS * WIDTH < cols; };
 
     Packed<T, WIDTH> value[VECTORS];
-    load_packed<THREADS>(x + row * x_stride, value, cols, first, 0.0f);
+    load_packed<THREADS, KEEP>(x + row * x_stride, value, cols, first, 0.0f);
     if constexpr (ADD) {
         Packed<T, WIDTH> added[VECTORS], biases[VECTORS];
-        load_packed<THREADS>(residual + row * residual_stride, added, cols, first, 0.0f);
+        load_packed<THREADS, KEEP>(residual + row * residual_stride, added, cols, first, 0.0f);
         load_packed<THREADS>(bias, biases, cols, first, 0.0f);
 #pragma unroll
         for (int k = 0; k < VECTORS; ++k) {
@@ -41,7 +41,7 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
         stay_packed(value);
     }
     Packed<W, WIDTH> weights[VECTORS];
-    if constexpr (NARROW) load_packed<THREADS>(weight, weights, cols, first, 1.0f);
+    load_packed<THREADS, true>(weight, weights, cols, first, 1.0f);
     float part[1 + NARROW] = {};
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
@@ -58,11 +58,9 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
     if constexpr (NARROW) {
         if (first == 0) scale[row] = factor * part[1] / LARGEST<OUT>;
         factor = part[1] > 0.0f ? LARGEST<OUT> / part[1] : 0.0f;
-    } else {
-        load_packed<THREADS>(weight, weights, cols, first, 1.0f);
     }
     Packed<W, WIDTH> shifts[VECTORS];
-    if constexpr (LAYER) load_packed<THREADS>(shift, shifts, cols, first, 0.0f);
+    if constexpr (LAYER) load_packed<THREADS, true>(shift, shifts, cols, first, 0.0f);
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
         float result[WIDTH];

@@ -223,7 +223,7 @@ def test_packed_rows_do_not_spill(cols, dtype):
     for options in ({}, {"kind": LAYER}, {"residual": x}, {"out_dtype": torch.int8}, {"residual": x, "out_dtype": torch.float8_e4m3fn}):
         problem = Problem(**{"kind": RMS, "x": x, "weight": None, "eps": 1e-5} | options)
         threads, vectors, blocks = launch.packed_threads(problem)
-        expect_no_spills("v4_packed", f"norm_packed<{', '.join(problem.types)}, {threads}, {vectors}, {16 // x.element_size()}, {blocks}>")
+        expect_no_spills("v4_packed", f"norm_packed<{', '.join(problem.types)}, {threads}, {vectors}, {16 // x.element_size()}, {blocks}, true>")
 
 
 def expect_no_spills(file: str, name: str, arch: str = "sm_90a") -> None:
