@@ -101,6 +101,10 @@ __device__ inline unsigned long long ticket(float score, int token) {
 __device__ inline int token_of(unsigned long long ticket) { return static_cast<int>(0xffffffffu - static_cast<unsigned>(ticket)); }
 __device__ inline float score_of(unsigned long long ticket) { return from_ordered(static_cast<unsigned>(ticket >> 32)); }
 
+// By which a token is drawn, from its random word.
+__device__ inline float score(float logit, float maximum, const Rule& rule, unsigned word) {
+    return rule.greedy ? logit - maximum : __fmaf_rn(logit - maximum, rule.scale, gumbel(word));
+}
 __device__ inline float score(float logit, float maximum, const Rule& rule, const Settings& s, int token) {
-    return rule.greedy ? logit - maximum : __fmaf_rn(logit - maximum, rule.scale, gumbel(word_of(random_words(s, token), token)));
+    return score(logit, maximum, rule, rule.greedy ? 0 : word_of(random_words(s, token), token));
 }

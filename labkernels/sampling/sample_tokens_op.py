@@ -16,6 +16,7 @@ from labkernels.operation import Op, Tolerance, Variant, dtype_name
 from labkernels.sampling.peers import PEERS, Drawn
 from labkernels.sampling.reference import adjusted, draw, kept
 
+FEW = 128  # top_k up to which clusters look for a bound first
 INTEGERS = (torch.int32, torch.int64)
 SETTINGS = {  # name: (dtypes of a tensor, smallest, largest)
     "temperature": ((torch.float32,), 0.0, float("inf")),
@@ -144,6 +145,15 @@ def make_inputs(generator, device, dtype, *, rows, vocab, kind="normal", previou
     return inputs
 
 
+def slower(name: str, *, logits, temperature=1.0, top_k=0, **_) -> str | None:
+    """Where more than some hundred tokens may be kept, versions search for thresholds, and v3 has the row at hand."""
+    if name != "v4_look_again" or isinstance(temperature, torch.Tensor) or isinstance(top_k, torch.Tensor) or not temperature:
+        return None
+    if 0 < top_k <= FEW or OP.variants["v3_cluster"].accepts(logits=logits) is not None:
+        return None
+    return f"top_k is {top_k}: thresholds are searched for, and v3 has the row in shared memory"
+
+
 def load_variants() -> Mapping[str, Variant]:
     from labkernels.sampling.sample_tokens_variants import VARIANTS
 
@@ -159,6 +169,7 @@ OP = Op(
     reference=reference,
     native=native,
     decode=decode,
+    slower=slower,
     problem=problem,
     make_inputs=make_inputs,
     axes=("row", "token"),

@@ -142,8 +142,8 @@ __device__ unsigned select_key(const Team& team, Selection& shared, const Values
     return prefix;
 }
 
-// The draw from a row whose maximum is known, whatever its settings: (ticket of the drawn token, mass of the whole row), in all threads.
-// values[i] is the logit of token first + i.
+// The draw from a row whose maximum is known, whatever its settings: the ticket of the drawn token, and the mass of the whole row if that is
+// wanted, in all threads. values[i] is the logit of token first + i, where first is a multiple of 4.
 struct Draw {
     unsigned long long ticket;
     Amount everything;
@@ -151,20 +151,22 @@ struct Draw {
 
 template <class Team, class Values>
 __device__ Draw draw_from(const Team& team, Selection& shared, const Values& values, int count, int first, int vocab, const Settings& s,
-                          const Rule& rule, float maximum) {
+                          const Rule& rule, float maximum, bool with_everything) {
     const CountMass counted = {maximum, rule.scale};
     unsigned lowest = LOWEST_FINITE;
     if (rule.keep < vocab) lowest = select_key(team, shared, values, count, CountTokens(), lowest, rule.keep);
 
     Amount total = 0, everything = 0;
+    if (rule.top_p < 1.0f || with_everything) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        const float value = values[i];
-        const Amount amount = counted(value);
-        everything += amount;
-        if (ordered(value) >= lowest) total += amount;
+        for (int i = threadIdx.x; i < count; i += blockDim.x) {
+            const float value = values[i];
+            const Amount amount = counted(value);
+            everything += amount;
+            if (ordered(value) >= lowest) total += amount;
+        }
     }
-    everything = team_sum(team, shared, everything);
+    if (with_everything) everything = team_sum(team, shared, everything);
     if (rule.top_p < 1.0f) {
         total = team_sum(team, shared, total);
         lowest = select_key(team, shared, values, count, counted, lowest, mass_wanted(rule.top_p, total));
@@ -172,11 +174,15 @@ __device__ Draw draw_from(const Team& team, Selection& shared, const Values& val
 
     unsigned long long best = 0;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        const float value = values[i];
-        if (ordered(value) < lowest || rule.below_min_p(weight(value, maximum, rule.scale))) continue;
-        const unsigned long long mine = ticket(score(value, maximum, rule, s, first + i), first + i);
-        best = mine > best ? mine : best;
+    for (int i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x) {  // four tokens have their noise from one counter
+        const uint4 words = rule.greedy ? uint4{} : random_words(s, first + i);
+#pragma unroll 1
+        for (int j = 0; j < 4 && i + j < count; ++j) {
+            const float value = values[i + j];
+            if (ordered(value) < lowest || rule.below_min_p(weight(value, maximum, rule.scale))) continue;
+            const unsigned long long mine = ticket(score(value, maximum, rule, word_of(words, j)), first + i + j);
+            best = mine > best ? mine : best;
+        }
     }
     best = block_max(best);
     if (threadIdx.x < team.size) *team.of(&shared.segment[team.rank], threadIdx.x) = best;

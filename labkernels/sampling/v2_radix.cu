@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(1024, 1) sample_radix(const T* logits, long lo
         return;
     }
 
-    const Draw draw = draw_from(BlockTeam(), shared, row, vocab, 0, vocab, s, rule, maximum);
+    const Draw draw = draw_from(BlockTeam(), shared, row, vocab, 0, vocab, s, rule, maximum, true);
     if (threadIdx.x == 0) {
         const int token = token_of(draw.ticket);
         tokens[row_number] = token;

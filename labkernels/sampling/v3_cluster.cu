@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(1024, 1) sample_cluster(const T* logits, long 
         }
         if (draw_if_few(shared, team, s, rule, maximum, tokens + row_number, logprobs ? logprobs + row_number : nullptr)) return;
     }
-    const Draw draw = draw_from(team, shared.selection, values, count, first, vocab, s, rule, maximum);
+    const Draw draw = draw_from(team, shared.selection, values, count, first, vocab, s, rule, maximum, logprobs);
     if (threadIdx.x == 0 && token_of(draw.ticket) / slice == team.rank) {
         const int token = token_of(draw.ticket);
         tokens[row_number] = token;

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(512, 2) sample_look_again(const T* logits, lon
         }
         if (draw_if_few(shared, team, s, rule, maximum, tokens + row_number, logprobs ? logprobs + row_number : nullptr)) return;
     }
-    const Draw draw = draw_from(team, shared.selection, row, count, first, vocab, s, rule, maximum);
+    const Draw draw = draw_from(team, shared.selection, row, count, first, vocab, s, rule, maximum, logprobs);
     if (threadIdx.x == 0 && token_of(draw.ticket) / slice == team.rank) {
         const int token = token_of(draw.ticket);
         tokens[row_number] = token;
