@@ -12,7 +12,7 @@ struct Problem {
     long long k_page, k_head, k_token, v_page, v_head, v_token;   // of k and v (pages, kv_heads, page_size, head_dim)
     long long ks_page, ks_head, vs_page, vs_head;                 // of their scales (pages, kv_heads, page_size)
     int batch, kv_heads, group, queries;                          // `group` query heads share a head of k and v
-    int head_dim, page_size, max_pages;                           // max_pages: how far apart the rows of the block table are
+    int head_dim, page_size, page_shift, max_pages;               // page_size is 2^page_shift, or page_shift is -1; max_pages: between the table's rows
     float scale;                                                  // in units of log 2: LOG2_OF_E is in it
 
     __device__ int rows() const { return group * queries; }       // query tokens that share one head of k and v
@@ -31,13 +31,14 @@ struct Problem {
 // One head of one sequence.
 struct Sequence {
     const int* pages;  // its row of the block table; null if the cache is contiguous, and the sequence its own page
-    int batch, head, page_size;
+    int batch, head, page_size, page_shift;
 
     __device__ Sequence(const int* block_table, const Problem& problem, int batch, int head)
         : pages(block_table ? block_table + static_cast<long long>(batch) * problem.max_pages : nullptr),
-          batch(batch), head(head), page_size(problem.page_size) {}
-    __device__ long long page(int token) const { return pages ? pages[token / page_size] : batch; }
-    __device__ int offset(int token) const { return pages ? token % page_size : token; }
+          batch(batch), head(head), page_size(problem.page_size), page_shift(problem.page_shift) {}
+    __device__ int index(int token) const { return page_shift >= 0 ? token >> page_shift : token / page_size; }  // a division costs 25 instructions
+    __device__ long long page(int token) const { return pages ? pages[index(token)] : batch; }
+    __device__ int offset(int token) const { return pages ? token - index(token) * page_size : token; }
 
     // Of k or v with these strides, and of their scales.
     __device__ long long element(int token, long long page_stride, long long head_stride, long long token_stride) const {

@@ -7,11 +7,11 @@
 #include "cache.cuh"
 #include "fragments.cuh"
 #include "mma.cuh"
+#include "share.cuh"
 #include "warp.cuh"
 
 constexpr float NOTHING_SEEN = -3e38f;  // instead of -inf, which would make NaN of -inf - -inf
 constexpr float RESCALE_ABOVE = 8.0f;   // weights may be 2^8 times what they would be against the true maximum
-constexpr int CHUNK = 16;               // tokens that a warp takes at a time
 
 #ifndef LK_LOAD
 #define LK_LOAD __ldcs
@@ -20,7 +20,7 @@ constexpr int CHUNK = 16;               // tokens that a warp takes at a time
 template <int HEAD_DIM_, int ROW_TILES_, int WARPS_, int BLOCKS_>
 struct Tiling {
     static constexpr int HEAD_DIM = HEAD_DIM_, ROW_TILES = ROW_TILES_, WARPS = WARPS_, BLOCKS = BLOCKS_;  // BLOCKS: on a multiprocessor
-    static constexpr int ROWS = 8 * ROW_TILES, TILE = CHUNK * WARPS, THREADS = 32 * WARPS;
+    static constexpr int ROWS = 8 * ROW_TILES, THREADS = 32 * WARPS;
 };
 
 // How a lane's loads are cut: of a key, 16 bytes in each of K_LOADS places; of a value, V_WORDS words in each of V_LOADS.
@@ -43,6 +43,13 @@ __device__ __forceinline__ void load_words(unsigned (&to)[WORDS], const void* fr
     }
 }
 
+// Where 16 tokens lie: looked up before they are asked for.
+struct Place {
+    int page = 0, offset = 0;
+    __device__ __forceinline__ Place() {}
+    __device__ __forceinline__ Place(const Sequence& sequence, int token) : page(static_cast<int>(sequence.page(token))), offset(sequence.offset(token)) {}
+};
+
 // 16 keys of one head: lane 4 * g + t has, of the keys g and g + 8, the places t, t + 4, ...
 template <class C, int HEAD_DIM>
 struct Keys {
@@ -50,8 +57,9 @@ struct Keys {
     unsigned words[2][Cut::K_LOADS][Cut::K_WORDS];
     float scale[2][2];  // of the keys 8 * i + 2 * t and the next
 
-    __device__ __forceinline__ void load(const C* k, const float* k_scale, const Sequence& sequence, int token, long long page, int valid, const Problem& p) {
-        const int g = lane_id() / 4, t = lane_id() % 4, offset = sequence.offset(token);
+    __device__ __forceinline__ void load(const C* k, const float* k_scale, const Sequence& sequence, Place place, int valid, const Problem& p) {
+        const int g = lane_id() / 4, t = lane_id() % 4, offset = place.offset;
+        const long long page = place.page;
         const C* first = k + page * p.k_page + sequence.head * p.k_head + offset * p.k_token + t * Cut::K_EACH;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -87,8 +95,9 @@ struct Values {
     unsigned words[4][Cut::V_LOADS][Cut::V_WORDS];
     float scale[2][2];
 
-    __device__ __forceinline__ void load(const C* v, const float* v_scale, const Sequence& sequence, int token, long long page, int valid, const Problem& p) {
-        const int g = lane_id() / 4, t = lane_id() % 4, offset = sequence.offset(token);
+    __device__ __forceinline__ void load(const C* v, const float* v_scale, const Sequence& sequence, Place place, int valid, const Problem& p) {
+        const int g = lane_id() / 4, t = lane_id() % 4, offset = place.offset;
+        const long long page = place.page;
         const C* first = v + page * p.v_page + sequence.head * p.v_head + offset * p.v_token + g * Cut::V_EACH;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -239,22 +248,22 @@ struct Warp {
     // The tokens `token` to `token` + 15, and those every `stride` further on, before `end`. The first ones are in keys and values.
     __device__ __forceinline__ void walk(Keys<C, HEAD_DIM>& keys, Values<C, HEAD_DIM>& values, const C* k, const C* v, const float* k_scale,
                                          const float* v_scale, const Sequence& sequence, int length, int token, int stride, int end, const Problem& p) {
-        long long next_page = token + stride < end ? sequence.page(token + stride) : 0;
+        Place next_place = token + stride < end ? Place(sequence, token + stride) : Place();
         for (;; token += stride) {
             const int next = token + stride, valid = min(CHUNK, length - next);
-            const long long page = next_page;
+            const Place place = next_place;
             float scores[2][4], of_keys[2][2];
             unsigned weights[ROW_TILES][2];
             multiply(scores, keys);
             if constexpr (sizeof(C) == 1)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) of_keys[i / 2][i % 2] = keys.scale[i / 2][i % 2];
-            if (next < end) keys.load(k, k_scale, sequence, next, page, valid, p);
-            if (next + stride < end) next_page = sequence.page(next + stride);
+            if (next < end) keys.load(k, k_scale, sequence, place, valid, p);
+            if (next + stride < end) next_place = Place(sequence, next + stride);
             weigh(weights, scores, of_keys, values.scale, token, token + CHUNK <= length - p.queries + 1, p.scale);
             add(weights, values);
             if (next >= end) return;
-            values.load(v, v_scale, sequence, next, page, valid, p);
+            values.load(v, v_scale, sequence, place, valid, p);
         }
     }
 };

@@ -1,7 +1,6 @@
 // Blocks that share a head: each leaves its part, the one that comes last puts all together.
 #pragma once
 #include "group_rows.cuh"
-#include "share.cuh"
 
 // parts: (2 * blocks, ROWS, QUADS) undivided outputs; stats: (2 * blocks, ROWS) pairs of maximum and sum. Block i puts the first item that it shares
 // with others at 2 * i, another one at 2 * i + 1. arrived: a counter for each block, all zero before and after the launch.
@@ -14,7 +13,7 @@ struct Parts {
 // Puts what the block's warps have in `meeting` for tiles `tile` to `until` - 1 of `item` together: into `out` (the item's rows) if that is all of it,
 // else into the block's part, and into `out` all parts of the item if this one is the last to come. All threads call, __syncthreads() before and after.
 template <class T, class C, class Tiling>
-__device__ __forceinline__ void settle(Meeting<T, C, Tiling>& meeting, const Tiles<Tiling::TILE>& tiles, const typename Tiles<Tiling::TILE>::Item& item, int tile,
+__device__ __forceinline__ void settle(Meeting<T, C, Tiling>& meeting, const Tiles& tiles, const Tiles::Item& item, int tile,
                                        int until, int rows, T* out, Parts parts) {
     constexpr int ROWS = Tiling::ROWS, QUADS = Tiling::HEAD_DIM / 4, AT_A_TIME = 8;
     const int block = blockIdx.x, first = tiles.first(block);

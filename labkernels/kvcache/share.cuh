@@ -1,26 +1,28 @@
 // How one launch shares out all tokens of all sequences, whose lengths only the GPU knows.
 //
-// Each head of each sequence is an item of ceil(length / TILE) tiles, at least one. All items' tiles stand in one row, and each block takes an
-// equal stretch of it, wherever items begin and end: no block has a tile more than another has but one.
+// Each head of each sequence is an item of ceil(length / 16) tiles of 16 tokens, at least one. All items' tiles stand in one row, and each block takes
+// an equal stretch of it, wherever items begin and end: no block has a tile more than another has but one.
 #pragma once
 #include "warp.cuh"
 
-template <int TILE>
+constexpr int CHUNK = 16;  // tokens that a warp takes at a time
+
 struct Tiles {
     const int* lengths;
     int batch, heads;  // `heads` items a sequence, of equal length
     int total, blocks;
 
-    __device__ static int of(int length) { return max(1, (length + TILE - 1) / TILE); }
+    __device__ static int of(int length) { return max(1, (length + CHUNK - 1) / CHUNK); }
 
-    // All lanes of a warp call, here and in find(). `resident` blocks run at a time; more of them are used, so that the fast ones can take over
-    // from the slow, once that leaves each of them `least` tiles.
-    __device__ Tiles(const int* lengths, int batch, int heads, int resident, int least) : lengths(lengths), batch(batch), heads(heads) {
+    // All lanes of a warp call, here and in find(). A block gets at least `warps` tiles. `resident` blocks run at a time; more of them are used, so that
+    // the fast ones can take over from the slow, once that leaves each of them `least` tiles.
+    __device__ Tiles(const int* lengths, int batch, int heads, int warps, int resident, int least) : lengths(lengths), batch(batch), heads(heads) {
         int sum = 0;
         for (int b = lane_id(); b < batch; b += 32) sum += of(lengths[b]);
         total = heads * warp_sum(sum);
         const int available = static_cast<int>(gridDim.x);
         blocks = available <= resident ? available : resident * max(1, min(available / resident, total / (resident * least)));
+        blocks = max(1, min(blocks, total / warps));
     }
     // The tiles of block i: first(i) to first(i + 1) - 1.
     __device__ int first(int block) const { return block * (total / blocks) + min(block, total % blocks); }

@@ -1,4 +1,4 @@
-"""How v4, v5 and v6, decode attention on tensor cores, are launched: their tilings, their grids, and what they can run on."""
+"""How v4 and v5, decode attention on tensor cores, are launched: their tilings, their grids, and what they can run on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 
-from labkernels.cuda.tensor_map import tensor_map
 from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, processors
 from labkernels.kvcache.launch import as_rows, capacity, counters, problem_bytes
-from labkernels.kvcache.layout import LARGEST
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 CHUNK = 16  # tokens that a warp takes at a time
 WAVES = 4  # as many blocks as run at a time, so often at most
-LEAST_TILES = 32  # that a block should have, before there are more blocks than run at a time
+LEAST_TILES = 128  # of 16 tokens, that a block should have, before there are more blocks than run at a time
 MAX_CLUSTER = 8
 
 
@@ -55,12 +53,6 @@ TILINGS = {  # by head_dim and tiles of 8 rows
     (128, 1): Tiling(128, 1, 4, 3),
     (128, 2): Tiling(128, 2, 4, 2),
 }
-RINGS = {  # and the stages of 16 tokens' 16-bit elements in a warp's ring; twice as many of 8-bit elements
-    (64, 1): (Tiling(64, 1, 8, 1), 6),
-    (64, 2): (Tiling(64, 2, 8, 1), 6),
-    (128, 1): (Tiling(128, 1, 8, 1), 3),
-    (128, 2): (Tiling(128, 2, 8, 1), 3),
-}
 CLUSTERS = {
     (64, 1): Tiling(64, 1, 8, 1),
     (64, 2): Tiling(64, 2, 8, 1),
@@ -70,40 +62,28 @@ CLUSTERS = {
 
 
 def tensor_cores(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
-    return shared_out(TILINGS[_key(q, k)], None, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
-
-
-def tma(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
-    tiling, stages = RINGS[_key(q, k)]
-    stages *= 2 if k.dtype in LARGEST else 1
-    return shared_out(tiling, stages, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
+    return shared_out(TILINGS[_key(q, k)], q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
 
 
 def shared_out(
-    tiling: Tiling, stages: int | None, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None,
+    tiling: Tiling, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None,
     waves=WAVES, least=LEAST_TILES, run=None,
 ) -> torch.Tensor:  # fmt: skip
-    """v4 with this tiling, or v5 if `stages` are given; `run` is another build of its kernel."""
+    """v4 with this tiling; `run` is another build of its kernel."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     q = as_rows(q)
     rows = q.shape[1] // k.shape[1] * q.shape[2]
     resident = processors(q) * tiling.blocks
     tiles = q.shape[0] * k.shape[1] * ceil_div(rows, tiling.rows) * max(1, ceil_div(capacity(k, block_table), tiling.tile))
-    grid = tiles if tiles <= resident else resident * max(1, min(waves, tiles // (resident * least)))
+    grid = tiles if tiles <= resident else resident * max(1, min(waves, tiles * tiling.warps // (resident * least)))
     slots = 2 * grid * tiling.rows
     parts = torch.empty(slots * (tiling.head_dim + 2), dtype=torch.float32, device=q.device)
     args = (
         q, k, v, k_scale, v_scale, lengths, block_table, out, parts, parts[slots * tiling.head_dim :], counters(grid, q.device), resident, least,
         problem_bytes(q, k, v, block_table, scale, k_scale, v_scale),
     )  # fmt: skip
-    if stages is None:
-        run = run or kernel(FOLDER / "v4_tensor_cores.cu", "decode_tensor_cores", q.dtype, stored_type(k.dtype), tiling)
-        run(grid, 32 * tiling.warps, args, tiling.meeting_bytes)
-    else:
-        run = run or kernel(FOLDER / "v5_tma.cu", "decode_tma", q.dtype, stored_type(k.dtype), tiling, stages)
-        maps = (tensor_map(cache, (1, 1, CHUNK, 128 // cache.element_size()), 128) for cache in (k, v))
-        stage_bytes = 2 * CHUNK * tiling.head_dim * k.element_size()
-        run(grid, 32 * tiling.warps, (q, *maps, *args[3:]), max(tiling.meeting_bytes, tiling.warps * stages * stage_bytes))
+    run = run or kernel(FOLDER / "v4_tensor_cores.cu", "decode_tensor_cores", q.dtype, stored_type(k.dtype), tiling)
+    run(grid, 32 * tiling.warps, args, tiling.meeting_bytes)
     return out
 
 
@@ -114,7 +94,7 @@ def cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_s
 def clustered(
     tiling: Tiling, blocks: int | None, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None, run=None
 ) -> torch.Tensor:  # fmt: skip
-    """v6 with this tiling and so many blocks a cluster; `run` is another build of its kernel."""
+    """v5 with this tiling and so many blocks a cluster; `run` is another build of its kernel."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     q = as_rows(q)
     row_blocks = ceil_div(q.shape[1] // k.shape[1] * q.shape[2], tiling.rows)
@@ -123,7 +103,7 @@ def clustered(
         q, k, v, k_scale, v_scale, lengths, block_table, out, capacity(k, block_table), k.shape[0],
         problem_bytes(q, k, v, block_table, scale, k_scale, v_scale),
     )  # fmt: skip
-    run = run or kernel(FOLDER / "v6_cluster.cu", "decode_cluster", q.dtype, stored_type(k.dtype), tiling)
+    run = run or kernel(FOLDER / "v5_cluster.cu", "decode_cluster", q.dtype, stored_type(k.dtype), tiling)
     grid = (blocks, k.shape[1] * row_blocks, q.shape[0])
     run(grid, 32 * tiling.warps, args, tiling.meeting_bytes + tiling.slices_bytes, cluster=(blocks, 1, 1))
     return out
@@ -165,13 +145,7 @@ def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_s
     return None
 
 
-def accepts_tma(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
-    if wrong := accepts(q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale) or hopper_refusal(q):
-        return wrong
-    return "takes rows of 128 bytes or more" if k.shape[3] * k.element_size() < 128 else None
-
-
-CLUSTER_BYTES = 48 << 20  # of keys and values that v6 takes at most: beyond it bandwidth counts, not waiting
+CLUSTER_BYTES = 48 << 20  # of keys and values that v5 takes at most: beyond it bandwidth counts, not waiting
 
 
 def accepts_cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
@@ -186,7 +160,6 @@ def accepts_cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=N
 VARIANTS = (
     Variant("v4_tensor_cores", tensor_cores, "the group as rows of tensor cores, all tokens shared out equally, one launch",
             FOLDER / "v4_tensor_cores.cu", accepts),
-    Variant("v5_tma", tma, "each warp has a ring of tokens that the copy engine fills: more bytes on their way", FOLDER / "v5_tma.cu", accepts_tma),
-    Variant("v6_cluster", cluster, "few tokens: a cluster a head merges in shared memory, loads do not wait for the length",
-            FOLDER / "v6_cluster.cu", accepts_cluster),
+    Variant("v5_cluster", cluster, "few tokens: a cluster a head merges in shared memory, loads do not wait for the length",
+            FOLDER / "v5_cluster.cu", accepts_cluster),
 )  # fmt: skip

@@ -16,12 +16,12 @@
 template <class T, class C, class Tiling>
 __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     decode_tensor_cores(const T* q, const C* k, const C* v, const float* k_scale, const float* v_scale, const int* lengths, const int* block_table, T* out,
-                        float4* parts, float2* part_stats, unsigned* arrived, int resident, int least_tiles, Problem problem) {
-    constexpr int HEAD_DIM = Tiling::HEAD_DIM, ROWS = Tiling::ROWS, TILE = Tiling::TILE;
+                        float4* parts, float2* part_stats, unsigned* arrived, int resident, int least, Problem problem) {
+    constexpr int HEAD_DIM = Tiling::HEAD_DIM, ROWS = Tiling::ROWS;
     extern __shared__ float4 shared[];
     auto& meeting = *reinterpret_cast<Meeting<T, C, Tiling>*>(shared);
     const int row_blocks = (problem.rows() + ROWS - 1) / ROWS, block = blockIdx.x;
-    const Tiles<TILE> tiles(lengths, problem.batch, problem.kv_heads * row_blocks, resident, least_tiles);
+    const Tiles tiles(lengths, problem.batch, problem.kv_heads * row_blocks, Tiling::WARPS, resident, least);
     if (block >= tiles.blocks) return;
 
     const int end = tiles.first(block + 1);
@@ -29,16 +29,16 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
         const auto item = tiles.find(tile);
         const Sequence sequence(block_table, problem, item.batch, item.head / row_blocks);
         const int first_row = item.head % row_blocks * ROWS, rows = min(ROWS, problem.rows() - first_row), until = min(item.end, end);
-        const int token = (tile - item.first) * TILE + CHUNK * warp_id(), end_token = min(item.length, (until - item.first) * TILE);
+        const int token = CHUNK * (tile - item.first + warp_id()), end_token = min(item.length, CHUNK * (until - item.first));
         Warp<T, C, Tiling> warp;
         warp.begin(q, sequence, first_row, item.length, problem);
         if (token < end_token) {
             Keys<C, HEAD_DIM> keys;
             Values<C, HEAD_DIM> values;
-            const long long page = sequence.page(token);
-            keys.load(k, k_scale, sequence, token, page, min(CHUNK, item.length - token), problem);
-            values.load(v, v_scale, sequence, token, page, min(CHUNK, item.length - token), problem);
-            warp.walk(keys, values, k, v, k_scale, v_scale, sequence, item.length, token, TILE, end_token, problem);
+            const Place place(sequence, token);
+            keys.load(k, k_scale, sequence, place, min(CHUNK, item.length - token), problem);
+            values.load(v, v_scale, sequence, place, min(CHUNK, item.length - token), problem);
+            warp.walk(keys, values, k, v, k_scale, v_scale, sequence, item.length, token, CHUNK * Tiling::WARPS, end_token, problem);
         }
         meeting.put(warp, rows);
         __syncthreads();

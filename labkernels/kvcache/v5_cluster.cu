@@ -1,4 +1,4 @@
-// Decode attention, v6: a cluster for each head. For few tokens, where waiting is all that there is: nothing is waited for that need not be.
+// Decode attention, v5: a cluster for each head. For few tokens, where waiting is all that there is: nothing is waited for that need not be.
 //   Idea      Up to 8 blocks that share a head are a cluster and merge through each other's shared memory: a barrier of the cluster in place of parts
 //             in memory, a fence, a counter and reading it all back. Which tokens a warp takes does not depend on how many there are, so that the
 //             first keys and values are asked for together with the length, not after it; what turns out to lie beyond is forgotten.
@@ -6,11 +6,14 @@
 //             length (another 0.7 us) fall away.
 //   Measured  data/measured/h200/decode_attention.csv
 //   Wastes    The share of a block is fixed before lengths are known: where they differ, blocks of the short sequences are done early. And a cluster
-//             has at most 8 blocks, so that one sequence with 8 heads keeps 64 of 132 multiprocessors busy. For long caches v4 and v5 are better.
+//             has at most 8 blocks, so that one sequence with 8 heads keeps 64 of 132 multiprocessors busy. For long caches v4 is better.
 #include "cluster.cuh"
 #include "group_rows.cuh"
 
-constexpr int MAX_CLUSTER = 8;
+#ifndef LK_MAX_CLUSTER
+#define LK_MAX_CLUSTER 8
+#endif
+constexpr int MAX_CLUSTER = LK_MAX_CLUSTER;
 
 // What the blocks of a cluster hand to each other: each puts together a slice of the output, and gets every block's part of it, one behind the other.
 template <int QUADS>  // of a whole output
@@ -38,10 +41,10 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     Values<C, HEAD_DIM> values;
     Warp<T, C, Tiling> warp;
     if (token < capacity) {
-        long long page = sequence.page(token);
-        if (page < 0 || page >= pages) page = 0;  // beyond the sequence's length the block table may say anything
-        keys.load(k, k_scale, sequence, token, page, min(CHUNK, capacity - token), problem);
-        values.load(v, v_scale, sequence, token, page, min(CHUNK, capacity - token), problem);
+        Place place(sequence, token);
+        if (place.page < 0 || place.page >= pages) place.page = 0;  // beyond the sequence's length the block table may say anything
+        keys.load(k, k_scale, sequence, place, min(CHUNK, capacity - token), problem);
+        values.load(v, v_scale, sequence, place, min(CHUNK, capacity - token), problem);
     }
     const int length = lengths[sequence.batch];
     warp.begin(q, sequence, first_row, length, problem);
