@@ -39,10 +39,11 @@ def make_inputs(generator, device, dtype, *, tokens, hidden, vocab, ignored="non
     return {"x": normal(tokens, hidden), "weight": normal(vocab, hidden, scale=hidden**-0.5), "target": target, **options}
 
 
-def tolerance(dtype, *, tokens, hidden, vocab, **_) -> Tolerance:
+def tolerance(dtype, *, tokens, hidden, vocab, reduction="mean", **_) -> Tolerance:
     """Sums of `hidden`, `vocab` and `tokens` products; a gradient of a mean is as small as 1 / tokens."""
     epsilon = torch.finfo(torch.float32).eps
-    return Tolerance(relative=epsilon * (64 + 4 * (hidden + vocab + tokens) ** 0.5), absolute=epsilon * (8 + hidden**0.5))
+    of_gradient = epsilon * (8 + hidden**0.5 + tokens**0.5) / (tokens if reduction == "mean" else 1)
+    return Tolerance(relative=epsilon * (64 + 4 * (hidden + vocab + tokens) ** 0.5), absolute=of_gradient)
 
 
 def shape(tokens: int, hidden: int, vocab: int, **options) -> dict:

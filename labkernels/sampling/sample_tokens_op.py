@@ -104,7 +104,16 @@ def run(logits, temperature, top_k, top_p, min_p, repetition_penalty, previous, 
     wrong = problem(**inputs)
     if wrong is not None:
         raise ArgumentError(f"sample_tokens: {wrong}")
-    return OP.pick(**inputs).fn(**inputs, return_logprobs=return_logprobs)
+    variant = OP.pick(**inputs)
+    if variant.name == "v4_look_again" and not _few(logits, temperature, top_k) and OP.variants["v3_cluster"].accepts(**inputs) is None:
+        variant = OP.variants["v3_cluster"]  # where thresholds are searched for, it has the row in shared memory
+    return variant.fn(**inputs, return_logprobs=return_logprobs)
+
+
+def _few(logits, temperature, top_k) -> bool:
+    """Can a bound leave few candidates? Settings in tensors are expected to."""
+    unknown = isinstance(temperature, torch.Tensor) or isinstance(top_k, torch.Tensor)
+    return unknown or not temperature or 0 < top_k <= FEW or logits.shape[1] <= 4 * FEW
 
 
 def shape(rows: int, vocab: int, **settings) -> dict:
@@ -145,15 +154,6 @@ def make_inputs(generator, device, dtype, *, rows, vocab, kind="normal", previou
     return inputs
 
 
-def slower(name: str, *, logits, temperature=1.0, top_k=0, **_) -> str | None:
-    """Where more than some hundred tokens may be kept, versions search for thresholds, and v3 has the row at hand."""
-    if name != "v4_look_again" or isinstance(temperature, torch.Tensor) or isinstance(top_k, torch.Tensor) or not temperature:
-        return None
-    if 0 < top_k <= FEW or OP.variants["v3_cluster"].accepts(logits=logits) is not None:
-        return None
-    return f"top_k is {top_k}: thresholds are searched for, and v3 has the row in shared memory"
-
-
 def load_variants() -> Mapping[str, Variant]:
     from labkernels.sampling.sample_tokens_variants import VARIANTS
 
@@ -169,7 +169,6 @@ OP = Op(
     reference=reference,
     native=native,
     decode=decode,
-    slower=slower,
     problem=problem,
     make_inputs=make_inputs,
     axes=("row", "token"),
