@@ -122,8 +122,10 @@ OP = Op(
     complete_shape=lambda dtype, *, m, n=4096, k=4096, scheme="int4", group_size=128: shape(m, n, k, scheme, group_size),
     sweep={"dtype": ["bfloat16"], "n": [11008], "m": [1, 4, 16, 64]},
     record_sweeps=(
-        *({"dtype": ["bfloat16"], "n": [n], "k": [k], "scheme": ["int4"], "m": [1, 2, 4, 8, 16, 64, 256]} for n, k in LINEARS),
-        *({"dtype": ["bfloat16"], "n": [n], "k": [k], "scheme": ["nf4", "int8", "fp8"], "m": [1, 4]} for n, k in LINEARS),
+        *({"dtype": ["bfloat16"], "n": [n], "k": [k], "scheme": ["int4"], "m": [1, 4, 16, 64, 256]} for n, k in LINEARS),
+        *({"dtype": ["bfloat16"], "n": [n], "k": [k], "scheme": ["nf4", "int8", "fp8"], "m": [1]} for n, k in LINEARS),
+        {"dtype": ["bfloat16"], "n": [11008], "k": [4096], "scheme": ["int4"], "m": [2, 8, 32, 128, 1024]},
+        {"dtype": ["bfloat16"], "n": [11008], "k": [4096], "scheme": ["nf4", "int8", "fp8"], "m": [4, 16, 64, 256]},
     ),
     flops=lambda *, m, n, k, **_: 2 * m * n * k,
     bytes_moved=bytes_moved,

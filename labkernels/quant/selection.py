@@ -17,6 +17,7 @@ from pathlib import Path
 from labkernels.quant.selection_table import GPU, MICROSECONDS
 
 TABLE = Path(__file__).with_name("selection_table.py")
+GEMVS = ("v2_gemv", "v3_lut")  # what to do where nothing was measured: these, where they can
 _LIKE = {"codebook": "nf4"}  # schemes that run the same kernels
 
 
@@ -44,7 +45,8 @@ def slower(name: str, x, weight, capable: Mapping[str, Callable[..., str | None]
         return None
     found = nearest(weight.scheme, x.shape[0], *weight.shape)
     if found is None:
-        return None
+        gemvs = [other for other in GEMVS if other in capable and capable[other](x, weight) is None]
+        return f"not measured; up to 8 rows of x {gemvs[0]} runs, which reads the weight at the speed of memory" if gemvs and name != gemvs[0] else None
     (m, n, k), times = found
     able = {other: us for other, us in times.items() if other in capable and capable[other](x, weight) is None}
     if not able:

@@ -211,3 +211,24 @@ def test_the_order_of_packing_is_the_kernels():
 def test_compiles_without_spills(scheme, spans, rows, arch):
     resources = _kernel(BF16, scheme, True, spans, rows, tuned("nf4" if scheme == "lut" else scheme, rows)).resources(arch)
     assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+
+
+def test_without_figures_a_gemv_runs_for_few_rows(monkeypatch):
+    monkeypatch.setattr(selection, "MICROSECONDS", {})
+    selection.nearest.cache_clear()
+    for m, scheme, chosen in ((8, "int4", "v2_gemv"), (8, "nf4", "v3_lut"), (1, "int8", "v2_gemv")):
+        x, weight = make(m, 16, 64, scheme)
+        assert lk.explain("quant_matmul", x, replace(weight, any_variant=False)).chosen == chosen
+    x, weight = make(9, 16, 64)
+    assert lk.explain("quant_matmul", x, replace(weight, any_variant=False)).chosen not in ("v2_gemv", "v3_lut")
+    selection.nearest.cache_clear()
+
+
+def test_the_table_is_written_from_recorded_figures(tmp_path):
+    csv = tmp_path / "quant_matmul.csv"
+    head = "op,variant,kind,m,n,k,scheme,group_size,dtype,ms,gpu\n"
+    csv.write_text(head + "q,v1_naive,ours,1,64,32,int4,128,bfloat16,9,G\nq,v2_gemv,ours,1,64,32,int4,128,bfloat16,0.005,G\nq,cublas,peer,1,64,32,int4,128,bfloat16,0.001,G\n")
+    selection.write_table(csv, tmp_path / "table.py")
+    made = {}
+    exec((tmp_path / "table.py").read_text(), made)
+    assert made["MICROSECONDS"] == {("int4", 1, 64, 32): {"v2_gemv": 5.0}} and made["GPU"] == "G"
