@@ -32,7 +32,7 @@ __device__ __forceinline__ float ffn_activate(float x, float up = 1.0f) {
     if constexpr (activation == Activation::kGeluTanh && sizeof(T) == 2) {
         return 0.5f * x * (1.0f + tanh_approx(0.7978845608028654f * (x + 0.044715f * x * x * x)));
     } else if constexpr (is_gated(ACTIVATION)) {
-        return activate<ACTIVATION, T>(x) * up;
+        return gated<ACTIVATION, T>(x, up);
     } else {
         return activate<ACTIVATION, T>(x);
     }

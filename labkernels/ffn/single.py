@@ -13,7 +13,7 @@ from labkernels.ffn.reference import activation_number, is_gated, ready
 from labkernels.operation import Variant
 
 FILE = Path(__file__).with_name("v6_single.cu")
-MOST_TOKENS, THREADS = 16, 288
+MOST_TOKENS, THREADS = 16, 384
 TEAMS, SLOTS, MOST_COLUMNS = 4, 8, 512  # as in v6_single.cu; a multiple of TEAMS; and of a slot
 SHARED_BYTES = 226 * 1024  # that a block may have, beside a few hundred for its mbarriers
 

@@ -1,6 +1,6 @@
 // FFN, v6: one kernel for both products of a few tokens (at most 16), as when a model writes one word after another (sm_90a).
 //   Idea      For 16 tokens an FFN is two streams of weights, and all that counts is that they never stop. Each block owns a strip of rows
-//             of W1, then one of W2; one warp asks the copy engine for them, several slots ahead, with the same columns of the tokens
+//             of W1, then one of W2; four warps ask for them by cp.async, several slots ahead, with the same columns of the tokens
 //             beside them. Tensor cores multiply: 8 rows of weights by 16 tokens (fewer are as good) in an instruction.
 //             Between the products all blocks must meet, because each row of W2 needs the whole of h. Two kernels would drain the
 //             memory there: the last blocks of the first end, the next is launched, its first loads take a microsecond. Here the
@@ -8,8 +8,8 @@
 //   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 15 MB, 3.5 us of the stream: longer than
 //             the blocks take to meet.
 //   Measured  data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice.
-//   Rows      are read in pieces as long as a slot allows. The first try had boxes of 176 rows by 128 bytes: memory, which likes neighbours,
-//             gave a third less.
+//   Copies    Two other ways to fill the slots were slower on an H200. The copy engine, in boxes of 176 rows by 128 bytes: 83 us, by 256 bytes 74.
+//             Its plain copies of a row's 256 to 1024 bytes: 95 to 250 us, because a multiprocessor begins one only every 45 ns.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
 //             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.
 //   float32   has no tensor cores; a weight is multiplied by 16 tokens in 16 FMAs, for which there is time while it comes.
@@ -18,15 +18,16 @@
 // Strips of W1 are handed out by a counter, so that nobody waits for a block that has not begun to run: then the blocks need not all fit on the
 // GPU at once, and no cooperative launch is needed.
 #include "activation.cuh"
+#include "cp_async.cuh"
 #include "ldmatrix.cuh"
+#include "mbarrier.cuh"
 #include "mma.cuh"
 #include "named_barrier.cuh"
-#include "tma.cuh"
 #include "vector.cuh"
 #include "warp.cuh"
 
 constexpr int TEAMS = 4, SIDES = 2;  // a slot belongs to a team of two warps, each with half of its rows
-constexpr int CONSUMERS = TEAMS * SIDES * 32, THREADS = CONSUMERS + 32;
+constexpr int CONSUMERS = TEAMS * SIDES * 32, PRODUCERS = 128, THREADS = CONSUMERS + PRODUCERS;
 
 // How a strip of ROWS rows is cut into slots, COLUMNS columns wide. SHARED_OUT: it is cut into TEAMS groups of rows too, one for each team,
 // and its slots take turns: those of the first columns, a group each, then those of the next. If not, a slot has all rows, and the teams
@@ -51,6 +52,18 @@ struct Strip {
     __device__ static int column(int slot) { return (SHARED_OUT ? slot / TEAMS : slot) * COLUMNS; }
     __device__ static int first_row(int slot) { return SHARED_OUT ? slot % TEAMS * GROUP_ROWS : 0; }
     __device__ static int rows(int slot) { return max(0, min(GROUP_ROWS, ROWS - first_row(slot))); }
+
+    // Starts this producer's share of the copies of `rows` rows, `columns` of each: row i from row_at(i), to `to` and the PITCHes that follow.
+    template <int MOST, class RowAt>
+    __device__ static __forceinline__ void copy(char* to, int rows, int columns, RowAt row_at) {
+        constexpr int PIECE = 16 / sizeof(T), PIECES = COLUMNS / PIECE;  // elements; in a row
+        const int thread = threadIdx.x - CONSUMERS;
+#pragma unroll
+        for (int i = 0; i < (MOST * PIECES + PRODUCERS - 1) / PRODUCERS; ++i) {
+            const int row = (thread + i * PRODUCERS) / PIECES, piece = (thread + i * PRODUCERS) % PIECES;
+            if (row < rows && piece * PIECE < columns) cp_async_l2(to + row * PITCH + 16 * piece, row_at(row) + piece * PIECE);
+        }
+    }
 };
 
 // How far the blocks are. All zero before and after the launch.
@@ -58,8 +71,7 @@ struct Progress {
     unsigned claimed, done, left;  // strips of W1 that a block has taken, that are finished; blocks that are through
 };
 
-// The ring of slots. A slot is always emptied by the same team, so that nobody waits for a phase of an mbarrier that may not be the next one: copies
-// do not arrive in the order in which they were asked for.
+// The ring of slots. A slot is always emptied by the same team, so that nobody waits for a phase of an mbarrier that may not be the next one.
 template <int SLOTS>
 struct Ring {
     static_assert(SLOTS % TEAMS == 0, "a slot belongs to a team");
@@ -187,8 +199,7 @@ __device__ __forceinline__ void consume(Ring<SLOTS>& ring, float* room, int k, i
         }
         finish(token, row, sum, other);
     }
-    __threadfence();  // what was written is for other blocks' copy engines to read
-    fence_proxy_async();
+    __threadfence();  // what was written is for other blocks to read
     named_barrier_sync(1, CONSUMERS);  // the room may be written again
 }
 
@@ -215,82 +226,102 @@ __global__ void __launch_bounds__(THREADS, 1)
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < SLOTS; ++i) {
-            mbarrier_init(&full[i], 1);
+            mbarrier_init(&full[i], PRODUCERS / 32);
             mbarrier_init(&empty[i], SIDES);
         }
         for (int i = 0; i < 2; ++i) {
             mbarrier_init(&told[i], 1);
             mbarrier_init(&heard[i], CONSUMERS / 32);
         }
-        fence_mbarrier_init();
     }
     __syncthreads();
     Ring<SLOTS> ring{dynamic, SLOT_BYTES, full, empty, 0};
 
     if (threadIdx.x >= CONSUMERS) {
+        const bool first = threadIdx.x == CONSUMERS;
         const int lane = threadIdx.x % 32;
+        // Copies arrive in the order in which they were asked for: with each slot that is asked for, the one LAG before it is full.
+        constexpr int LAG = SLOTS > 10 ? 8 : SLOTS - 2;  // at most two strips of TEAMS slots: those of the one before the last must be told
+        int begin = 0, filled = 0;  // slots that have been told full are those below `filled`
+        const auto tell = [&](int below) {
+            if (filled >= below) return;
+            __syncwarp();
+            for (; filled < below; ++filled)
+                if (lane == 0) mbarrier_arrive(&full[filled % SLOTS]);
+        };
         int turn = 0;
         if (phases & 1) {
             for (;; ++turn) {
-                int strip = block + turn * blocks;
-                if (both) strip = __shfl_sync(FULL_WARP, lane == 0 ? static_cast<int>(atomicAdd(&progress->claimed, 1u)) : 0, 0);
                 mbarrier_wait(&heard[turn % 2], turn / 2 & 1 ^ 1);
-                if (lane == 0) {
-                    strips[turn % 2] = strip;
+                if (first) {
+                    strips[turn % 2] = both ? static_cast<int>(atomicAdd(&progress->claimed, 1u)) : block + turn * blocks;
                     mbarrier_arrive(&told[turn % 2]);
                 }
+                mbarrier_wait(&told[turn % 2], turn / 2 & 1);
+                const int strip = strips[turn % 2];
                 if (strip >= strips_1) break;  // it tells of the end
                 for (int slot = 0; slot < First::slots(embed); ++slot) {
-                    const int at = ring.next++, column = First::column(slot), row = First::first_row(slot);
-                    const int bytes = sizeof(T) * First::columns(slot, embed), rows = First::rows(slot);
-                    Mbarrier* const arrived = &full[at % SLOTS];
+                    const int at = ring.next++, column = First::column(slot), row = First::first_row(slot), columns = First::columns(slot, embed);
                     ring.wait_empty(at);
-                    if (lane == 0) mbarrier_arrive_expect_tx(arrived, bytes * (rows + tokens));
-                    __syncwarp();
-                    for (int i = lane; i < rows; i += 32) {
+                    First::template copy<First::GROUP_ROWS>(ring.slot(at), First::rows(slot), columns, [&](int i) {
                         const int in_strip = row + i, unit = min(strip * UNITS + in_strip % UNITS, ffn - 1);
-                        const long long from = GATED && in_strip >= UNITS ? ffn + unit : unit;
-                        bulk_load(ring.slot(at) + i * First::PITCH, w1 + from * w1_stride + column, bytes, arrived);
-                    }
-                    if (lane < tokens) bulk_load(ring.slot(at) + First::TOKENS_AT + lane * First::PITCH, x + lane * x_stride + column, bytes, arrived);
+                        return w1 + (GATED && in_strip >= UNITS ? ffn + unit : unit) * w1_stride + column;
+                    });
+                    First::template copy<TOKENS>(ring.slot(at) + First::TOKENS_AT, tokens, columns, [&](int i) { return x + i * x_stride + column; });
+                    cp_async_commit();
+                    cp_async_wait<LAG>();
+                    tell(at + 1 - LAG);
                 }
             }
         }
+        begin = ring.next;
         if (phases & 2) {
-            const int slots = Second::slots(ffn), begin = ring.next, own = block < strips_2 ? (strips_2 - block + blocks - 1) / blocks : 0;
-            bool h_is_there = false;
-            for (int i = 0, asked = 0; i < own * slots; ++i) {  // slots whose weights are on their way; `asked`: whose columns of h are, too
-                const int at = begin + i, column = Second::column(i % slots), bytes = sizeof(T) * Second::columns(i % slots, ffn);
-                const int strip = block + i / slots * blocks;
-                ring.wait_empty(at);
-                if (lane == 0) mbarrier_arrive_expect_tx(&full[at % SLOTS], bytes * (ROWS + tokens));
-                __syncwarp();
-                for (int row = lane; row < ROWS && bytes > 0; row += 32) {
-                    const long long from = min(strip * ROWS + row, embed - 1);
-                    bulk_load(ring.slot(at) + row * Second::PITCH, w2 + from * w2_stride + column, bytes, &full[at % SLOTS]);
-                }
-                if (!h_is_there) {
-                    if (i + 1 < min(SLOTS, slots)) continue;
-                    if (both) {
-                        mbarrier_wait(&heard[turn % 2], turn / 2 & 1);  // all have heard of the end: this block's part of h is done
-                        if (lane == 0)
-                            while (atomicAdd(&progress->done, 0u) < static_cast<unsigned>(strips_1)) __nanosleep(20);
-                        __syncwarp();
-                    }
-                    __threadfence();
-                    fence_proxy_async();
-                    h_is_there = true;
-                }
-                for (; asked <= i; ++asked) {
-                    const int slot = begin + asked, first = Second::column(asked % slots), length = sizeof(T) * Second::columns(asked % slots, ffn);
-                    if (lane < tokens && length > 0)
-                        bulk_load(ring.slot(slot) + Second::TOKENS_AT + lane * Second::PITCH, h + lane * static_cast<long long>(ffn) + first, length,
-                                  &full[slot % SLOTS]);
-                }
+            const int slots = Second::slots(ffn), total = block < strips_2 ? (strips_2 - block + blocks - 1) / blocks * slots : 0;
+            const auto copy_weights = [&](int i) {
+                const int slot = i % slots, column = Second::column(slot), strip = block + i / slots * blocks;
+                ring.wait_empty(begin + i);
+                Second::template copy<ROWS>(ring.slot(begin + i), ROWS, Second::columns(slot, ffn),
+                                            [&](int row) { return w2 + min(strip * ROWS + row, embed - 1) * w2_stride + column; });
+            };
+            const auto copy_h = [&](int i) {
+                const int column = Second::column(i % slots);
+                Second::template copy<TOKENS>(ring.slot(begin + i) + Second::TOKENS_AT, tokens, Second::columns(i % slots, ffn),
+                                              [&](int token) { return h + token * static_cast<long long>(ffn) + column; });
+            };
+            // Weights fill the ring before h is there.
+            const int ahead = min(SLOTS, total);
+            for (int i = 0; i < ahead; ++i) {
+                copy_weights(i);
+                cp_async_commit();
+                cp_async_wait<LAG>();
+                tell(min(begin, begin + i + 1 - LAG));
             }
+            cp_async_wait_all();
+            tell(begin);
+            if (both) {
+                mbarrier_wait(&heard[turn % 2], turn / 2 & 1);  // all have heard of the end: this block's part of h is done
+                if (first && ahead > 0) {
+                    while (atomicAdd(&progress->done, 0u) < static_cast<unsigned>(strips_1)) __nanosleep(20);
+                    __threadfence();
+                }
+                named_barrier_sync(2, PRODUCERS);
+            }
+            for (int i = 0; i < ahead; ++i) copy_h(i);
+            cp_async_wait_all();
+            tell(begin + ahead);
+            for (int i = ahead; i < total; ++i) {
+                copy_weights(i);
+                copy_h(i);
+                cp_async_commit();
+                cp_async_wait<LAG>();
+                tell(begin + i + 1 - LAG);
+            }
+            begin += total;
         }
+        cp_async_wait_all();
+        tell(begin);
         // The last one out leaves zeros: block 0, which always has a strip of W2, has seen the last one of W1 done.
-        if (both && lane == 0 && atomicAdd(&progress->left, 1u) == blocks - 1) {
+        if (both && first && atomicAdd(&progress->left, 1u) == blocks - 1) {
             atomicExch(&progress->claimed, 0u);
             atomicExch(&progress->done, 0u);
             atomicExch(&progress->left, 0u);

@@ -110,7 +110,7 @@ def configured(
     map_b = tensor_map(b, (depth, 64), 128) if b_rows else tensor_map(b.t(), (config.columns // config.cluster // halves, depth), 128)
     map_c = tensor_map(out, (64, slab), 2 * slab)
     bias, residual = _in_pairs(bias), _in_pairs(residual)
-    finish = any(given is not None for given in (bias, activation, residual, scale_a))
+    finish = any(given is not None for given in (bias, None if gated else activation, residual, scale_a))
     kernel = _kernel(config, a.dtype, out.dtype, a_columns, b_rows, finish, activation_number(activation), *[True] * gated)
     args = (map_a, map_b, map_c, m, n, k, scale_a, scale_b, bias, residual, 0 if residual is None else residual.stride(0), config.band)
     blocks, _ = config.blocks(m, n * halves, processors(a))

@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                         finish<0>(up, bias == nullptr ? bias : bias + n, residual, 0, r, col);
                         finish<0>(gate, bias, residual, 0, r, col);
                     }
-                    gates[i] = activate<ACTIVATION, Out>(gate[0]) * up[0];
-                    gates[i + 1] = activate<ACTIVATION, Out>(gate[1]) * up[1];
+                    gates[i] = gated<ACTIVATION, Out>(gate[0], up[0]);
+                    gates[i + 1] = gated<ACTIVATION, Out>(gate[1], up[1]);
                 }
                 store_tile<Out, RESULTS, OWN>(c, memory.slab(warpgroup * OWN), slab, gates, row + part * 64, column, warpgroup, [](float(&)[2], int, int) {});
             }

@@ -7,6 +7,7 @@ from torch import nn
 
 from labkernels.errors import ArgumentError
 from labkernels.ffn import ffn
+from labkernels.ffn.fp8 import ffn_fp8, fp8_rows
 from labkernels.ffn.reference import ACTIVATIONS, is_gated
 
 
@@ -56,6 +57,10 @@ class FusedFFN(nn.Module):
         tokens = x.reshape(-1, self.embed_dim) if x.dim() == 1 else x
         return ffn(tokens, first.weight, second.weight, first.bias, second.bias, self.activation).view(x.shape)
 
+    def to_fp8(self) -> "Fp8FFN":
+        """The same network for inference, its weights rounded to 8-bit floats: half the memory, and products at up to twice the speed."""
+        return Fp8FFN(self)
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         for kind in ("weight", "bias"):
             apart = [f"{prefix}{name}.{kind}" for name in ("gate_proj", "up_proj")]
@@ -65,3 +70,23 @@ class FusedFFN(nn.Module):
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, ffn_dim={self.ffn_dim}, activation={self.activation!r}"
+
+
+class Fp8FFN(nn.Module):
+    """A FusedFFN of bfloat16 or float16 whose weights are 8-bit floats with a scale a row: `labkernels.ffn.ffn_fp8`. Forward only.
+
+    Buffers w1, w2 (float8_e4m3fn), scale_1, scale_2 (float32), b1, b2 (None without biases). Made by `FusedFFN.to_fp8()`.
+    """
+
+    def __init__(self, layer: FusedFFN):
+        super().__init__()
+        self.activation = layer.activation
+        first = layer.gate_up_proj if is_gated(layer.activation) else layer.up_proj
+        for number, linear in (("1", first), ("2", layer.down_proj)):
+            values, scales = fp8_rows(linear.weight.detach())
+            self.register_buffer(f"w{number}", values)
+            self.register_buffer(f"scale_{number}", scales)
+            self.register_buffer(f"b{number}", None if linear.bias is None else linear.bias.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ffn_fp8(x, self.w1, self.w2, self.scale_1, self.scale_2, self.b1, self.b2, self.activation)

@@ -197,3 +197,12 @@ def test_fp8_names_bad_inputs(change, message):
     inputs = {"x": torch.ones(3, 16).bfloat16(), "w1": weight, "w2": weight, "scale_1": scale, "scale_2": scale} | change
     with pytest.raises(ArgumentError, match=f"ffn_fp8: .*{message}"):
         ffn_fp8(**inputs)
+
+
+def test_a_layer_goes_to_fp8():
+    torch.manual_seed(0)
+    layer = FusedFFN(48, 80, activation="swiglu", dtype=torch.bfloat16)
+    x = torch.randn(2, 3, 48).bfloat16()
+    with torch.no_grad():
+        want, got = layer(x), layer.to_fp8()(x)
+    assert got.shape == want.shape and 0 < (got - want).norm() < 0.1 * want.norm()
