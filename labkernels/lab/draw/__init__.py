@@ -54,6 +54,9 @@ _HOME = {  # picture: the file it lives in
     "norm_trips": "small",
     "partial_sums": "small",
     "rope_turns": "small",
+    "cached_tokens": "cache",
+    "cache_pages": "cache",
+    "split_keys": "cache",
     "operator_layers": "operators",
 }
 __all__ = list(_HOME)

@@ -1,0 +1,3 @@
+# reason: exception AssertionError
+weights = torch.exp(lses)
+return ((weights / weights.sum(0))[..., None] * outs).sum(0)

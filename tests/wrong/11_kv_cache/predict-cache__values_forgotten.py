@@ -1,0 +1,3 @@
+# reason: mismatch
+token_bytes = 32 * 8 * 128 * 2
+cache_gb = 32 * 8192 * token_bytes / 1e9

@@ -1,0 +1,5 @@
+// reason: not_finite
+const float top = fmaxf(m, score), correction = __expf(m - top), p = __expf(score - top);
+s = s * correction + p;
+out0 = out0 * correction + p * v0;
+out1 = out1 * correction + p * v1;

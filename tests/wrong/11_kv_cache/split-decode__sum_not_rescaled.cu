@@ -1,0 +1,6 @@
+// reason: mismatch
+const float top = fmaxf(m, score), correction = __expf(m - top), p = __expf(score - top);
+m = top;
+s += p;
+out0 = out0 * correction + p * v0;
+out1 = out1 * correction + p * v1;
