@@ -23,7 +23,6 @@ SUMS = 8  # the same in v3's backward pass, where each element has a sum beside 
 RMS, LAYER = 0, 1  # the kernels' Norm
 NARROW = {torch.float8_e4m3fn: "__nv_fp8_e4m3", torch.int8: "signed char"}
 SHARED_BYTES = 227 * 1024  # of one multiprocessor of Hopper, at most
-KEEP = True  # v4_packed reads x as what a cache should evict last
 ROUNDS = 8  # blocks of v3_ring for each that runs at a time: who is done early takes another one
 SLICES = 32  # warps of a block that adds up partial sums
 
@@ -132,7 +131,7 @@ def packed(problem: Problem, layout: tuple[int, int, int] | None = None):
     rows, cols = problem.x.shape
     if rows and cols:
         threads, vectors, blocks = layout or packed_threads(problem)
-        made = _made("v4_packed.cu", "norm_packed", (*problem.types, threads, vectors, 16 // problem.x.element_size(), blocks, "true" if KEEP else "false"))
+        made = _made("v4_packed.cu", "norm_packed", (*problem.types, threads, vectors, 16 // problem.x.element_size(), blocks))
         rows_per_block = WARPS if threads == 32 else 1
         made(ceil_div(rows, rows_per_block), threads * rows_per_block, problem.arguments(results))
     return results
@@ -157,12 +156,12 @@ def forward_ring(cols: int, item_bytes: int, inputs: int) -> Ring:
 
 
 @functools.lru_cache(256)
-def backward_ring(cols: int, item_bytes: int, inputs: int) -> Ring:
-    """The ring of v3_ring's backward pass."""
+def backward_ring(cols: int, item_bytes: int, inputs: int, kind: int = RMS) -> Ring:
+    """The ring of v3_ring's backward pass: some 64 KB on their way on each multiprocessor. More of them made it slower on an H200."""
     threads = max(64, 32 * ceil_div(cols, 32 * SUMS))
     if inputs == 3:
-        return Ring(threads, SUMS, 3 if threads > 256 else 4, 1, max(1, 512 // threads))
-    groups = 2 if threads <= 512 else 1
+        return Ring(threads, SUMS, 3 if threads <= 512 else 2, 1, max(1, 512 // threads))
+    groups = 2 if threads <= 512 and kind == RMS else 1
     return Ring(threads, SUMS, 2, groups, max(1, (1024 if item_bytes == 2 else 768) // (threads * groups)))
 
 
@@ -306,7 +305,7 @@ def ring_backward(problem: Backward, layout: Ring | None = None):
     if not (rows and cols):
         return results
     size, inputs = problem.x.element_size(), 2 if problem.added is None else 3
-    layout = layout or backward_ring(cols, size, inputs)
+    layout = layout or backward_ring(cols, size, inputs, problem.kind)
     width = 16 // size
     sizes = (layout.threads, layout.elements // width, width, layout.stages, layout.groups, layout.blocks)
     blocks = min(ceil_div(rows, layout.groups), processors(dx) * layout.blocks)

@@ -57,6 +57,13 @@ __device__ __forceinline__ void row_sums(float (&part)[K], float* meeting) {
                     all = k < SUMS ? all + value : fmaxf(all, value);
                 }
                 part[k] = all;
+            } else if constexpr ((WARPS & (WARPS - 1)) == 0) {
+                part[k] = meeting[k * WARPS + lane % WARPS];
+#pragma unroll
+                for (int distance = WARPS / 2; distance > 0; distance /= 2) {
+                    const float value = __shfl_xor_sync(FULL_WARP, part[k], distance);
+                    part[k] = k < SUMS ? part[k] + value : fmaxf(part[k], value);
+                }
             } else {
                 const float value = lane < WARPS ? meeting[k * WARPS + lane] : 0.0f;  // no maximum here is below 0
                 part[k] = k < SUMS ? warp_sum(value) : warp_max(value);

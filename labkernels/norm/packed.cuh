@@ -3,7 +3,6 @@
 // A Vector<__nv_bfloat16, 8> (vector.cuh) that lives for long takes 8 registers, not 4: the compiler takes elements apart as soon as they
 // are loaded, or keeps the floats that it has made of them. Words it leaves alone, and `stay_packed` makes it forget the floats.
 #pragma once
-#include "cache_policy.cuh"
 #include "opaque.cuh"
 #include "pack.cuh"
 #include "vector.cuh"
@@ -54,8 +53,8 @@ __device__ __forceinline__ void stay_packed(Packed<T, N> (&vectors)[VECTORS]) {
 }
 
 // `source[0] .. source[cols-1]`, this thread's share of it: vectors THREADS * N elements apart, from `first` on. `otherwise` where there is
-// no source, 0 beyond the end. EVICT_LAST: see cache_policy.cuh.
-template <int THREADS, bool EVICT_LAST = false, class T, int VECTORS, int N>
+// no source, 0 beyond the end.
+template <int THREADS, class T, int VECTORS, int N>
 __device__ __forceinline__ void load_packed(const T* source, Packed<T, N> (&share)[VECTORS], int cols, int first, float otherwise) {
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
@@ -63,9 +62,6 @@ __device__ __forceinline__ void load_packed(const T* source, Packed<T, N> (&shar
         const float value = col < cols ? otherwise : 0.0f;
 #pragma unroll
         for (int j = 0; j < N; j += 2) share[k].set(j, value, value);
-        if (source == nullptr || col >= cols) continue;
-        const auto* vector = reinterpret_cast<const Packed<T, N>*>(source + col);
-        if constexpr (EVICT_LAST) share[k] = load_evict_last(vector);
-        else share[k] = *vector;
+        if (source != nullptr && col < cols) share[k] = *reinterpret_cast<const Packed<T, N>*>(source + col);
     }
 }

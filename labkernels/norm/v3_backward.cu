@@ -1,9 +1,11 @@
 // Norms backward, v3: a ring of rows. As v2, with the rows of the next rounds on their way while this one is worked on.
 //   Idea      The registers of v2 go into sums, and leave few threads to ask for memory. So the bulk copy engine asks (Hopper's TMA): rows
-//             of x and of the gradient come into a ring of shared memory, 100 KB and more of them at a time on each multiprocessor.
+//             of x and of the gradient come into a ring of shared memory, 64 KB of them at a time on each multiprocessor. They wait for
+//             their sums packed (packed.cuh); two rows share a block and the partial sums it leaves; the second kernel is launched
+//             early, and finds its place as the first one's blocks end.
 //   Predicts  The bytes of v2 at the speed of a copy, whatever the threads do between.
 //   Measured  data/measured/h200/rms_norm_backward.csv, layer_norm_backward.csv.
-//   Wastes    The second kernel's few microseconds, and the first rows' latency.
+//   Wastes    The second kernel's few microseconds, and the first rows' latency. LayerNorm's two meetings a row take longer than its bytes.
 #include "tma.cuh"
 #include "backward_sum.cuh"
 #include "norm.cuh"

@@ -1,10 +1,11 @@
 // Norms, v3: a ring of rows. Blocks stay, the bulk copy engine brings the rows of the next rounds while this one is worked on.
-//   Idea      A few blocks on each multiprocessor, each of which walks over every so-manieth row. Rows come into a ring of shared memory
+//   Idea      A block walks over many rows, from one to the next as far on as there are blocks. Rows come into a ring of shared memory
 //             by bulk copies that nobody waits for (Hopper's TMA, one instruction a row); the weight stays in registers. The barrier
 //             at which the warps meet for the sum also says that all have read the row: its place in the ring is filled again at once.
 //   Predicts  The bytes of v2, but reads are always on their way, however long the threads meet and write.
 //   Measured  data/measured/h200/rms_norm.csv, layer_norm.csv, add_rms_norm.csv, rms_norm_quantized.csv.
-//   Wastes    Nothing for many rows. With few, blocks have one row each and the ring is of no use; rows beyond 32 KB do not fit.
+//   Wastes    The detour through shared memory, which registers for the weight make necessary. Rows are dealt out beforehand, and who has the
+//             slow ones is waited for; more stages than two only spread the reads over more of the memory, and cost time. v4 has neither.
 #include "tma.cuh"
 #include "norm.cuh"
 

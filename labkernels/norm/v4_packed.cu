@@ -1,15 +1,15 @@
 // Norms, v4: packed. v2 with so few registers that a multiprocessor is full of threads, and each row is soon done with.
 //   Idea      v2's 16 elements take 16 registers as floats, and 16 more go to the weight: half as many threads fit as could. Here a
-//             row waits for its sum as it came, two 16-bit elements a register, and is made float32 twice; the weight, which the L1 cache
-//             holds, is read when it is needed, after the meeting. 32 registers: 2048 threads, all that a multiprocessor takes.
-//   Predicts  The bytes of v2. Twice as many rows on their way, and no order that is fixed beforehand (v3): whichever multiprocessor is done
-//             gets the next row, and the rows on their way lie close together in memory.
+//             row waits for its sum as it came, two 16-bit elements a register, and is made float32 twice; the weight waits the same
+//             way. 40 registers: 1536 threads on a multiprocessor, six rows of 4096.
+//   Predicts  The bytes of v2. More rows on their way than v2 has, and no order that is fixed beforehand as in v3: whichever multiprocessor
+//             is done gets the next row, and the rows on their way lie close together in memory.
 //   Measured  data/measured/h200/rms_norm.csv, layer_norm.csv, add_rms_norm.csv, rms_norm_quantized.csv.
-//   Wastes    A block's launch and its last store; a copy has these too.
+//   Wastes    A block's launch and its last store, which a copy has too; and the weight comes from L1 once a row.
 #include "norm.cuh"
 
 // As norm_registers (v2), of rows that 16 bytes at a time can be read from; WIDTH elements are 16 bytes of x.
-template <int KIND, bool ADD, class T, class W, class OUT, int THREADS, int VECTORS, int WIDTH, int BLOCKS, bool KEEP>
+template <int KIND, bool ADD, class T, class W, class OUT, int THREADS, int VECTORS, int WIDTH, int BLOCKS>
 __global__ void __launch_bounds__(THREADS == 32 ? 128 : THREADS, BLOCKS)
 norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const W* shift, OUT* y, T* sum, float* scale, int rows,
             int cols, long long x_stride, long long residual_stride, float eps) {
@@ -21,10 +21,10 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
     const auto inside = [&](int k) { return first + k * THREADS * WIDTH < cols; };
 
     Packed<T, WIDTH> value[VECTORS];
-    load_packed<THREADS, KEEP>(x + row * x_stride, value, cols, first, 0.0f);
+    load_packed<THREADS>(x + row * x_stride, value, cols, first, 0.0f);
     if constexpr (ADD) {
         Packed<T, WIDTH> added[VECTORS], biases[VECTORS];
-        load_packed<THREADS, KEEP>(residual + row * residual_stride, added, cols, first, 0.0f);
+        load_packed<THREADS>(residual + row * residual_stride, added, cols, first, 0.0f);
         load_packed<THREADS>(bias, biases, cols, first, 0.0f);
 #pragma unroll
         for (int k = 0; k < VECTORS; ++k) {
@@ -41,7 +41,7 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
         stay_packed(value);
     }
     Packed<W, WIDTH> weights[VECTORS];
-    load_packed<THREADS, true>(weight, weights, cols, first, 1.0f);
+    load_packed<THREADS>(weight, weights, cols, first, 1.0f);
     float part[1 + NARROW] = {};
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
@@ -60,7 +60,7 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
         factor = part[1] > 0.0f ? LARGEST<OUT> / part[1] : 0.0f;
     }
     Packed<W, WIDTH> shifts[VECTORS];
-    if constexpr (LAYER) load_packed<THREADS, true>(shift, shifts, cols, first, 0.0f);
+    if constexpr (LAYER) load_packed<THREADS>(shift, shifts, cols, first, 0.0f);
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
         float result[WIDTH];
