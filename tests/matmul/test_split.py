@@ -166,8 +166,7 @@ def test_wide_tiles_where_there_are_enough_of_them():
     assert best_config(512, 512, 132) == best_config(1, 4096, 132) == "64"
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config, aligned", [*((config, True) for config in CONFIGS), ("128", False), ("64", False)])  # those two are in use
 def test_compiles_for_hopper_without_spills_or_serialized_wgmma(config, aligned):
     compiled = v8._kernel(CONFIGS[config], aligned, 2)
     resources = compiled.resources("sm_90a")
@@ -178,7 +177,7 @@ def test_compiles_for_hopper_without_spills_or_serialized_wgmma(config, aligned)
 
 @pytest.mark.parametrize("width", [4, 1])
 def test_splitting_compiles_without_spills(width):
-    lengths = (32, 1), (32, 2), (32, 4), (256, 1), (256, 2), (256, 4), (256, 8), (256, 0)
+    lengths = (32, 4), (256, 8), (256, 0)  # the longest of each kind: those between hold fewer registers
     for name in (*(("split_rows", width, *length) for length in lengths), ("split_columns", width)):
         resources = kernel(SPLIT_FILE, *name).resources("sm_90a")
         assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
