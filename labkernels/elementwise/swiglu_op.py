@@ -100,8 +100,8 @@ CHECK_SHAPES = (
 )
 LARGE_SHAPES = ({"rows": 1000, "cols": 11008}, {"rows": 777, "cols": 1001}, {"rows": 2049, "cols": 4096, "layout": "packed"})
 RECORD_SWEEPS = (
-    {"dtype": ["bfloat16"], "cols": [11008], "layout": ["two", "packed"], "rows": [256, 2048, 16_384]},
-    {"dtype": ["float32", "float16"], "cols": [11008], "rows": [8192]},
+    {"dtype": ["bfloat16"], "layout": ["two", "packed"], "rows": [256, 16_384]},
+    {"dtype": ["float32"], "rows": [8192]},
 )
 
 OP = Op(

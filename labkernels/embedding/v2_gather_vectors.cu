@@ -29,6 +29,6 @@ __global__ void gather_vectors(const Unit* table, const void* index, bool wide, 
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
         const unsigned i = first + k * blockDim.x;
-        if (i < units) out[i] = value[k];
+        if (i < units) __stcs(out + i, value[k]);  // not soon needed: the table may stay in the caches
     }
 }

@@ -11,9 +11,9 @@ from labkernels.cuda.variants import ceil_div, kernel, vector_width
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
-WARPS = 4  # a block, where a warp owns a row
+WARPS = 4  # a block, where a warp owns a row or several
 REGISTERS = 32  # elements of a row that one thread holds, at most
-ROW_THREADS = (32, 256, 1024)
+ROW_THREADS = (8, 16, 32, 256, 1024)
 
 
 def v1_naive(x, mask=None, scale=1.0, causal=False) -> torch.Tensor:
@@ -26,7 +26,7 @@ def v2_registers(x, mask=None, scale=1.0, causal=False) -> torch.Tensor:
     threads, vectors, width = _split(x)
     y, args = _arguments(x, mask, scale, causal, width)
     softmax = kernel(FOLDER / "v2_softmax_registers.cu", "masked_softmax_registers", x.dtype, threads, vectors, width)
-    rows_per_block = WARPS if threads == 32 else 1
+    rows_per_block = max(1, 32 * WARPS // threads)
     softmax(ceil_div(args[3], rows_per_block), threads * rows_per_block, args)
     return y
 
@@ -36,7 +36,7 @@ def _split(x: torch.Tensor) -> tuple[int, int, int] | None:
     width, keys = vector_width(16 // x.element_size(), x), x.shape[3]
     for threads in ROW_THREADS:
         vectors = 1 << (ceil_div(keys, threads * width) - 1).bit_length()
-        if vectors * width <= REGISTERS:
+        if vectors * width <= (REGISTERS if width > 1 or threads < 1024 else REGISTERS // 2):  # single elements take registers for addresses
             return threads, vectors, width
     return None
 

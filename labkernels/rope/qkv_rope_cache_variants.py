@@ -9,11 +9,9 @@ import torch
 
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.operation import Variant
-from labkernels.rope.launch import block_of, pairs_of, position_layout, vectors_fit
+from labkernels.rope.launch import THREADS, block_of, heads_each, pairs_of, position_layout, vectors_fit
 
 FOLDER = Path(__file__).parent
-THREADS = 256
-HEADS = 4  # of a thread
 
 
 def v1_naive(qkv, cache, angles, positions, slots, bias=None, interleaved=False):
@@ -28,8 +26,10 @@ def v2_vectors(qkv, cache, angles, positions, slots, bias=None, interleaved=Fals
     q, pointers, sizes, rest = _arguments(qkv, cache, angles, positions, slots, bias)
     tokens, heads, kv_heads, pairs, _, _ = sizes
     width = 16 // qkv.element_size()
-    block, slices = block_of(pairs // width, heads + 2 * kv_heads, HEADS, THREADS)
-    fused = kernel(FOLDER / "v2_qkv_cache_vectors.cu", "qkv_cache_vectors", qkv.dtype, width, HEADS, str(bool(interleaved)).lower())
+    parts, all_heads = pairs // width, heads + 2 * kv_heads
+    each = heads_each(tokens * all_heads * parts, qkv)
+    block, slices = block_of(parts, all_heads, each)
+    fused = kernel(FOLDER / "v2_qkv_cache_vectors.cu", "qkv_cache_vectors", qkv.dtype, width, each, str(bool(interleaved)).lower())
     fused((ceil_div(tokens, block[2]), slices), block, (*pointers, *sizes, *rest))
     return q[None], *cache[:2]
 

@@ -11,11 +11,9 @@ import torch
 
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.operation import Variant
-from labkernels.rope.launch import block_of, head_strides, pairs_of, position_layout, vectors_fit
+from labkernels.rope.launch import THREADS, block_of, head_strides, heads_each, pairs_of, position_layout, vectors_fit
 
 FOLDER = Path(__file__).parent
-THREADS = 256
-HEADS = 4  # of a thread
 
 
 def v1_naive(q, k, angles, positions=None, interleaved=False, inverse=False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,10 +32,12 @@ def v2_vectors(q, k, angles, positions=None, interleaved=False, inverse=False) -
     pairs, rows = pairs_of(angles)
     batch, heads, seq, head_dim = q.shape
     width = 16 // q.element_size()
-    block, slices = block_of(pairs // width, heads + k.shape[1], HEADS, THREADS)
+    parts, all_heads = pairs // width, heads + k.shape[1]
+    each = heads_each(batch * seq * all_heads * parts, q)
+    block, slices = block_of(parts, all_heads, each, tokens_first=q.stride(1) > q.stride(2))
     sizes = (batch, seq, heads, k.shape[1], pairs, head_dim, rows, -1.0 if inverse else 1.0)
     args = (q, k, q_out, k_out, angles.contiguous(), positions, *sizes, *map(head_strides, (q, k, q_out, k_out)), position_layout(positions))
-    rope = kernel(FOLDER / "v2_vectors.cu", "rope_vectors", q.dtype, width, HEADS, str(bool(interleaved)).lower())
+    rope = kernel(FOLDER / "v2_vectors.cu", "rope_vectors", q.dtype, width, each, str(bool(interleaved)).lower())
     rope((ceil_div(batch * seq, block[2]), slices), block, args)
     return q_out, k_out
 

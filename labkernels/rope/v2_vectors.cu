@@ -1,7 +1,8 @@
 // RoPE, v2: vectors. A thread turns the same pairs of HEADS heads of a token, 16 bytes of the head's first half and 16 of its second.
 //   Idea      The angles depend on the position and the pair, not on the head: worked out once, or read once from a table, they stay in
 //             registers for HEADS heads. Two vectors half a head apart hold whole pairs whichever way pairs are arranged: half-split, one
-//             element of each; interleaved, neighbours within each. All 2 * HEADS loads are under way before the first sine is there.
+//             element of each; interleaved, neighbours within each. All 2 * HEADS loads are under way before the first sine is there, which
+//             takes care: a branch between two loads, or 16-bit elements in a struct, and the compiler waits for the first before the second.
 //   Predicts  The time of a copy of q and k: 32 sines a 512 bytes moved cost nothing beside them.
 //   Measured  data/measured/h200/rope.csv.
 //   Wastes    The trip: q and k could be turned where the projection writes them (qkv_rope_cache does, for inference).

@@ -28,9 +28,14 @@ def normal(*shape, grad=True):
 
 @pytest.mark.parametrize("op, variant", VARIANTS)
 def test_variant_passes_the_check(op, variant):
-    dtype = "float32" if variant == "v1_naive" else "bfloat16"  # the same code for all; both on a GPU
-    dtypes = None if torch.cuda.is_available() else [dtype]
+    dtypes = None if torch.cuda.is_available() else ["float32" if variant == "v1_naive" else "bfloat16"]  # the same code for all
     assert check(OPS[op], variant, seeds=(0,), dtypes=dtypes, quiet=True).sanitizer == "clean"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_the_fastest_variant_passes_the_check_on_a_gpu(op):
+    check(OPS[op], list(OPS[op].variants)[-1], seeds=(0,), dtypes=["float32", "bfloat16"], isolated=False, quiet=True)
 
 
 @pytest.mark.parametrize("op", OPS)

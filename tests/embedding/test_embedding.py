@@ -32,6 +32,12 @@ def test_variant_passes_the_check(op, variant):
     assert check(OPS[op], variant, seeds=(0,), dtypes=dtypes, quiet=True).sanitizer == "clean"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_the_fastest_variant_passes_the_check_on_a_gpu(op):
+    check(OPS[op], list(OPS[op].variants)[-1], seeds=(0,), dtypes=["float32", "bfloat16"], isolated=False, quiet=True)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("n, vocab", [(1, 1), (33, 7), (600, 1030), (4097, 128_256), (500, 300_000)])  # one pass of 9 bits, two, three
 def test_the_sort_is_stable_and_puts_foreign_tokens_last(n, vocab, device):

@@ -28,6 +28,12 @@ def test_variant_passes_the_check(op, variant):
     assert check(OPS[op], variant, seeds=(0,), dtypes=dtypes, quiet=True).sanitizer == "clean"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_the_fastest_variant_passes_the_check_on_a_gpu(op):
+    check(OPS[op], list(OPS[op].variants)[-1], seeds=(0,), dtypes=["float32", "bfloat16"], isolated=False, quiet=True)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("causal, window", [(True, None), (False, (3, 1)), (True, (2, None)), (False, None)])
 def test_masks_show_what_attention_shows(causal, window, device):

@@ -27,6 +27,12 @@ def test_variant_passes_the_check(op, variant):
     assert check(OPS[op], variant, seeds=(0,), dtypes=dtypes, quiet=True).sanitizer == "clean"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_the_fastest_variant_passes_the_check_on_a_gpu(op):
+    check(OPS[op], list(OPS[op].variants)[-1], seeds=(0,), dtypes=["float32", "bfloat16"], isolated=False, quiet=True)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("batch, seq_len", [(1, 1), (3, 33), (5, 300), (300, 3), (2, 0), (0, 4)])
 def test_offsets_of_any_mask(batch, seq_len, device):

@@ -33,6 +33,12 @@ def test_variant_passes_the_check(op, variant):
     assert check(OPS[op], variant, seeds=(0,), dtypes=dtypes, quiet=True).sanitizer == "clean"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_the_fastest_variant_passes_the_check_on_a_gpu(op):
+    check(OPS[op], list(OPS[op].variants)[-1], seeds=(0,), dtypes=["float32", "bfloat16"], isolated=False, quiet=True)
+
+
 def metas_scaling(frequencies, factor=32.0, low=1.0, high=4.0, original=8192):
     """apply_scaling of Meta's llama-models, as it stands there."""
     scaled = []
@@ -192,7 +198,8 @@ def test_classic_mistakes_are_named(mistake, words):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_vectors_do_not_spill(arch):
     from labkernels.cuda.variants import kernel
-    from labkernels.rope.rope_variants import FOLDER, HEADS
+    from labkernels.rope.launch import HEADS
+    from labkernels.rope.rope_variants import FOLDER
 
     for file, name in (("v2_vectors.cu", "rope_vectors"), ("v2_qkv_cache_vectors.cu", "qkv_cache_vectors")):
         assert kernel(FOLDER / file, name, torch.bfloat16, 8, HEADS, "false").resources(arch).spill_store_bytes == 0
