@@ -248,6 +248,7 @@ ops = Registry(
         "masks/attention_mask",
         "masks/masked_softmax",
         "padding/pad",
+        "padding/padding_offsets",
         "padding/unpad",
         "rope/rope",
         "rope/qkv_rope_cache",

@@ -2,9 +2,24 @@
 
 import torch
 
-from labkernels.padding.offsets import Padding, padding_offsets
+from labkernels.padding.offsets import Padding
 
 __all__ = ["Padding", "pad", "padding_offsets", "unpad"]
+
+
+
+def padding_offsets(
+    mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None, seq_len: int | None = None, total: int | None = None
+) -> Padding:
+    """Where the tokens of padded sequences lie when packed one after the other: `Padding(indices, inverse, cu_seqlens)`, all int32.
+
+    Either `mask` (batch, seq_len) bool, true where there is a token, wherever that is; or `lengths` (batch,) int32 or int64 of sequences
+    padded at their ends to `seq_len`. How many tokens there are is needed on the host, as the length of `indices`: give it as `total`, or a
+    GPU is waited for. Raises ArgumentError that names the wrong argument.
+    """
+    from labkernels.padding.padding_offsets_op import OP
+
+    return OP.run(mask=mask, lengths=lengths, seq_len=seq_len, total=total)
 
 
 def unpad(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

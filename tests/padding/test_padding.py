@@ -9,9 +9,10 @@ from labkernels.errors import ArgumentError
 from labkernels.lab.check import check
 from labkernels.padding import padding_offsets
 from labkernels.padding.pad_op import OP as PAD
+from labkernels.padding.padding_offsets_op import OP as OFFSETS
 from labkernels.padding.unpad_op import OP as UNPAD
 
-OPS = {op.name: op for op in (UNPAD, PAD)}
+OPS = {op.name: op for op in (OFFSETS, UNPAD, PAD)}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ops = torch.ops.labkernels
 
@@ -23,14 +24,14 @@ def seed():
 
 @pytest.mark.parametrize("op, variant", [(op.name, variant) for op in OPS.values() for variant in op.variants])
 def test_variant_passes_the_check(op, variant):
-    dtypes = None if torch.cuda.is_available() else ["bfloat16"]
+    dtypes = None if torch.cuda.is_available() else ["float32" if op == "padding_offsets" else "bfloat16"]
     assert check(OPS[op], variant, seeds=(0,), dtypes=dtypes, quiet=True).sanitizer == "clean"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", OPS)
 def test_the_fastest_variant_passes_the_check_on_a_gpu(op):
-    check(OPS[op], list(OPS[op].variants)[-1], seeds=(0,), dtypes=["float32", "bfloat16"], isolated=False, quiet=True)
+    check(OPS[op], list(OPS[op].variants)[-1], seeds=(0,), dtypes=OPS[op].dtypes[:2], isolated=False, quiet=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,20 +1,14 @@
-// Padding offsets: where each token that is not padding lies when sequences are packed one after the other, and the way back.
-//   Idea      Two launches. A block counts a sequence's tokens. Then a block again has a sequence: it adds up the counts of those before, so
-//             that it knows where its own begin, and walks over its mask: within a warp a ballot says how many lanes before have a token,
-//             in the block the warps' counts are added. No atomics: every token's place follows from the mask alone.
+// Padding offsets, v2: ballots. A block a sequence: one launch counts its tokens, a second gives each its place.
+//   Idea      A block adds up the counts of the sequences before its own, so that it knows where its tokens begin, and walks over its mask:
+//             within a warp a ballot says how many lanes before have a token, in the block the warps' counts are added. No atomics: every
+//             token's place follows from the mask alone.
 //   Predicts  One byte read and eight written a position, twice the time of a launch: what matters is that nothing waits for the host.
-//   Measured  No table has it: its time is two launches.
+//   Measured  data/measured/h200/padding_offsets.csv.
 //   Wastes    The second read of the mask.
+#include "is_token.cuh"
 #include "warp.cuh"
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
-
-// Does position `position` of `sequence` hold a token? By mask (batch, seq_len), bytes, or, if that is null, by lengths.
-__device__ bool is_token(const unsigned char* mask, const long long* lengths, long long sequence, int position, int seq_len,
-                         long long mask_row, long long mask_col) {
-    if (position >= seq_len) return false;
-    return mask ? mask[sequence * mask_row + position * mask_col] != 0 : position < lengths[sequence];
-}
 
 // counts (batch,): how many tokens each sequence has. One block a sequence.
 __global__ void __launch_bounds__(THREADS)
