@@ -57,6 +57,9 @@ _HOME = {  # picture: the file it lives in
     "cached_tokens": "cache",
     "cache_pages": "cache",
     "split_keys": "cache",
+    "temperatures": "sampling",
+    "nucleus": "sampling",
+    "bit_search": "sampling",
     "operator_layers": "operators",
 }
 __all__ = list(_HOME)

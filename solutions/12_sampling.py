@@ -1,0 +1,301 @@
+# %% [markdown]
+# # 12 Sampling
+# A language model's last product gives a number for each word of its vocabulary, the *logits*. From them one token is drawn. It looks like
+# an afterthought, and done carelessly it takes longer than the layers before it: the usual recipe sorts 128 256 numbers to throw most of
+# them away.
+#
+# This lab draws without sorting. You need lab 02.
+
+# %% tags=["parameters"] again={"seed": 7, "vocab": 77}
+seed = 0
+vocab = 100          # of the examples; odd sizes welcome
+
+# %%
+%load_ext labkernels
+import torch
+
+import labkernels as lk
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+generator = torch.Generator().manual_seed(seed)
+
+
+def random(*shape):
+    return torch.randn(shape, generator=generator).to(device)
+
+
+# %% [markdown]
+# ## Temperature, and the nucleus
+# The probability of a token is the softmax of the logits. Before it they are divided by the *temperature*: below 1 the likely tokens become
+# likelier still, above 1 all become more alike.
+
+# %%
+lk.draw.temperatures()
+
+# %% [markdown]
+# Thousands of unlikely tokens together are not unlikely, and one of them now and then derails a text. *Top-p* keeps the *nucleus*: the
+# fewest tokens, the most probable first, whose probabilities add up to at least *p*. The rest can not be drawn.
+
+# %%
+lk.draw.nucleus()
+
+# %% [markdown]
+# **Predict.** Five tokens have the probabilities 0.4, 0.3, 0.2, 0.06 and 0.04, and top-p is 0.8. How many stay? And with what probability is
+# the first one drawn then?
+
+# %% solution="predict-nucleus"
+stay = first_drawn = None
+### BEGIN SOLUTION
+stay = 3                       # 0.4 + 0.3 is too little, with 0.2 it is 0.9
+first_drawn = 0.4 / 0.9
+### END SOLUTION
+
+# %% tests="predict-nucleus" points=1
+lk.check_prediction("nucleus", stay, first_drawn)
+
+# %% [markdown]
+# **Write** the definition in PyTorch, by a sort: the probabilities with which each token is drawn, zero for those that are not kept. A token
+# is kept if those *before* it, in order, have less than `top_p` together.
+
+# %% solution="distribution"
+def distribution(logits, temperature, top_p):
+    """logits (rows, vocab): probabilities of the same shape, each row's sum 1."""
+    p = torch.softmax(logits / temperature, -1)
+    ### BEGIN SOLUTION
+    ordered, order = p.sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = torch.where(before < top_p, ordered, 0.0)
+    kept = torch.zeros_like(p).scatter(-1, order, kept)
+    return kept / kept.sum(-1, keepdim=True)
+    ### END SOLUTION
+
+
+# %%
+def by_counting(logits, temperature, top_p):
+    """The same, slowly: what is more probable than a token, for each token."""
+    p = torch.softmax(logits / temperature, -1)
+    before = torch.stack([torch.where(p > p[:, [i]], p, 0.0).sum(-1) for i in range(p.shape[1])], -1)
+    kept = torch.where(before < top_p, p, 0.0)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def crossing_left_out(logits, temperature, top_p):
+    p = torch.softmax(logits / temperature, -1)
+    until = torch.stack([torch.where(p >= p[:, [i]], p, 0.0).sum(-1) for i in range(p.shape[1])], -1)
+    kept = torch.where(until <= top_p, p, 0.0)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+mistakes = {"without the token that crosses the line": crossing_left_out}
+
+# %% tests="distribution" points=2
+cases = [{"logits": (r, v), "temperature": t, "top_p": p} for r, v, t, p in [(1, 5, 1.0, 0.9), (3, 33, 0.7, 0.8), (4, 50, 1.5, 0.5)]]
+lk.check_against(by_counting, distribution, cases, mistakes=mistakes);
+
+# %% [markdown]
+# ## A draw is a maximum
+# To draw from probabilities one usually adds them up until the sum passes a random number. That is one token after the other: nothing for a
+# thousand threads. There is a better way. Give each token a random number of its own, $-\ln(-\ln u)$ with *u* uniform between 0 and 1, add
+# it to the logit, and take the largest:
+#
+# $$ \text{token} = \arg\max_i \Big(\frac{x_i}{T} - \ln(-\ln u_i)\Big) $$
+#
+# Token *i* wins with exactly the probability that the softmax gives it. *Why.* $-\ln u$ is the time until a clock rings that rings once a
+# second on average. Subtracting its logarithm from $x_i$ makes the clock $e^{x_i}$ times as fast. The token whose clock rings first wins, and
+# a clock that is twice as fast is the first twice as often.
+#
+# No sum, no division, no second pass: a maximum, which a warp finds as in lab 02. (Gumbel's name is on this trick.)
+#
+# **Write** it for one warp a row: each lane finds the best of the tokens *lane*, *lane* + 32 and so on; then five exchanges find the best of
+# all. Of equal values the lower token wins, in the loop and between lanes, so that the result is always the same.
+
+# %% solution="gumbel"
+%%cuda --name draw
+#include <math_constants.h>
+// logits, u (rows, vocab); token (rows,). One warp a row.
+__global__ void draw(const float* logits, const float* u, float* token, int vocab, float temperature) {
+    const int row = blockIdx.x, lane = threadIdx.x;
+    float best = -CUDART_INF_F;
+    int best_token = vocab;
+    // BEGIN SOLUTION
+    for (int i = lane; i < vocab; i += 32) {
+        const float value = logits[row * vocab + i] / temperature - logf(-logf(u[row * vocab + i]));
+        if (value > best) best = value, best_token = i;
+    }
+    for (int distance = 16; distance > 0; distance /= 2) {
+        const float other = __shfl_xor_sync(0xffffffff, best, distance);
+        const int other_token = __shfl_xor_sync(0xffffffff, best_token, distance);
+        if (other > best || other == best && other_token < best_token) best = other, best_token = other_token;
+    }
+    // END SOLUTION
+    if (lane == 0) token[row] = best_token;
+}
+
+# %%
+def launch_draw(logits, u, temperature):
+    token = torch.empty(len(logits), device=logits.device)
+    draw(len(logits), 32, (logits, u, token, logits.shape[1], temperature))
+    return token
+
+
+def my_draw(logits, noise, temperature):
+    """`noise` is normally distributed; this makes it uniform between 0 and 1."""
+    return launch_draw(logits, torch.special.ndtr(noise).clamp(1e-6, 1 - 1e-6), temperature)
+
+
+def reference_draw(logits, noise, temperature):
+    u = torch.special.ndtr(noise).clamp(1e-6, 1 - 1e-6)
+    return (logits / temperature - torch.log(-torch.log(u))).argmax(-1).to(logits.dtype)
+
+
+mistakes = {
+    "the largest logit, without chance": lambda logits, noise, temperature: logits.argmax(-1).to(logits.dtype),
+    "that at temperature 1": lambda logits, noise, temperature: reference_draw(logits, noise, 1.0),
+}
+
+# %% tests="gumbel" points=3
+cases = [{"logits": (r, v), "noise": (r, v), "temperature": t} for r, v, t in [(1, 1, 1.0), (9, 33, 0.7), (20, 100, 3.0), (5, 31, 0.1)]]
+lk.check_against(reference_draw, my_draw, cases, mistakes=mistakes);
+
+# %% [markdown]
+# Is it really the softmax that one draws from? Count. With 20 000 draws from 6 tokens, *chi-square* adds up for each token how far its count is
+# from what it should be, squared, over what it should be. If only chance is at work that is 5 on average, and above 20.5 once in a
+# thousand times.
+
+# %%
+logits = torch.tensor([1.5, 1.0, 0.2, 0.0, -0.5, -2.0])
+expected = 20_000 * logits.softmax(0)
+u = torch.rand(20_000, 6, generator=generator).clamp(1e-6, 1 - 1e-6)
+drawn = launch_draw(logits.expand(20_000, 6).contiguous().to(device), u.to(device), 1.0).long().cpu()
+chi_square = ((torch.bincount(drawn, minlength=6) - expected) ** 2 / expected).sum()
+print("expected:", expected.round().int().tolist())
+print("drawn:   ", torch.bincount(drawn, minlength=6).tolist())
+print("chi-square below 20.5:", bool(chi_square < 20.5))
+
+# %% [markdown]
+# ## Chance without memory
+# Where do the random numbers come from? A generator that hands out one number after the other would make a row's draw depend on which rows
+# came before it. Then a user's answer changes with who else is being served. A *counter-based* generator has no state: it scrambles the bits
+# of what you ask for. Number *i* of row *r* at step *n* is a function of the seed, *n*, *i*, and nothing else.
+
+# %%
+def scramble(x):
+    """32 bits that look like chance, from 32 bits."""
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def uniform(seed, step, token):
+    return (scramble(scramble(scramble(seed) + step) + token) + 0.5) / 2**32
+
+
+alone = [f"{uniform(42, 3, token):.3f}" for token in range(4)]
+print("seed 42, step 3, tokens 0 to 3:", *alone)
+print("and again, last first:         ", *[f"{uniform(42, 3, token):.3f}" for token in (3, 2, 1, 0)][::-1])
+
+# %% [markdown]
+# ## A nucleus without a sort
+# The nucleus is what has at least a certain probability. So all that is missing is one number, the threshold *t*: the largest for which
+# the tokens with $p \ge t$ still have `top_p` together. For a given *t* that is a sum, which a block computes in a moment. And *t* can be
+# *searched*, as a number is guessed with yes and no.
+#
+# Guess its bits. Floats that are not negative are in the same order as their bits read as integers. Begin with 0 and the highest bit: if
+# with it enough is left above the threshold, it stays. Then the next bit. After 30 of them (1 and below have no higher one) the threshold is
+# exact to the last bit.
+
+# %%
+lk.draw.bit_search()
+
+# %% [markdown]
+# **Write** the search. `block_sum(x)` gives every thread the sum of all threads' `x`; all threads must call it. `__int_as_float` reads bits as
+# a float. When the search ends, `threshold` holds the bits of *t*.
+
+# %% solution="nucleus"
+%%cuda --name nucleus
+__device__ float block_sum(float x) {
+    __shared__ float of_warp[4];
+    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    return of_warp[0] + of_warp[1] + of_warp[2] + of_warp[3];
+}
+
+// p, kept (rows, vocab). A block of 128 threads has a row.
+__global__ void nucleus(const float* p, float* kept, int vocab, float top_p) {
+    p += blockIdx.x * vocab;
+    kept += blockIdx.x * vocab;
+    int threshold = 0;
+    for (int bit = 1 << 29; bit > 0; bit >>= 1) {
+        // BEGIN SOLUTION
+        const float tried = __int_as_float(threshold | bit);
+        float sum = 0.0f;
+        for (int i = threadIdx.x; i < vocab; i += 128) sum += p[i] >= tried ? p[i] : 0.0f;
+        if (block_sum(sum) >= top_p) threshold |= bit;
+        // END SOLUTION
+    }
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < vocab; i += 128) sum += p[i] >= __int_as_float(threshold) ? p[i] : 0.0f;
+    const float total = block_sum(sum);
+    for (int i = threadIdx.x; i < vocab; i += 128) kept[i] = p[i] >= __int_as_float(threshold) ? p[i] / total : 0.0f;
+}
+
+# %%
+def my_nucleus(logits, temperature, top_p):
+    p = torch.softmax(logits / temperature, -1)
+    kept = torch.empty_like(p)
+    nucleus(len(p), 128, (p, kept, p.shape[1], top_p))
+    return kept
+
+
+mistakes = {
+    "without the token that crosses the line": crossing_left_out,
+    "the softmax of all tokens": lambda logits, temperature, top_p: torch.softmax(logits / temperature, -1),
+}
+
+# %% tests="nucleus" points=4
+sizes = [(1, 5, 1.0, 0.9), (3, 33, 0.7, 0.8), (2, 300, 1.5, 0.5), (2, 129, 1.0, 0.05)]
+cases = [{"logits": (r, v), "temperature": t, "top_p": p} for r, v, t, p in sizes]
+lk.check_against(by_counting, my_nucleus, cases, mistakes=mistakes);
+
+# %% [markdown]
+# Thirty passes over a row. But the row is 0.5 MB, stays in the cache or in shared memory, and nothing of it is ever moved. A sort writes
+# all of it, several times, and the order of 128 000 tokens is of no use to anybody.
+#
+# *Top-k* is the same search with a count in place of the sum: the largest threshold above which there are *k* tokens.
+#
+# ## The ladder
+# Top-k 50, then top-p 0.9, of 128 256 logits. `hf_sort` is the recipe with a sort. With a GPU all are measured now; without one you see what an
+# H200 has recorded.
+
+# %%
+lk.bench("sample_tokens").plot()
+
+# %%
+lk.ops["sample_tokens"].variants
+
+# %% [markdown]
+# ## One call
+# What a server wants: a batch in which every row has settings of its own, and a draw that does not depend on the others.
+
+# %%
+logits = random(3, vocab)
+settings = {"temperature": torch.tensor([0.0, 0.7, 1.2], device=device), "top_p": torch.tensor([1.0, 0.9, 0.8], device=device)}
+seeds = torch.tensor([11, 12, 13], device=device)
+together = lk.functional.sample_tokens(logits, **settings, seed=seeds)
+alone = lk.functional.sample_tokens(logits[2:], temperature=1.2, top_p=0.8, seed=13)
+print("temperature 0 takes the largest:", bool(together[0] == logits[0].argmax()))
+print("the third row alone draws the same token:", bool(together[2] == alone[0]))
+
+# %% [markdown]
+# ## Still wasted
+# - **Passes.** The first few bits of the threshold are decided by the exponent alone. A histogram of exponents, filled in one pass, settles
+#   eight bits at once.
+# - **Multiprocessors.** One block a row leaves most of the GPU idle when one user waits for one token. The top of the ladder puts several
+#   blocks on a row.
+# - **The logits themselves.** The last product writes 128 256 numbers, and this kernel reads them. The product's epilogue could keep the
+#   best few of each tile.
+#
+# What would you add next? And a question: with top-p 0.9, is the threshold after top-k the same as before it? Which order does
+# a user expect?

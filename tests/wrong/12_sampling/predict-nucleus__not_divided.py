@@ -1,0 +1,2 @@
+# reason: mismatch
+stay, first_drawn = 3, 0.4
