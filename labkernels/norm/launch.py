@@ -115,8 +115,8 @@ def registers(problem: Problem):
 
 
 def packed_threads(problem: Problem) -> tuple[int, int, int]:
-    """Threads a row, vectors of 16 bytes a thread, and blocks a multiprocessor: all the threads that it takes, or three quarters of them where
-    there is more to hold in registers than a row and its norm. Two vectors a thread; more, where a block would have more than 1024 threads."""
+    """Threads a row, vectors of 16 bytes a thread, and blocks a multiprocessor: three quarters of the threads that it takes, half where there is
+    more to hold in registers. Two vectors a thread; more, where a block would have more than 1024 threads."""
     cols, size = problem.x.shape[1], problem.x.element_size()
     vectors = 2
     while (threads := 32 * ceil_div(cols * size, 32 * 16 * vectors)) > 1024:

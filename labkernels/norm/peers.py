@@ -141,7 +141,9 @@ RMS_NORM = _table(
     Peer("flashinfer", flashinfer_rms_norm, partial(_whole, "flashinfer")),
 )
 LAYER_NORM = _table(
-    Peer("torch", layer_norm), compiled(layer_norm), Peer("liger", liger_layer_norm, partial(_whole, "liger_kernel.ops.layer_norm"))
+    Peer("torch", layer_norm),
+    compiled(layer_norm),
+    Peer("liger", liger_layer_norm, lambda bias=None, **inputs: "liger_kernel wants a bias" if bias is None else _whole("liger_kernel.ops.layer_norm", **inputs)),
 )
 ADD_RMS_NORM = _table(  # FlashInfer's writes over its inputs, and has no result that could be checked against them
     Peer("torch", add_rms_norm),

@@ -4,8 +4,8 @@
 //             at which the warps meet for the sum also says that all have read the row: its place in the ring is filled again at once.
 //   Predicts  The bytes of v2, but reads are always on their way, however long the threads meet and write.
 //   Measured  data/measured/h200/rms_norm.csv, layer_norm.csv, add_rms_norm.csv, rms_norm_quantized.csv.
-//   Wastes    The detour through shared memory, which registers for the weight make necessary. Rows are dealt out beforehand, and who has the
-//             slow ones is waited for; more stages than two only spread the reads over more of the memory, and cost time. v4 has neither.
+//   Wastes    The detour through shared memory. Rows are dealt out beforehand, and whoever is late is waited for. More than two stages only
+//             spread the reads over more of the memory, and cost time.
 #include "tma.cuh"
 #include "norm.cuh"
 

@@ -10,8 +10,6 @@ from labkernels.lab.check import check
 from labkernels.lab.failure import CheckFailed
 from labkernels.norm import reference
 
-NAMES = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_quantized", "rms_norm_backward", "layer_norm_backward")
-
 
 def normal(*shape, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(dtype)

@@ -14,6 +14,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 FORWARD = {"v1_naive": launch.naive, "v2_registers": launch.registers, "v3_ring": launch.ring, "v4_packed": launch.packed}
 BACKWARD = {"v1_naive": launch.naive_backward, "v2_registers": launch.registers_backward, "v3_ring": launch.ring_backward}
 NAMES = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_quantized", "rms_norm_backward", "layer_norm_backward")
+LADDERS = [(name, version) for name in NAMES for version in lk.ops[name].variants]
 
 
 def random(rows: int, cols: int, device: str = "cpu", dtype=torch.float32, seed: int = 0) -> torch.Tensor:
@@ -28,21 +29,16 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, times: float = 1.0) -> N
 
 # A kernel is an instantiation of its template, and each one takes the emulator's compiler some half a second: float32 for some, bfloat16 for
 # the others; on a GPU all.
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("version, dtype", [("v1_naive", "float32"), ("v2_registers", "float32"), ("v3_ring", "bfloat16"), ("v4_packed", "bfloat16")])
-def test_variant_passes_the_check(name, version, dtype):
-    if version not in lk.ops[name].variants:
-        pytest.skip("a gradient has three versions")
-    assert check(name, version, seeds=(0,), dtypes=[dtype], quiet=True).sanitizer == "clean"
+@pytest.mark.parametrize("name, version", LADDERS)
+def test_variant_passes_the_check(name, version):
+    dtype = "float32" if version in ("v1_naive", "v2_registers") else "bfloat16"
+    assert check(name, version, seeds=(0,), dtypes=[dtype], isolated=False, quiet=True).sanitizer == "clean"
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("version", FORWARD)
+@pytest.mark.parametrize("name, version", LADDERS)
 def test_variant_passes_the_check_in_all_dtypes(name, version):
-    if version not in lk.ops[name].variants:
-        pytest.skip("a gradient has three versions")
-    assert check(name, version, seeds=(0,), dtypes=["float32", "bfloat16", "float16"], quiet=True).passed
+    assert check(name, version, seeds=(0,), dtypes=["float32", "bfloat16", "float16"], isolated=False, quiet=True).passed
 
 
 @pytest.mark.parametrize("device", DEVICES)
