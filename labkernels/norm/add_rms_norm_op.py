@@ -41,8 +41,9 @@ def hints(failure) -> str | None:
     )
     eps = failure.inputs["eps"]
     if failure.result == "sum":
+        norm = "the norm: the second result is what was normalised", reference.add_rms_norm(x, residual, weight, bias, eps)[0]
         others = [("x itself", x), ("the residual itself", residual), ("the sum without the bias", x + residual)]
-        return failure.matching([*others, ("the norm: the second result is what was normalised", reference.add_rms_norm(x, residual, weight, bias, eps)[0])])
+        return failure.matching([*others, norm])
     total = x + residual + (0 if bias is None else bias)
     alone = [("the norm of x alone", reference.rms_norm(x, weight, eps)), ("the sum itself", total)]
     return failure.matching(alone) or failure.matching(mistakes.of_rms_norm(total, weight, eps))

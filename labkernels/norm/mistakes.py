@@ -44,7 +44,8 @@ def of_layer_norm(x, weight, bias, eps) -> Iterator[tuple[str, torch.Tensor]]:
         yield "with a variance divided by cols - 1; LayerNorm divides by cols", scaled(centred * torch.rsqrt(variance * cols / (cols - 1) + eps))
     yield "RMSNorm: LayerNorm subtracts the mean first", scaled(reference.rms_norm(x, None, eps))
     yield "x / sqrt(variance + eps): the mean is not subtracted from x itself", scaled(x * torch.rsqrt(variance + eps))
-    yield "(x - mean) / sqrt(mean of squares + eps): the squares are those of x - mean", scaled(centred * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps))
+    squares = (x * x).mean(-1, keepdim=True)
+    yield "(x - mean) / sqrt(mean of squares + eps): the squares are those of x - mean", scaled(centred * torch.rsqrt(squares + eps))
     if x.shape[0] > 1:
         other = x - x.mean(0)
         yield "the norm of each column instead of each row", scaled(other * torch.rsqrt((other**2).mean(0) + eps))

@@ -106,6 +106,10 @@ def _no_bias(package: str, bias=None, **inputs) -> str | None:
     return f"{package} adds no bias" if bias is not None else _whole(package, **inputs)
 
 
+def _with_bias(bias=None, **inputs) -> str | None:
+    return "liger_kernel is measured with a bias" if bias is None else _whole("liger_kernel.ops.layer_norm", **inputs)
+
+
 def liger_rms_norm(x, weight=None, eps=1e-5):
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
@@ -143,7 +147,7 @@ RMS_NORM = _table(
 LAYER_NORM = _table(
     Peer("torch", layer_norm),
     compiled(layer_norm),
-    Peer("liger", liger_layer_norm, lambda bias=None, **inputs: "liger_kernel wants a bias" if bias is None else _whole("liger_kernel.ops.layer_norm", **inputs)),
+    Peer("liger", liger_layer_norm, _with_bias),
 )
 ADD_RMS_NORM = _table(  # FlashInfer's writes over its inputs, and has no result that could be checked against them
     Peer("torch", add_rms_norm),

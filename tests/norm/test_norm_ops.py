@@ -26,9 +26,11 @@ def test_references_are_pytorchs_norms():
 
 @pytest.mark.parametrize("with_weight", [True, False])
 def test_gradients_are_those_of_autograd(with_weight):
-    x, weight, bias, grad, more = normal(7, 20).requires_grad_(), normal(20).requires_grad_(), normal(20).requires_grad_(), normal(7, 20) + 1, normal(7, 20)
+    x, weight, bias = (normal(*shape).requires_grad_() for shape in ((7, 20), (20,), (20,)))
+    grad, more = normal(7, 20) + 1, normal(7, 20)
     given = weight if with_weight else None
-    want = torch.autograd.grad(reference.layer_norm(x, weight if with_weight else torch.ones_like(weight) + 0 * weight, bias), (x, weight, bias), grad)
+    factor = weight if with_weight else torch.ones_like(weight) + 0 * weight
+    want = torch.autograd.grad(reference.layer_norm(x, factor, bias), (x, weight, bias), grad)
     got = reference.layer_norm_backward(grad, x, given)
     torch.testing.assert_close(got[0], want[0])
     torch.testing.assert_close(got[2], want[2])
