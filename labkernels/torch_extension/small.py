@@ -83,7 +83,7 @@ def swiglu_fake(gate, up=None):
 
 
 def swiglu_backward(grad, gate, up):
-    return SWIGLU_BACKWARD.run(grad=grad, gate=gate, up=up)
+    return SWIGLU_BACKWARD.run(grad=_dense(grad), gate=gate, up=up)
 
 
 def swiglu_backward_fake(grad, gate, up):
@@ -95,7 +95,7 @@ def swiglu_packed_backward(grad, gate):
     """The gradient of both, whole: what the launchers return are its two halves."""
     if gate.numel() == 0:
         return gate.new_empty(gate.shape)
-    first, _ = SWIGLU_BACKWARD.run(grad=grad, gate=gate)
+    first, _ = SWIGLU_BACKWARD.run(grad=_dense(grad), gate=gate)
     return first.as_strided(gate.shape, first.stride())
 
 
@@ -123,7 +123,7 @@ def embedding_fake(tokens, weight, padding_token=None):
 
 
 def embedding_backward(grad, tokens, vocab, padding_token=None):
-    return EMBEDDING_BACKWARD.run(grad=grad, tokens=tokens, vocab=vocab, padding_token=padding_token)
+    return EMBEDDING_BACKWARD.run(grad=_dense(grad), tokens=tokens, vocab=vocab, padding_token=padding_token)
 
 
 def embedding_backward_fake(grad, tokens, vocab, padding_token=None):

@@ -66,6 +66,14 @@ def test_swiglu_of_two_and_of_one_packed_tensor_is_differentiable():
     torch.testing.assert_close(torch.autograd.grad((got * weight).sum(), packed)[0], torch.cat(want_grads, dim=-1))
 
 
+def test_a_gradient_that_is_one_number_repeated():
+    """.sum() hands down an expanded gradient, whose rows no kernel could read in place."""
+    packed = normal(3, 16)
+    lk.functional.swiglu(packed).sum().backward()
+    (want,) = torch.autograd.grad((F.silu(packed[:, :8]) * packed[:, 8:]).sum(), packed)
+    torch.testing.assert_close(packed.grad, want)
+
+
 def test_halves_of_a_packed_gradient_share_their_memory():
     grad_gate, grad_up = lk.functional.swiglu_backward(torch.randn(3, 8), torch.randn(3, 16))
     assert grad_up.data_ptr() == grad_gate.data_ptr() + 8 * 4 and grad_gate.stride() == (16, 1)

@@ -76,6 +76,12 @@ def test_the_same_gradient_each_time_whoever_else_adds_to_it():
     torch.testing.assert_close(results[0].double(), want, rtol=1e-5, atol=1e-4)
 
 
+def test_a_gradient_that_is_one_number_repeated():
+    weight = torch.randn(5, 8, requires_grad=True)
+    lk.functional.embedding(torch.tensor([[1, 4, 1]]), weight).sum().backward()
+    assert weight.grad.sum(1).tolist() == [0, 16, 0, 0, 8]
+
+
 def test_foreign_tokens_give_zeros_and_take_no_gradient():
     tokens, weight = torch.tensor([1, -1, 5, 4]), torch.randn(5, 8)
     result = lk.functional.embedding(tokens, weight)
