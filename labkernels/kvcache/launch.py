@@ -41,8 +41,8 @@ def counters(count: int, device: torch.device) -> torch.Tensor:
     On a GPU they come out of a reserve, so that no launch has to clear them: one stretch for each stream, and one for each launch that a CUDA
     graph captures, for a graph may be replayed beside anything. When the reserve is empty a capture clears its own.
     """
-    if device.type == "cpu":
-        return torch.zeros(count, dtype=torch.int32)
+    if device.type != "cuda":
+        return torch.zeros(count, dtype=torch.int32, device=device)
     return _reserve(device.index if device.index is not None else torch.cuda.current_device()).take(count)
 
 

@@ -69,8 +69,8 @@ def make_inputs(generator, device, dtype, *, m, n, k, bias=False, gap=0, size=1.
     x = normal(m) * size
     x[:, gap::64] *= 10
     rows = normal(n) / max(k, 1) ** 0.5
-    scale = rows[:, gap:].abs().amax(1) / 127 if k else torch.ones(n, device=generator.device)
-    weight = torch.where(scale[:, None] > 0, rows / scale[:, None], 0).round().clamp(-127, 127).to(device, torch.int8)[:, gap:]
+    scale = rows[:, gap:].abs().amax(1) / 127 if k else rows.new_ones(n)
+    weight = (rows / scale[:, None]).nan_to_num(0.0).round().clamp(-127, 127).to(device, torch.int8)[:, gap:]
     added = torch.randn((n,), generator=generator, device=generator.device).to(device, dtype) if bias else None
     return {"x": x.to(device, dtype)[:, gap:], "weight": weight, "scale": scale.to(device), "bias": added}
 
