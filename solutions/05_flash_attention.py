@@ -634,8 +634,8 @@ pandas.DataFrame({
 # ## Still wasted
 # - **Tiles on the diagonal.** Half of their scores are hidden, and the products compute them all.
 # - **Short sentences.** A row's first softmax has no product of the same row to hide under. With few tiles that shows.
-# - **float32.** Tensor cores take bfloat16. A float32 number can be split into two or three smaller ones, and a product into several,
-#   so that float32 can be computed on them too.
+# - **float32.** Tensor cores take bfloat16 and float16. A float32 number can be split into two halves, and a product into three, so that
+#   float32 can be computed on them too: `v7_split` in the table above does that.
 # - **Few queries.** A model that writes asks with one new token at a time: one block a head, and one useful row in it, for a million
 #   keys. There the keys should be split, not the queries.
 #

@@ -19,6 +19,6 @@ def test_the_token_that_crosses_the_line_is_kept():
 
 
 def test_the_bits_that_stay_make_the_threshold_of_the_nucleus():
-    assert "ends at 0.1562" in lk.draw.bit_search(steps=30).alt    # the probability of the third token
+    assert "ends at 0.156" in lk.draw.bit_search(steps=30).alt    # the probability of the third token
     with pytest.raises(ValueError, match="steps is 31"):
         lk.draw.bit_search(steps=31)
