@@ -175,7 +175,7 @@ OP = Op(
     problem=problem,
     trivial=trivial,
     make_inputs=make_inputs,
-    axes=("batch", "head", "dim"),
+    axes=("batch", "head", "query or dim", "dim"),  # the third is that of the queries where there is one
     dtypes=FULL_DTYPES,
     small_shapes=(
         shape(1, 3),
