@@ -163,6 +163,7 @@ def test_the_cache_holds_what_separate_operations_would_write(paged):
         ({"k": torch.randn(1, 1, 3, 12)}, "rope: k has head_dim 12, q has 8; both must be equal"),
         ({"q": torch.randn(2, 3, 8)}, r"rope: q has shape \(2, 3, 8\); it must have four axes"),
         ({"angles": rope_frequencies(16)}, "rope: angles are for 16 elements of a head, head_dim is 8"),
+        ({"angles": rope_frequencies(8).double()}, "rope: angles is float64; it must be float32"),
         ({"positions": torch.arange(2)}, r"rope: positions has shape \(2,\); it must be \(seq,\) = \(3,\) or \(batch, seq\) = \(1, 3\)"),
         ({"positions": torch.arange(3.0)}, "rope: positions is float32; it must be int32 or int64"),
     ],
