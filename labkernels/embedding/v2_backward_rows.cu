@@ -53,7 +53,7 @@ __device__ void add_places(const T* grad, const void* order, bool wide, int begi
 // rows grad_row elements apart; order int64 if `wide`, else int32. cols, strides and addresses are multiples of WIDTH.
 // Block (x, y) has rows 32 x ... and columns 32 * WIDTH * SLICES * y ...
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, 3)  // without the 3 the compiler saves registers and has one load under way
 embedding_backward_rows(const T* grad, const int* begins, const void* order, bool wide, T* out, long long vocab, int cols,
                         long long grad_row, long long padding_token) {
     __shared__ int begin_of[ROWS + 1];
