@@ -7,15 +7,11 @@
 #include "cache.cuh"
 #include "fragments.cuh"
 #include "mma.cuh"
-#include "share.cuh"
+#include "splits.cuh"
 #include "warp.cuh"
 
 constexpr float NOTHING_SEEN = -3e38f;  // instead of -inf, which would make NaN of -inf - -inf
 constexpr float RESCALE_ABOVE = 8.0f;   // weights may be 2^8 times what they would be against the true maximum
-
-#ifndef LK_LOAD
-#define LK_LOAD __ldcs
-#endif
 
 template <int HEAD_DIM_, int ROW_TILES_, int WARPS_, int BLOCKS_>
 struct Tiling {
@@ -35,10 +31,10 @@ struct Cut {
 template <int WORDS>
 __device__ __forceinline__ void load_words(unsigned (&to)[WORDS], const void* from) {
     if constexpr (WORDS == 4) {
-        const uint4 words = LK_LOAD(reinterpret_cast<const uint4*>(from));
+        const uint4 words = __ldcs(reinterpret_cast<const uint4*>(from));
         to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
     } else {
-        const uint2 words = LK_LOAD(reinterpret_cast<const uint2*>(from));
+        const uint2 words = __ldcs(reinterpret_cast<const uint2*>(from));
         to[0] = words.x, to[1] = words.y;
     }
 }

@@ -66,20 +66,19 @@ def tensor_cores(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None
 
 
 def shared_out(
-    tiling: Tiling, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None,
-    waves=WAVES, least=LEAST_TILES, run=None,
+    tiling: Tiling, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None, waves=WAVES, run=None
 ) -> torch.Tensor:  # fmt: skip
-    """v4 with this tiling; `run` is another build of its kernel."""
+    """v4 with this tiling, in at most so many `waves` of blocks; `run` is another build of its kernel."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     q = as_rows(q)
-    rows = q.shape[1] // k.shape[1] * q.shape[2]
+    items = q.shape[0] * k.shape[1] * ceil_div(q.shape[1] // k.shape[1] * q.shape[2], tiling.rows)
     resident = processors(q) * tiling.blocks
-    tiles = q.shape[0] * k.shape[1] * ceil_div(rows, tiling.rows) * max(1, ceil_div(capacity(k, block_table), tiling.tile))
-    grid = tiles if tiles <= resident else resident * max(1, min(waves, tiles * tiling.warps // (resident * least)))
-    slots = 2 * grid * tiling.rows
+    tiles = items * ceil_div(max(1, capacity(k, block_table)), CHUNK * tiling.warps) * tiling.warps
+    grid = max(items, min(ceil_div(tiles, tiling.warps), resident * max(1, min(waves, tiles // (resident * LEAST_TILES)))))
+    slots = grid * tiling.rows
     parts = torch.empty(slots * (tiling.head_dim + 2), dtype=torch.float32, device=q.device)
     args = (
-        q, k, v, k_scale, v_scale, lengths, block_table, out, parts, parts[slots * tiling.head_dim :], counters(grid, q.device), resident, least,
+        q, k, v, k_scale, v_scale, lengths, block_table, out, parts, parts[slots * tiling.head_dim :], counters(grid, q.device), resident, LEAST_TILES,
         problem_bytes(q, k, v, block_table, scale, k_scale, v_scale),
     )  # fmt: skip
     run = run or kernel(FOLDER / "v4_tensor_cores.cu", "decode_tensor_cores", q.dtype, stored_type(k.dtype), tiling)
@@ -158,7 +157,7 @@ def accepts_cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=N
 
 
 VARIANTS = (
-    Variant("v4_tensor_cores", tensor_cores, "the group as rows of tensor cores, all tokens shared out equally, one launch",
+    Variant("v4_tensor_cores", tensor_cores, "the group as rows of tensor cores, splits that fit the lengths, one launch",
             FOLDER / "v4_tensor_cores.cu", accepts),
     Variant("v5_cluster", cluster, "few tokens: a cluster a head merges in shared memory, loads do not wait for the length",
             FOLDER / "v5_cluster.cu", accepts_cluster),

@@ -1,18 +1,21 @@
-// Decode attention, v4: the group's queries as one operand of tensor cores; one launch, whose blocks share all tokens equally.
+// Decode attention, v4: the group's queries as one operand of tensor cores; splits that fit the lengths; one launch.
 //   Idea      A group's queries are up to 16 rows, what one mma.sync multiplies: one instruction for 8 keys and 16 elements of all of them, in
 //             place of 4 FMA and 5 shuffles a score. Which element of a row has which place in a fragment is free, as long as both operands
 //             agree: so each lane reads 16 bytes of a key, or of a value, straight into the registers that are multiplied. No shared memory,
 //             no barrier between a load and its use; each warp has its own 16 tokens and its own softmax.
 //             The second product is turned round, out^T = v^T weights^T: where a lane holds a weight after the first is where it is wanted.
-//             The block that finishes a head last merges the parts, in their order: one launch, and the same bits each time.
+//             Splits are cut on the GPU, which alone knows the lengths (splits.cuh), and the one that finishes a head last merges its parts, in
+//             their order: the same bits each time, and no second launch.
 //   Predicts  Of the time that 16 tokens' 8 KB take to come to a multiprocessor (436 cycles), tensor cores need 25, other instructions 80: memory
-//             is the limit if enough is asked for at a time. 12 warps with 8 KB each on their way are 96 KB, 2.7 us of the bandwidth.
+//             is the limit if enough is asked for at a time. 8 to 12 warps with 8 KB each on their way are some 80 KB, 2 us of the bandwidth.
 //   Measured  data/measured/h200/decode_attention.csv
+//             Rings of tokens in shared memory, filled by cp.async or by TMA, with two and three times as many bytes on their way, were not
+//             faster: what memory gives is taken already. A block that crossed from one head into the next was slower by as much as both waits.
 //   Wastes    Of one sequence of 1000 tokens each multiprocessor reads 32 KB, in a quarter of a microsecond; the rest is waiting: for the launch,
 //             for the length, for keys and values, for the parts of others.
 #include "parts.cuh"
 
-// `resident` blocks run at a time; see Tiles for how many of the grid's are used.
+// One split of an item a block; blocks beyond the number of splits leave at once. Launch with at least a block for each item.
 template <class T, class C, class Tiling>
 __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     decode_tensor_cores(const T* q, const C* k, const C* v, const float* k_scale, const float* v_scale, const int* lengths, const int* block_table, T* out,
@@ -20,31 +23,25 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     constexpr int HEAD_DIM = Tiling::HEAD_DIM, ROWS = Tiling::ROWS;
     extern __shared__ float4 shared[];
     auto& meeting = *reinterpret_cast<Meeting<T, C, Tiling>*>(shared);
-    const int row_blocks = (problem.rows() + ROWS - 1) / ROWS, block = blockIdx.x;
-    const Tiles tiles(lengths, problem.batch, problem.kv_heads * row_blocks, Tiling::WARPS, resident, least);
-    if (block >= tiles.blocks) return;
+    const int row_blocks = (problem.rows() + ROWS - 1) / ROWS;
+    const Splits splits(lengths, problem.batch, problem.kv_heads * row_blocks, Tiling::WARPS, resident, least);
+    if (static_cast<int>(blockIdx.x) >= splits.count) return;
 
-    const int end = tiles.first(block + 1);
-    for (int tile = tiles.first(block); tile < end;) {
-        const auto item = tiles.find(tile);
-        const Sequence sequence(block_table, problem, item.batch, item.head / row_blocks);
-        const int first_row = item.head % row_blocks * ROWS, rows = min(ROWS, problem.rows() - first_row), until = min(item.end, end);
-        const int token = CHUNK * (tile - item.first + warp_id()), end_token = min(item.length, CHUNK * (until - item.first));
-        Warp<T, C, Tiling> warp;
-        warp.begin(q, sequence, first_row, item.length, problem);
-        if (token < end_token) {
-            Keys<C, HEAD_DIM> keys;
-            Values<C, HEAD_DIM> values;
-            const Place place(sequence, token);
-            keys.load(k, k_scale, sequence, place, min(CHUNK, item.length - token), problem);
-            values.load(v, v_scale, sequence, place, min(CHUNK, item.length - token), problem);
-            warp.walk(keys, values, k, v, k_scale, v_scale, sequence, item.length, token, CHUNK * Tiling::WARPS, end_token, problem);
-        }
-        meeting.put(warp, rows);
-        __syncthreads();
-        settle(meeting, tiles, item, tile, until, rows, out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM,
-               Parts{parts, part_stats, arrived});
-        __syncthreads();
-        tile = until;
+    const auto item = splits.find(blockIdx.x);
+    const Sequence sequence(block_table, problem, item.batch, item.head / row_blocks);
+    const int first_row = item.head % row_blocks * ROWS, rows = min(ROWS, problem.rows() - first_row);
+    const int token = CHUNK * (item.split * splits.each + warp_id()), end = min(item.length, CHUNK * (item.split + 1) * splits.each);
+    Warp<T, C, Tiling> warp;
+    Keys<C, HEAD_DIM> keys;
+    Values<C, HEAD_DIM> values;
+    if (token < end) {
+        const Place place(sequence, token);
+        keys.load(k, k_scale, sequence, place, min(CHUNK, item.length - token), problem);
+        values.load(v, v_scale, sequence, place, min(CHUNK, item.length - token), problem);
     }
+    warp.begin(q, sequence, first_row, item.length, problem);
+    if (token < end) warp.walk(keys, values, k, v, k_scale, v_scale, sequence, item.length, token, CHUNK * Tiling::WARPS, end, problem);
+    meeting.put(warp, rows);
+    __syncthreads();
+    settle(meeting, item, rows, out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM, Parts{parts, part_stats, arrived});
 }

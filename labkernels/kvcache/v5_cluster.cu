@@ -10,10 +10,7 @@
 #include "cluster.cuh"
 #include "group_rows.cuh"
 
-#ifndef LK_MAX_CLUSTER
-#define LK_MAX_CLUSTER 8
-#endif
-constexpr int MAX_CLUSTER = LK_MAX_CLUSTER;
+constexpr int MAX_CLUSTER = 8;
 
 // What the blocks of a cluster hand to each other: each puts together a slice of the output, and gets every block's part of it, one behind the other.
 template <int QUADS>  // of a whole output
