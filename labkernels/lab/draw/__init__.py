@@ -60,6 +60,8 @@ _HOME = {  # picture: the file it lives in
     "temperatures": "sampling",
     "nucleus": "sampling",
     "bit_search": "sampling",
+    "ffn_trips": "feed_forward",
+    "ffn_slices": "feed_forward",
     "operator_layers": "operators",
 }
 __all__ = list(_HOME)

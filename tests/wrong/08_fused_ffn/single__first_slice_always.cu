@@ -1,0 +1,14 @@
+// reason: mismatch
+const int own = first + threadIdx.x;
+float sum = 0.0f;
+if (own < ffn) {
+    for (int k = 0; k < embed; ++k) sum += x[k] * w1[own * embed + k];
+    sum = gelu(sum + b1[own]);
+}
+hidden[threadIdx.x] = sum;
+__syncthreads();
+for (int col = threadIdx.x; col < embed; col += slice) {
+    float share = 0.0f;
+    for (int i = 0; i < min(slice, ffn - first); ++i) share += hidden[i] * w2[col * ffn + i];
+    shares[blockIdx.x * embed + col] = share;
+}
