@@ -229,6 +229,7 @@ ops = Registry(
         "attention_backward",
         "ffn",
         "ffn/ffn_backward",
+        "ffn/ffn_fp8",
         "norm/rms_norm",
         "norm/rms_norm_backward",
         "norm/layer_norm",

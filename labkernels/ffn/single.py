@@ -96,7 +96,8 @@ def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="g
     (tokens, embed), ffn, gated = x.shape, w2.shape[1], is_gated(activation)
     y = torch.empty((tokens, embed), dtype=x.dtype, device=x.device)
     blocks = blocks or (processors(x) if x.is_cuda else 1)  # the emulator's blocks need not run at the same time
-    config = config or best_config(tokens, embed, ffn, gated, blocks if x.is_cuda else 4, x.element_size())
+    at_once = {"cuda": blocks, "cpu": 4}.get(x.device.type, 132)  # small strips in the emulator; without memory, an H200's
+    config = config or best_config(tokens, embed, ffn, gated, at_once, x.element_size())
     h = torch.empty((tokens, ffn), dtype=x.dtype, device=x.device)
     strides = (matrix.stride(0) if matrix.shape[0] > 1 else matrix.shape[1] for matrix in (x, w1, w2))
     args = (x, w1, w2, b1, b2, h, y, tokens, embed, ffn, *strides, progress(x.device))

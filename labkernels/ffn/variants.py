@@ -12,7 +12,7 @@ import torch
 from labkernels.cuda.kernel import MAX_GRID
 from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel
 from labkernels.ffn.reference import activation_number, is_gated
-from labkernels.ffn.single import V6, V6_TWO
+from labkernels.ffn.single import MOST_TOKENS, V6, V6_TWO
 from labkernels.matmul import hopper, split
 from labkernels.matmul.hopper import V7
 from labkernels.matmul.split import V8
@@ -105,8 +105,8 @@ def _hopper(x, w1, w2, b1=None, b2=None, activation="gelu") -> str | None:
 def _split(x, w1, w2, b1=None, b2=None, activation="gelu") -> str | None:
     if x.dtype != torch.float32:
         return f"takes float32, not {dtype_name(x.dtype)}"
-    if x.is_cuda and x.shape[0] < split.FEWEST_ROWS:
-        return f"takes at least {split.FEWEST_ROWS} tokens: for fewer it costs more to split the weights than to multiply them"
+    if x.is_cuda and x.shape[0] <= MOST_TOKENS:
+        return f"takes more than {MOST_TOKENS} tokens: for fewer it costs more to split the weights than to multiply them"
     return hopper_refusal(x)
 
 

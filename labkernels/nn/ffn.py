@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from labkernels.errors import ArgumentError
-from labkernels.ffn import ffn
-from labkernels.ffn.fp8 import ffn_fp8, fp8_rows
+from labkernels.ffn import ffn, ffn_fp8
+from labkernels.ffn.fp8 import fp8_rows
 from labkernels.ffn.reference import ACTIVATIONS, is_gated
 
 
@@ -73,7 +73,7 @@ class FusedFFN(nn.Module):
 
 
 class Fp8FFN(nn.Module):
-    """A FusedFFN of bfloat16 or float16 whose weights are 8-bit floats with a scale a row: `labkernels.ffn.ffn_fp8`. Forward only.
+    """A FusedFFN of bfloat16 whose weights are 8-bit floats with a scale a row: `labkernels.ffn.ffn_fp8`. Forward only.
 
     Buffers w1, w2 (float8_e4m3fn), scale_1, scale_2 (float32), b1, b2 (None without biases). Made by `FusedFFN.to_fp8()`.
     """

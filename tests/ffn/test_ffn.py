@@ -35,6 +35,10 @@ def test_every_version_of_the_gradients_passes_the_check(name):
     assert check("ffn_backward", name, seeds=(0,), dtypes=["float32", "bfloat16"], quiet=True).sanitizer == "clean"
 
 
+def test_fp8_passes_the_check():
+    assert check("ffn_fp8", "v1_quantised_rows", seeds=(0,), quiet=True).sanitizer == "clean"
+
+
 def _swapped(x, w1, w2, b1=None, b2=None, activation="gelu"):
     """Gate and up exchanged, where there are any."""
     if activation == "swiglu":
