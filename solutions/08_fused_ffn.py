@@ -303,7 +303,7 @@ others = published("ffn_rtx3090").iloc[0]
 table = lk.bench("ffn", dtype="float32", activation="gelu", tokens=[512, 1024, 2048, 4096])
 rows = table.frame
 ours = rows[rows["kind"] == "ours"].sort_values("ms").groupby("tokens").head(1).set_index("tokens").sort_index()
-eager = rows[rows["variant"] == "eager"].set_index("tokens")
+eager = rows[rows["variant"] == "torch"].set_index("tokens")
 print("ours and PyTorch's three operations:", table.source)
 pandas.DataFrame({
     "published, lowest and highest": [f"{others.lowest_speedup} to {others.highest_speedup}"] * len(ours),
