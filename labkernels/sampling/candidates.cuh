@@ -13,26 +13,27 @@ struct ClusterTeam {
 
 constexpr int FEW = 128;          // top_k up to which a bound is looked for
 constexpr int CANDIDATES = 512;  // that reach it, at most
+constexpr int MOST_GROUPS = 512;  // of eight lanes each, whose maxima tell the bound
 
 struct Shared {
     Selection selection;
-    float warp_maximum[32 * MOST_BLOCKS];
+    float maxima[MOST_GROUPS];
     unsigned bound;
     // Of the first block, and for the whole cluster:
     int candidates, token[CANDIDATES];
     float value[CANDIDATES];
     Amount amount[CANDIDATES], above[CANDIDATES], ticket[CANDIDATES], everything;
 };
-static_assert(sizeof(Shared) == 34144, "as sample_tokens_variants.py knows it");
+static_assert(sizeof(Shared) == 35168, "as sample_tokens_variants.py knows it");
 
 __device__ inline int total_of_warp(int value) { return __reduce_add_sync(FULL_WARP, value); }
 
 // A key that `wanted` of these maxima reach, and few more; the lowest finite one if there are no `wanted` finite ones. For one warp.
 __device__ inline unsigned bound_of(const float* maxima, int count, int wanted) {
-    unsigned keys[MOST_BLOCKS];
+    unsigned keys[MOST_GROUPS / 32];
     unsigned high = 0, low = 0xffffffffu;
 #pragma unroll
-    for (int i = 0; i < MOST_BLOCKS; ++i) {
+    for (int i = 0; i < MOST_GROUPS / 32; ++i) {
         const int place = 32 * i + lane_id();
         keys[i] = place < count ? ordered(maxima[place]) : 0;
         high = max(high, keys[i]);
@@ -42,13 +43,13 @@ __device__ inline unsigned bound_of(const float* maxima, int count, int wanted) 
     low = max(__reduce_min_sync(FULL_WARP, low), LOWEST_FINITE);
     int reach = 0;
 #pragma unroll
-    for (int i = 0; i < MOST_BLOCKS; ++i) reach += keys[i] >= low;
+    for (int i = 0; i < MOST_GROUPS / 32; ++i) reach += keys[i] >= low;
     if (total_of_warp(reach) < wanted) return LOWEST_FINITE;
     while (low + 1 < high) {
         const unsigned middle = low + (high - low) / 2;
         reach = 0;
 #pragma unroll
-        for (int i = 0; i < MOST_BLOCKS; ++i) reach += keys[i] >= middle;
+        for (int i = 0; i < MOST_GROUPS / 32; ++i) reach += keys[i] >= middle;
         reach = total_of_warp(reach);
         if (reach < wanted) {
             high = middle;
@@ -110,16 +111,19 @@ __device__ inline void draw_from_candidates(Shared& shared, int count, const Set
 // The maximum of the row from those of the threads, in all threads of the cluster; NaN if a thread has found something `without` a distribution.
 // Between cluster_arrive() and here each block has begun.
 __device__ inline float share_maxima(Shared& shared, const ClusterTeam& team, float mine, bool without) {
-    const int warps = blockDim.x / 32;
-    const float of_warp = __any_sync(FULL_WARP, without) ? CUDART_NAN_F : warp_max(mine);
+    const int groups = blockDim.x / 8;
+#pragma unroll
+    for (int distance = 4; distance > 0; distance /= 2) mine = fmaxf(mine, __shfl_xor_sync(FULL_WARP, mine, distance));
+    if (__any_sync(FULL_WARP, without)) mine = CUDART_NAN_F;
     cluster_wait();
-    if (lane_id() < team.size) team.of(shared.warp_maximum, lane_id())[team.rank * warps + warp_id()] = of_warp;
+    const int rank = lane_id() % 8;  // lane r of a group tells block r
+    if (rank < team.size) team.of(shared.maxima, rank)[team.rank * groups + threadIdx.x / 8] = mine;
     team.sync();
     float maximum = -CUDART_INF_F;
     without = false;
-    for (int i = lane_id(); i < warps * team.size; i += 32) {
-        without |= shared.warp_maximum[i] != shared.warp_maximum[i];
-        maximum = fmaxf(maximum, shared.warp_maximum[i]);
+    for (int i = lane_id(); i < groups * team.size; i += 32) {
+        without |= shared.maxima[i] != shared.maxima[i];
+        maximum = fmaxf(maximum, shared.maxima[i]);
     }
     maximum = warp_max(maximum);
     return __any_sync(FULL_WARP, without) ? CUDART_NAN_F : maximum;
@@ -128,7 +132,7 @@ __device__ inline float share_maxima(Shared& shared, const ClusterTeam& team, fl
 // A logit that all tokens reach which top-k keeps. For all threads of the block.
 __device__ inline float find_bound(Shared& shared, const ClusterTeam& team, const Rule& rule) {
     if (warp_id() == 0) {
-        const unsigned bound = rule.keep <= FEW ? bound_of(shared.warp_maximum, blockDim.x / 32 * team.size, rule.keep) : LOWEST_FINITE;
+        const unsigned bound = rule.keep <= FEW ? bound_of(shared.maxima, blockDim.x / 8 * team.size, rule.keep) : LOWEST_FINITE;
         if (lane_id() == 0) shared.bound = bound;
     }
     __syncthreads();

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, vector_width
+from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, processors, vector_width
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 NAIVE_STEPS = 1 << 26  # reads of v1, at most: two passes for each token that may be kept
-SHARED_BYTES = 34_144  # sizeof of v3's struct Shared, and v4's
+SHARED_BYTES = 35_168  # sizeof of v3's struct Shared, and v4's
 MOST_SHARED = 227 * 1024
 CLUSTER_KERNELS = {"v3_cluster": "sample_cluster", "v4_look_again": "sample_look_again"}
 
@@ -42,19 +42,19 @@ def v2_radix(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_
 
 def v3_cluster(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0, position=0, return_logprobs=False):  # fmt: skip
     given = (temperature, top_k, top_p, min_p, repetition_penalty, previous, seed, position, return_logprobs)
-    return configured("v3_cluster", *configuration(logits.shape[1], 1024), logits, *given)
+    return configured("v3_cluster", *row_held(logits.shape[1]), logits, *given)
 
 
 def v4_look_again(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0, position=0, return_logprobs=False):  # fmt: skip
     given = (temperature, top_k, top_p, min_p, repetition_penalty, previous, seed, position, return_logprobs)
-    return configured("v4_look_again", *configuration(logits.shape[1], 512), logits, *given)
+    return configured("v4_look_again", *row_read(*logits.shape, processors(logits)), logits, *given)
 
 
 def configured(
     version: str, blocks: int, threads: int, logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None,
     seed=0, position=0, return_logprobs=False,
 ):  # fmt: skip
-    """v3 or v4 with clusters of so many blocks (1, 2, 4 or 8) of so many threads."""
+    """v3 or v4 with clusters of so many blocks (1, 2, 4 or 8) of so many threads, at most 4096 threads in all."""
     settings = _settings(logits, temperature, top_k, top_p, min_p, repetition_penalty, seed, position)
     tokens, logprobs = _results(logits, return_logprobs)
     if len(tokens):
@@ -72,12 +72,30 @@ def slice_of(vocab: int, blocks: int) -> int:
     return 8 * ceil_div(vocab, 8 * blocks)
 
 
-def configuration(vocab: int, most_threads: int) -> tuple[int, int]:
-    """Blocks of a cluster and threads of a block: small for a small vocabulary."""
+def row_held(vocab: int) -> tuple[int, int]:
+    """Blocks and threads for v3: as few blocks as have place for the row."""
     for blocks in (1, 2, 4):
         if vocab <= 4096 * blocks:
-            return blocks, min(most_threads, max(64, 32 * ceil_div(vocab, 32 * 4 * blocks)))
-    return 8, most_threads
+            return blocks, _threads(vocab, blocks)
+    return (4, 1024) if _held_bytes(vocab, 4) <= MOST_SHARED else (8, 512)
+
+
+def row_read(rows: int, vocab: int, at_once: int) -> tuple[int, int]:
+    """Blocks and threads for v4: eight blocks to read a row, four where all rows then can be read at the same time, two blocks a multiprocessor."""
+    for blocks in (1, 2, 4):
+        if vocab <= 4096 * blocks:
+            return blocks, min(512, _threads(vocab, blocks))
+    return 8 if 8 * rows <= 2 * at_once else 4, 512
+
+
+def _threads(vocab: int, blocks: int) -> int:
+    """A thread for each four tokens, 64 to 1024."""
+    return min(1024, max(64, 32 * ceil_div(vocab, 128 * blocks)))
+
+
+def _held_bytes(vocab: int, blocks: int) -> int:
+    """Shared memory of v3, with the words for previous tokens."""
+    return SHARED_BYTES + 4 * slice_of(vocab, blocks) * 33 // 32
 
 
 def _settings(logits, temperature, top_k, top_p, min_p, repetition_penalty, seed, position) -> tuple:
@@ -120,7 +138,7 @@ def _dense_rows(logits, **_) -> str | None:
 
 def _fits_a_cluster(logits, **_) -> str | None:
     rows, vocab = logits.shape
-    if SHARED_BYTES + 4 * slice_of(vocab, 8) * 33 // 32 > MOST_SHARED:
+    if _held_bytes(vocab, 8) > MOST_SHARED:
         return f"takes rows that fit into the shared memory of 8 blocks, {vocab} tokens do not"
     return hopper_refusal(logits) or _dense_rows(logits)
 
@@ -139,7 +157,7 @@ VARIANTS = {
         Variant(
             "v3_cluster",
             v3_cluster,
-            "the row stays in a cluster's shared memory; maxima of warps leave few candidates",
+            "the row stays in a cluster's shared memory; maxima of eight lanes leave few candidates",
             FOLDER / "v3_cluster.cu",
             _fits_a_cluster,
         ),

@@ -1,7 +1,7 @@
 // Sampling, v3: a cluster a row (Hopper). Up to 8 blocks hold the row in their shared memory, and only a few tokens are looked at twice.
-//   Idea      Each warp keeps the largest logit of its part. The k-th largest of these maxima is a bound: at least k tokens reach it, and
-//             hardly more do, 53 on average for k = 50 and 256 warps. Those few go to the first block, which compares each with each. The
-//             row is read once, all of its blocks at the same time, in one launch without any memory for results in between.
+//   Idea      Every eight lanes keep the largest logit of their part. The k-th largest of these maxima is a bound: at least k tokens reach it,
+//             and hardly more do, 53 on average for k = 50 of 512. Those few go to the first block, which compares each with each. The row
+//             is read once, all of its blocks at the same time, in one launch without any memory for results in between.
 //   Predicts  Three barriers of the cluster and a launch, some 6 us for one row; at 64 rows 33 MB of logits, 7.6 us, and two waves of blocks.
 //   Measured  data/measured/h200/sample_tokens.csv.
 //   Wastes    Without a small k, and where a bound leaves too many, thresholds are v2's radix search: in shared memory, but with three

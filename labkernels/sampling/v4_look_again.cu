@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(512, 2) sample_look_again(const T* logits, lon
 
     float mine = -CUDART_INF_F;
     bool without = false;  // NaN or +inf, which have no distribution
-#pragma unroll 8
+    constexpr int AT_ONCE = WIDTH == 1 ? 6 : 8;  // loads, as registers allow
+#pragma unroll AT_ONCE
     for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
         float vector[WIDTH];
         row.load(i, vector);
