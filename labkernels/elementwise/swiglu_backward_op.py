@@ -104,5 +104,9 @@ OP = Op(
     record_sweeps=forward.RECORD_SWEEPS,
     flops=lambda *, rows, cols, **_: 12 * rows * cols,
     bytes_moved=lambda dtype, *, rows, cols, **_: 5 * rows * cols * dtype.itemsize,
-    peers={"torch": Peer("torch", native), "torch.compile": compiled(native), "liger (with copies)": optional("liger (with copies)", "liger_kernel", _liger)},
+    peers={
+        "torch": Peer("torch", native),
+        "torch.compile": compiled(native),
+        "liger (with copies)": optional("liger (with copies)", "liger_kernel", _liger),
+    },
 )

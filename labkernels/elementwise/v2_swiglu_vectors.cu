@@ -1,7 +1,8 @@
 // SwiGLU activation, v2: vectors. A thread moves VECTORS times 16 bytes of each tensor, all of its loads under way before it computes.
 //   Idea      Bandwidth times latency is what must be on its way: 4.3 TB/s x 0.8 us = 3.4 MB, 26 KB for each of 132 SMs. 16 bytes of gate
 //             and 16 of up a thread and vector are more than that already at half of the threads an SM can hold. What is written is
-//             marked as not soon needed, so that it leaves the caches first. Packed projections [gate | up] are two views of one tensor: rows further apart.
+//             marked as not soon needed, so that it leaves the caches first. Packed projections [gate | up] are two views
+//             of one tensor: rows further apart.
 //   Predicts  The time of a copy of as many bytes, or less: two thirds of them are reads.
 //   Measured  data/measured/h200/swiglu.csv, data/measured/h200/swiglu_backward.csv.
 //   Wastes    The trip itself: fused into the matmul that makes gate and up, nothing of this would be read (lk.nn.FusedFFN).

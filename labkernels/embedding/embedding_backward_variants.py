@@ -76,7 +76,13 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("v1_sorted", v1_sorted, "tokens sorted, one thread sums one column of one row", FOLDER / "v1_backward_sorted.cu"),
-        Variant("v2_rows", v2_rows, "16 bytes a lane, all bisections at once, frequent tokens by all warps", FOLDER / "v2_backward_rows.cu", _accepts_rows),
+        Variant(
+            "v2_rows",
+            v2_rows,
+            "16 bytes a lane, all bisections at once, frequent tokens by all warps",
+            FOLDER / "v2_backward_rows.cu",
+            _accepts_rows,
+        ),
         Variant("v3_token_sort", v3_token_sort, "a sort of our own, of as many bits as tokens have", FOLDER / "v3_token_sort.cu", _accepts_sort),
     )
 }

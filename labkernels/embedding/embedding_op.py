@@ -43,8 +43,9 @@ def tokens_problem(tokens: torch.Tensor, device) -> str | None:
 def some_tokens(generator, device, n: int, vocab: int, text: str = "uniform", dtype: torch.dtype = torch.int64) -> torch.Tensor:
     """Tokens of a text: `uniform`; `frequent`, where token t comes with frequency 1 / t or so, as words do; `one`, the same again and again."""
     draws = torch.randn(n, generator=generator, device=generator.device).to(device)
-    share = {"uniform": lambda: torch.special.ndtr(draws), "frequent": lambda: (vocab ** torch.special.ndtr(draws) - 1) / vocab, "one": lambda: 0 * draws + 0.5}
-    return (share[text]() * vocab).long().clamp(0, vocab - 1).to(dtype)
+    uniform = torch.special.ndtr(draws)
+    share = {"uniform": uniform, "frequent": (vocab**uniform - 1) / vocab, "one": 0 * draws + 0.5}[text]
+    return (share * vocab).long().clamp(0, vocab - 1).to(dtype)
 
 
 def make_inputs(generator, device, dtype, *, n: int, vocab: int, cols: int, text: str = "uniform", layout: str = "contiguous") -> dict:
@@ -66,7 +67,8 @@ def load_variants() -> Mapping[str, Variant]:
 
 def _hints(failure) -> str | None:
     tokens, weight = failure.inputs["tokens"].long(), failure.inputs["weight"].double()
-    mistakes = [("the rows in the order of the table: tokens are not looked at", weight[torch.arange(len(tokens), device=tokens.device) % len(weight)])]
+    in_order = weight[torch.arange(len(tokens), device=tokens.device) % len(weight)]
+    mistakes = [("the rows in the order of the table: tokens are not looked at", in_order)]
     return failure.matching([*mistakes, ("one row further on: tokens count from 0", weight[(tokens + 1) % len(weight)])])
 
 

@@ -62,7 +62,8 @@ def _hints(failure) -> str | None:
     if given["causal"]:
         place = torch.arange(given["seq_len"], device=failure.want.device)[:, None]
         top_left = torch.arange(given["kv_len"], device=failure.want.device) <= place
-        mistakes.append(("causal from the top left: the last query stands at the last key", failure.want.new_zeros(failure.want.shape).masked_fill(~top_left, given["hidden"])))
+        want = failure.want.new_zeros(failure.want.shape).masked_fill(~top_left, given["hidden"])
+        mistakes.append(("causal from the top left: the last query stands at the last key", want))
     inverted = given["hidden"] - failure.want
     return failure.matching([*mistakes, ("the other way round: hidden is what may be seen", inverted)])
 
@@ -71,6 +72,11 @@ def load_variants() -> Mapping[str, Variant]:
     from labkernels.masks.attention_mask_variants import VARIANTS
 
     return VARIANTS
+
+
+def _trivial(lengths, seq_len, kv_len, dtype=torch.bool, **_):
+    size = (len(lengths), 1, seq_len, kv_len)
+    return None if size[0] * seq_len * kv_len else torch.empty(size, dtype=dtype, device=lengths.device)
 
 
 def shape(batch: int, seq_len: int, kv_len: int, **other) -> dict:
@@ -84,9 +90,7 @@ OP = Op(
     reference=reference,
     native=reference,
     problem=problem,
-    trivial=lambda lengths, seq_len, kv_len, dtype=torch.bool, **_: torch.empty((len(lengths), 1, seq_len, kv_len), dtype=dtype, device=lengths.device)
-    if len(lengths) * seq_len * kv_len == 0
-    else None,
+    trivial=_trivial,
     make_inputs=make_inputs,
     axes=("batch", "head", "query", "key"),
     dtypes=DTYPES,
@@ -101,7 +105,7 @@ OP = Op(
     large_shapes=(shape(2, 1000, 2048, causal=True, padded=True), shape(1, 777, 1001, window=(100, 0))),
     tolerance=lambda dtype, **_: Tolerance(relative=1e-6, absolute=1e-6),
     hints=_hints,
-    complete_shape=lambda dtype, *, seq_len=4096, batch=8, kv_len=None, causal=True, padded=True: shape(batch, seq_len, kv_len or seq_len, causal=causal, padded=padded),
+    complete_shape=lambda dtype, *, seq_len=4096, batch=8: shape(batch, seq_len, seq_len, causal=True, padded=True),
     sweep={"dtype": ["bfloat16"], "seq_len": [512, 4096]},
     record_sweeps=({"dtype": ["bfloat16"], "seq_len": [512, 2048, 8192]},),
     bytes_moved=lambda dtype, *, batch, seq_len, kv_len, **_: batch * seq_len * kv_len * dtype.itemsize,

@@ -98,7 +98,9 @@ def bytes_moved(dtype, *, batch, heads, queries, keys, mask=None, causal=False, 
 
 
 def _hints(failure) -> str | None:
-    given = {name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value for name, value in failure.inputs.items()}
+    from labkernels.lab.compare import doubled
+
+    given = doubled(failure.inputs)
     mistakes = [("the softmax without its scale", reference(**{**given, "scale": 1.0}))]
     if given["mask"] is not None:
         mistakes.append(("the softmax without its mask", reference(**{**given, "mask": None})))

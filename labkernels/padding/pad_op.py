@@ -43,7 +43,8 @@ def bytes_moved(dtype, *, batch, seq_len, cols, **_) -> int:
 
 def _hints(failure) -> str | None:
     packed, inverse = failure.inputs["packed"].double(), failure.inputs["inverse"].long()
-    return failure.matching([("rows where padding belongs: -1 stands for zeros, not for the last or the first row", native(packed, inverse.clamp(min=0)))])
+    unblanked = native(packed, inverse.clamp(min=0))
+    return failure.matching([("rows where padding belongs: -1 stands for zeros, not for the first row", unblanked)])
 
 
 def load_variants() -> Mapping[str, Variant]:

@@ -43,7 +43,9 @@ def reference(mask: torch.Tensor | None, lengths: torch.Tensor | None = None, se
 
 def decode(result, **inputs) -> tuple[torch.Tensor, ...]:
     """int32 as float32, as which the judge compares; what is not three tensors of int32 is left to it."""
-    return tuple(one.float() if isinstance(one, torch.Tensor) and one.dtype == torch.int32 else one for one in result) if isinstance(result, tuple) else result
+    if not isinstance(result, tuple):
+        return result
+    return tuple(one.float() if isinstance(one, torch.Tensor) and one.dtype == torch.int32 else one for one in result)
 
 
 def problem(mask=None, lengths=None, seq_len=None, total=None) -> str | None:

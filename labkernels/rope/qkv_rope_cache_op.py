@@ -120,7 +120,8 @@ def make_inputs(
         slots = torch.where(token % skip == skip - 1, -1, slots)
     qkv = normal(tokens, 2 * cols if layout == "apart" else cols)[:, :cols]
     positions = (37 * token + 5) % 2048
-    return {"qkv": qkv, "cache": cache, "angles": given["angles"], "positions": positions, "slots": slots, "bias": normal(cols) if bias else None, "interleaved": interleaved}
+    inputs = {"qkv": qkv, "cache": cache, "angles": given["angles"], "positions": positions, "slots": slots}
+    return {**inputs, "bias": normal(cols) if bias else None, "interleaved": interleaved}
 
 
 def bytes_moved(dtype, *, tokens, heads, kv_heads, head_dim, **_) -> int:
@@ -130,7 +131,9 @@ def bytes_moved(dtype, *, tokens, heads, kv_heads, head_dim, **_) -> int:
 
 def hints(failure) -> str | None:
     """Name the classic mistake whose result this is."""
-    given = {name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value for name, value in failure.inputs.items()}
+    from labkernels.lab.compare import doubled
+
+    given = doubled(failure.inputs)
     which = OP.results.index(failure.result)
     q, k, v = _parts(given["qkv"], given["cache"], given["bias"])
     if which == 0:
@@ -147,7 +150,8 @@ def shape(tokens: int, **other) -> dict:
 
 def complete_shape(dtype, *, tokens, heads=32, kv_heads=8, head_dim=128, page_size=64, bias=False, **other) -> dict:
     pages = max(16, 2 * tokens // page_size)
-    return {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "pages": pages, "page_size": page_size, "bias": bias, **other}
+    sizes = {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    return {**sizes, "pages": pages, "page_size": page_size, "bias": bias, **other}
 
 
 def load_variants() -> Mapping[str, Variant]:
@@ -157,7 +161,10 @@ def load_variants() -> Mapping[str, Variant]:
 
 
 def _trivial(qkv, cache, **_):
-    return (qkv.new_empty(1, 0, qkv.shape[1] // cache[0].shape[3] - 2 * cache[0].shape[1], cache[0].shape[3]), *cache[:2]) if qkv.shape[0] == 0 else None
+    if len(qkv):
+        return None
+    _, kv_heads, _, head_dim = cache[0].shape
+    return qkv.new_empty(1, 0, qkv.shape[1] // head_dim - 2 * kv_heads, head_dim), *cache[:2]
 
 
 OP = Op(

@@ -185,14 +185,18 @@ def test_wrong_inputs_of_the_fused_operation_are_named():
 @pytest.mark.parametrize(
     "mistake, words",
     [
-        (lambda q, k, angles, positions=None, interleaved=False, inverse=False: reference(q, k, angles, positions, interleaved, not inverse), "look at the signs"),
-        (lambda q, k, angles, positions=None, interleaved=False, inverse=False: reference(q, k, angles, positions, not interleaved, inverse), "pairs"),
-        (lambda q, k, angles, positions=None, interleaved=False, inverse=False: reference(q, k, angles, None, interleaved, inverse), "not looked at"),
+        (lambda given: {"inverse": not given["inverse"]}, "look at the signs"),
+        (lambda given: {"interleaved": not given["interleaved"]}, "pairs"),
+        (lambda given: {"positions": None}, "not looked at"),
     ],
 )
 def test_classic_mistakes_are_named(mistake, words):
+    def mistaken(q, k, angles, positions=None, interleaved=False, inverse=False):
+        given = {"positions": positions, "interleaved": interleaved, "inverse": inverse}
+        return reference(q, k, angles, **{**given, **mistake(given)})
+
     with pytest.raises(CheckFailed) as failure:
-        check(ROPE, mistake, dtypes=["float32"], seeds=(0,), positions="shared", seq=[7, 9], quiet=True)
+        check(ROPE, mistaken, dtypes=["float32"], seeds=(0,), positions="shared", seq=[7, 9], quiet=True)
     assert words in failure.value.hint
 
 
