@@ -43,9 +43,8 @@ def quantize_gptq(
     group_size = check_request("quantize_gptq", weight, scheme, group_size, search, codebook)
     n, k = weight.shape
     if calibration.shape[-1] != k or not calibration.is_floating_point() or calibration.numel() == 0:
-        raise ArgumentError(
-            f"quantize_gptq: calibration is {calibration.dtype} of shape {tuple(calibration.shape)}; it must be inputs of the layer, (..., {k}), or ({k}, {k})"
-        )
+        found = f"{calibration.dtype} of shape {tuple(calibration.shape)}"
+        raise ArgumentError(f"quantize_gptq: calibration is {found}; it must be inputs of the layer, (..., {k}), or ({k}, {k})")
     given = calibration.detach().to(weight.device, torch.float32)
     h = given if given.shape == (k, k) and torch.equal(given, given.t()) else hessian(given)
     if not h.isfinite().all():

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from labkernels.cuda.kernel import MAX_GRID, Kernel
-from labkernels.cuda.variants import c_type, ceil_div, kernel, processors
+from labkernels.cuda.variants import c_type, ceil_div, kernel
 from labkernels.operation import Variant
 from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 MOST_ROWS = 8  # of x, for a GEMV: the columns of one mma
 TABLE_BYTES = 32 * 1024  # of v3: one word for each byte and bank
 SM_SHARED = 227 * 1024  # bytes of an SM's shared memory
-MOST_STAGED = 100 * 1024  # bytes of x in a block, that two may share an SM
+MOST_STAGED = 150 * 1024  # bytes of x in the blocks of an SM
 MOST_SHARED = 200 * 1024  # bytes a block may ask for
 _NAIVE = {"int4": 0, "nf4": 1, "codebook": 1, "int8": 2, "fp8": 3}
 _FORMAT = {"int4": "Int4", "int8": "Int8", "fp8": "Fp8"}
@@ -67,7 +67,8 @@ def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool
         return y
     x = x if x.stride(1) == 1 or k <= 1 else x.contiguous()
     spans = 128 // weight.group_size if weight.group_size else 1
-    launched = _kernel(x.dtype, "lut" if lut else weight.scheme, weight.scheme == "int4", spans, staged_rows(m), config)
+    scheme = "lut" if lut else weight.scheme
+    launched = _kernel(x.dtype, scheme, weight.scheme == "int4", spans, staged_rows(m), config)
     x_bytes = staged_bytes(m, weight, config)
     aligned = x.data_ptr() % 16 == 0 and (m == 1 or x.stride(0) % 8 == 0)
     args = (
@@ -76,34 +77,52 @@ def streamed(config: Stream, x: torch.Tensor, weight: QuantizedWeight, lut: bool
     )  # fmt: skip
     shared = config.warps * x_bytes + TABLE_BYTES * lut
     cluster = (1, config.splits) if config.splits > 1 else None
-    blocks = min(ceil_div(n, 16), max(1, processors(x) * min(config.resident, max(1, SM_SHARED // (shared + 4096))) // config.splits))
+    blocks = min(ceil_div(n, 16), max(1, processor_count(x.device) * min(config.resident, max(1, SM_SHARED // (shared + 4096))) // config.splits))
     launch(launched, weight, (blocks, config.splits), 32 * config.warps, args, shared, cluster)
     return y
 
 
 def stream_for(x: torch.Tensor, weight: QuantizedWeight) -> Stream:
     """How to cut the work so that all SMs have some, and x fits beside it."""
-    (n, _), m = weight.shape, x.shape[0]
-    config = tuned(weight.scheme, staged_rows(m)) if x.is_cuda else Stream(2, 4)
-    tiles, steps, splits = ceil_div(n, 16), ceil_div(row_bytes(weight), 64), 1
-    clusters = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
-    while clusters and splits < 8 and tiles * splits < processors(x) and steps >= 2 * config.warps * splits:
+    return _stream_for(x.device, x.shape[0], weight.scheme, weight.group_size, weight.shape[0], row_bytes(weight))
+
+
+@functools.lru_cache(maxsize=4096)
+def _stream_for(device: torch.device, m: int, scheme: str, group_size: int | None, n: int, bytes_of_row: int) -> Stream:
+    on_gpu = device.type == "cuda"
+    config, sms = (tuned(scheme, staged_rows(m)), processor_count(device)) if on_gpu else (Stream(2, 4), 2)
+    tiles, steps, splits = ceil_div(n, 16), ceil_div(bytes_of_row, 64), 1
+    clusters = not on_gpu or torch.cuda.get_device_capability(device) >= (9, 0)
+    while clusters and splits < 8 and tiles * splits < sms and steps >= 2 * config.warps * splits:
         splits *= 2
-    while clusters and splits < 8 and config.warps * staged_bytes(m, weight, replace(config, splits=splits)) > MOST_STAGED:
+    most = MOST_STAGED // (config.warps * config.resident)
+    while clusters and splits < 8 and _staged(m, scheme, group_size, bytes_of_row, replace(config, splits=splits)) > most:
         splits *= 2
     return replace(config, splits=splits)
 
 
+@functools.cache
+def processor_count(device: torch.device) -> int:
+    """How many multiprocessors there are; 2 in the emulator."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def tuned(scheme: str, rows: int) -> Stream:
     """What was fastest on an H200 for so many rows of x, of those that spill no registers."""
-    return Stream(16, 2, 1, 2, 2) if rows == 1 else Stream(8, 4 if rows < 8 else 2, 1, 2, 2)
+    if rows == 8:
+        return Stream(16, 2, blocks=1, resident=1)
+    return Stream(16, 2) if rows == 1 else Stream(8, 4)
 
 
 def staged_bytes(m: int, weight: QuantizedWeight, config: Stream) -> int:
-    """Shared memory for a warp's part of x: 128 of k a step, 64 where a number has 8 bits."""
-    steps = ceil_div(ceil_div(row_bytes(weight), 64), config.warps * config.splits)
-    sums = 4 * 128 // weight.group_size if weight.group_size else 0
-    return ceil_div(steps * staged_rows(m) * ((256 if weight.scheme in FOUR_BIT else 128) + sums), 16) * 16
+    """Shared memory for a warp's part of x: 128 of k a step, 64 where a number has 8 bits; and for the sum of each group."""
+    return _staged(m, weight.scheme, weight.group_size, row_bytes(weight), config)
+
+
+def _staged(m: int, scheme: str, group_size: int | None, bytes_of_row: int, config: Stream) -> int:
+    steps = ceil_div(ceil_div(bytes_of_row, 64), config.warps * config.splits)
+    sums = 4 * 128 // group_size if group_size else 0
+    return ceil_div(steps * staged_rows(m) * ((256 if scheme in FOUR_BIT else 128) + sums), 16) * 16
 
 
 def staged_rows(m: int) -> int:
@@ -160,7 +179,7 @@ _OURS = {
     for variant in (
         Variant("v1_naive", v1_naive, "a thread an element, which unpacks each number", FOLDER / "v1_naive.cu", _naive_accepts),
         Variant("v2_gemv", v2_gemv, "a stream of 16-byte loads; lop3 unpacks pairs for the tensor cores", FOLDER / "v2_gemv.cu", _gemv_accepts),
-        Variant("v3_lut", v3_lut, "the same stream; a table in shared memory for each bank turns bytes into pairs", FOLDER / "v3_lut.cu", _lut_accepts),
+        Variant("v3_lut", v3_lut, "the same stream; a table in shared memory, one a bank, turns bytes into pairs", FOLDER / "v3_lut.cu", _lut_accepts),
     )
 }
 

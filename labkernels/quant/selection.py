@@ -23,7 +23,7 @@ _LIKE = {"codebook": "nf4"}  # schemes that run the same kernels
 
 @lru_cache(maxsize=4096)
 def nearest(scheme: str, m: int, n: int, k: int) -> tuple[tuple[int, int, int], Mapping[str, float]] | None:
-    """The measured (m, n, k) nearest to this one, by ratios, with the microseconds of each variant there; None if there is none of the scheme."""
+    """The measured (m, n, k) nearest to this one, by ratios, with the microseconds of each variant there, the fastest first; None if there is none of the scheme."""
     scheme = _LIKE.get(scheme, scheme)
     measured = {shape: times for (of, *shape_), times in MICROSECONDS.items() if of == scheme for shape in [tuple(shape_)]}
     if not measured:
@@ -33,11 +33,11 @@ def nearest(scheme: str, m: int, n: int, k: int) -> tuple[tuple[int, int, int], 
         return 4 * abs(math.log(max(1, m) / shape[0])) + abs(math.log(max(1, n) / shape[1])) + abs(math.log(max(1, k) / shape[2]))
 
     shape = min(measured, key=distance)
-    return shape, measured[shape]
+    return shape, dict(sorted(measured[shape].items(), key=lambda item: item[1]))
 
 
 def slower(name: str, x, weight, capable: Mapping[str, Callable[..., str | None]]) -> str | None:
-    """Why another variant than `name` is to run, with the figures; None if none is. `capable` says what each cannot take.
+    """Why another variant than `name`, which can, is to run, with the figures; None if none is. `capable` says what each cannot take.
 
     Never for a weight of `any_variant`. On CPU tensors the figures are the same: the emulator plays that GPU.
     """
@@ -45,17 +45,16 @@ def slower(name: str, x, weight, capable: Mapping[str, Callable[..., str | None]
         return None
     found = nearest(weight.scheme, x.shape[0], *weight.shape)
     if found is None:
-        gemvs = [other for other in GEMVS if other in capable and capable[other](x, weight) is None]
-        return f"not measured; up to 8 rows of x {gemvs[0]} runs, which reads the weight at the speed of memory" if gemvs and name != gemvs[0] else None
+        best = next((other for other in GEMVS if other == name or capable[other](x, weight) is None), name)
+        return None if best == name else f"not measured; up to 8 rows of x {best} runs, which reads the weight at the speed of memory"
     (m, n, k), times = found
-    able = {other: us for other, us in times.items() if other in capable and capable[other](x, weight) is None}
-    if not able:
-        return None
-    best = min(able, key=able.__getitem__)
-    if name == best:
-        return None
-    own = f"{times[name]:.1f} us" if name in times else "not measured"
-    return f"{best} is faster: {able[best]:.1f} us, this {own}, on an {GPU} with {m} rows of x and a weight of {n} x {k}"
+    for other, us in times.items():  # the fastest first
+        if other == name:
+            return None
+        if other in capable and capable[other](x, weight) is None:
+            own = f"{times[name]:.1f} us" if name in times else "not measured"
+            return f"{other} is faster: {us:.1f} us, this {own}, on an {GPU} with {m} rows of x and a weight of {n} x {k}"
+    return None
 
 
 def write_table(csv: str | Path, target: Path = TABLE) -> None:

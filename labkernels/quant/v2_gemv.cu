@@ -104,6 +104,6 @@ __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 quant_matmul_gemv(const T* x, const void* packed, const void* scales, const float* codebook, T* y, int m, int n, int k,
                   long long x_stride, long long row_bytes, int groups, Parts parts, int aligned, int x_bytes) {
     extern __shared__ __align__(16) unsigned char shared[];
-    stream<Format<T>, SPANS, ROWS, WARPS, AHEAD>(x, static_cast<const unsigned char*>(packed), scales, codebook, y, m, n, k, x_stride, row_bytes, groups, parts, aligned, x_bytes,
-                                                  shared);
+    stream<Format<T>, SPANS, ROWS, WARPS, AHEAD>(x, static_cast<const unsigned char*>(packed), scales, codebook, y, m, n, k, x_stride,
+                                                   row_bytes, groups, parts, aligned, x_bytes, shared);
 }
