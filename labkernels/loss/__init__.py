@@ -42,8 +42,8 @@ def linear_cross_entropy(
 
     With "mean" and "sum" the gradients of x and weight are worked out together with the loss, chunk by chunk, and the backward pass only
     multiplies them by that of the loss; so nothing is computed twice (Liger-Kernel, arXiv 2410.10989). They can be asked for once. With "none"
-    the backward pass computes the logits again. `chunk_tokens` not given makes the logits a quarter of the weight's size; more of them make
-    larger, faster matmuls.
+    the backward pass computes the logits again. `chunk_tokens` not given makes the logits half of the weight's size; fewer take less
+    memory and more time, as dweight is read and written for each chunk.
     Raises ArgumentError that names the wrong input. It is the operator `torch.ops.labkernels.linear_cross_entropy`.
     """
     import labkernels.torch_extension.loss as operators

@@ -15,7 +15,7 @@ from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, vector_wi
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
-SLICE_BYTES = 64 * 1024  # of a row in each block of v3, so that three blocks fit on a multiprocessor
+SLICE_BYTES = 32 * 1024  # of a row in each block of v3, so that six blocks fit on a multiprocessor
 MOST_SLICE_BYTES = 220 * 1024
 MOST_BLOCKS = 8
 
@@ -41,7 +41,7 @@ def v3_cluster(logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0
 
 
 def configured(
-    blocks, logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, *, out=None, with_gradient=True, threads=512
+    blocks, logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, *, out=None, with_gradient=True, threads=256
 ):  # fmt: skip
     """v3 with clusters of so many blocks (1, 2, 4 or 8)."""
     args, losses, gradient = _prepared(logits, target, scale, ignore_index, label_smoothing, z_loss, out, with_gradient)

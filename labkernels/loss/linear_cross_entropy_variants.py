@@ -1,7 +1,7 @@
 """How each version of `linear_cross_entropy` goes about it: which logits are there at the same time, and what is launched.
 
 Each takes x (tokens, hidden), weight (vocab, hidden), target (tokens,), and returns the loss and the gradients of x and weight. The matmuls
-are PyTorch's (cuBLAS): at these shapes they run at 700 to 800 TFLOP/s on an H200, ours at the same, but for dweight, to which each chunk adds.
+are PyTorch's (cuBLAS), but for the logits of many tokens (products.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 from labkernels.cuda.variants import ceil_div
 from labkernels.loss import cross_entropy_variants as kernels
+from labkernels.loss.products import logits_into
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
@@ -34,15 +35,21 @@ def v2_in_place(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_los
 
 
 def v3_chunked(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, reduction="mean", chunk_tokens=None):
-    """The logits of a chunk of tokens at a time."""
+    """The logits of a chunk of tokens at a time, a quarter of the weight's size."""
+    chunk = chunk_tokens or default_chunk(*x.shape, share=4)
+    return v4_larger_chunks(x, weight, target, ignore_index, label_smoothing, z_loss, reduction, chunk)
+
+
+def v4_larger_chunks(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, reduction="mean", chunk_tokens=None):
+    """Half of the weight's size: larger matmuls, and dweight is read and written half as often."""
     scale, factor = scales(x, target, ignore_index, reduction)
     found = in_chunks(x, weight, target, scale, ignore_index, label_smoothing, z_loss, chunk_tokens)
     return finished(*found, target, ignore_index, reduction, factor)
 
 
-def default_chunk(tokens: int, hidden: int) -> int:
-    """As many tokens as make the logits a quarter of the weight's size, in equal chunks."""
-    most = max(SMALLEST_CHUNK, hidden // 4)
+def default_chunk(tokens: int, hidden: int, share: int = 2) -> int:
+    """As many tokens as make the logits one `share`-th of the weight's size, in equal chunks."""
+    most = max(SMALLEST_CHUNK, hidden // share)
     return max(1, 8 * ceil_div(ceil_div(tokens, max(1, ceil_div(tokens, most))), 8))
 
 
@@ -59,7 +66,7 @@ def in_chunks(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, 
     for begin in range(0, tokens, chunk):
         part = slice(begin, min(begin + chunk, tokens))
         of_chunk = logits[: part.stop - part.start]
-        torch.mm(x[part], weight.t(), out=of_chunk)
+        logits_into(of_chunk, x[part], weight)
         run = variant or fastest(of_chunk)
         scale_of_chunk = scale[part] if scale.numel() > 1 else scale
         losses[part] = run(of_chunk, target[part], scale_of_chunk, *options, out=of_chunk, with_gradient=any(gradients))[0]
@@ -104,15 +111,17 @@ def reduced(losses, target, ignore_index, reduction) -> torch.Tensor:
     return losses.sum() if reduction == "sum" else losses.sum() / (target != ignore_index).sum(dtype=torch.float32)
 
 
-def _dense(x, weight, target, **_) -> str | None:
-    return None
-
-
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("v1_whole", v1_whole, "all logits, and their gradient beside them", FOLDER / "v1_naive.cu"),
         Variant("v2_in_place", v2_in_place, "the gradient takes the logits' place", FOLDER / "v2_online.cu"),
-        Variant("v3_chunked", v3_chunked, "the logits of a few hundred tokens at a time, one read and one write of them", FOLDER / "v3_cluster.cu"),
+        Variant("v3_chunked", v3_chunked, "the logits of some hundred tokens at a time: a quarter of the weight's size", FOLDER / "v4_registers.cu"),
+        Variant(
+            "v4_larger_chunks",
+            v4_larger_chunks,
+            "twice as many, for larger matmuls and half the additions to dweight; ours makes the logits",
+            FOLDER / "v4_registers.cu",
+        ),
     )
 }

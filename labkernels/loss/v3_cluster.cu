@@ -1,6 +1,6 @@
 // Cross-entropy, v3: a cluster a row (Hopper). Its blocks hold the row in their shared memory between the sum and the gradient.
-//   Idea      A row of 128256 is too long for one multiprocessor's registers, not for the shared memory of several: 64 KB of it in each of four
-//             blocks, of which three run at a time on one multiprocessor. They exchange a maximum and a sum, and write.
+//   Idea      A row of 128256 is too long for one multiprocessor's registers, not for the shared memory of several: 32 KB of it in each of eight
+//             blocks, of which six run at a time on one multiprocessor. They exchange a maximum and a sum, and write.
 //   Predicts  1 read and 1 write an element, and nothing can move less. Two exponentials an element stay: 36 us for 512 rows, beside 61 us of
 //             bytes.
 //   Measured  data/measured/h200/cross_entropy.csv.

@@ -14,6 +14,7 @@ from labkernels.lab.failure import CheckFailed
 from labkernels.loss import cross_entropy, linear_cross_entropy, reference
 from labkernels.loss import cross_entropy_variants as kernels
 from labkernels.loss import linear_cross_entropy_variants as linear
+from labkernels.loss.products import by_hopper, logits_into
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 OPTIONS = [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"ignore_index": 7}]
@@ -145,7 +146,7 @@ def test_more_tokens_a_chunk_give_the_same_and_memory_is_that_of_a_chunk():
     for chunk in (1, 8, 17):
         for got, want in zip(linear.v3_chunked(x, weight, target, chunk_tokens=chunk), whole):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-    assert linear.default_chunk(8192, 2048) == 512 and linear.default_chunk(100, 2048) == 104
+    assert linear.default_chunk(8192, 2048) == 1024 and linear.default_chunk(8192, 2048, share=4) == 512 and linear.default_chunk(100, 2048) == 104
 
 
 def test_nothing_that_counts():
@@ -210,11 +211,26 @@ def test_compiles_as_one_graph(reduction):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("arch, files", [("sm_80", ("v1_naive", "v2_online")), ("sm_90a", ("v1_naive", "v2_online", "v3_cluster"))])
+def test_many_tokens_have_their_logits_from_our_matmul():
+    x, weight = normal(20, 64, dtype=torch.bfloat16), normal(72, 64, dtype=torch.bfloat16)
+    out = torch.full((20, 72), torch.nan, dtype=torch.bfloat16)
+    by_hopper(out, x, weight)
+    torch.testing.assert_close(out, x @ weight.t(), rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_many_tokens_have_their_logits_from_our_matmul_on_a_gpu():
+    x, weight = normal(1024, 256, device="cuda", dtype=torch.bfloat16), normal(4000, 256, device="cuda", dtype=torch.bfloat16)
+    out = torch.full((1024, 4000), torch.nan, dtype=torch.bfloat16, device="cuda")
+    logits_into(out, x, weight)
+    torch.testing.assert_close(out, x @ weight.t(), rtol=2**-7, atol=5e-2)
+
+
+@pytest.mark.parametrize("arch, files", [("sm_80", ("v1_naive", "v2_online")), ("sm_90a", ("v1_naive", "v2_online", "v3_cluster", "v4_registers"))])
 def test_compiles_for_gpus_without_spills(arch, files):
     for file in files:
-        width = [] if file == "v1_naive" else [8]
-        resources = kernel(kernels.FOLDER / f"{file}.cu", f"cross_entropy_{file[3:]}", torch.bfloat16, *width).resources(arch)
+        arguments = {"v1_naive": [], "v4_registers": [8, 4]}.get(file, [8])
+        resources = kernel(kernels.FOLDER / f"{file}.cu", f"cross_entropy_{file[3:]}", torch.bfloat16, *arguments).resources(arch)
         assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
 
 
