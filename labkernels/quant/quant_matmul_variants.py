@@ -89,10 +89,9 @@ def stream_for(x: torch.Tensor, weight: QuantizedWeight) -> Stream:
 
 @functools.lru_cache(maxsize=4096)
 def _stream_for(device: torch.device, m: int, scheme: str, group_size: int | None, n: int, bytes_of_row: int) -> Stream:
-    on_gpu = device.type == "cuda"
-    config, sms = (tuned(scheme, staged_rows(m)), processor_count(device)) if on_gpu else (Stream(2, 4), 2)
+    config, sms = Stream(2, 4) if device.type == "cpu" else tuned(scheme, staged_rows(m)), processor_count(device)
     tiles, steps, splits = ceil_div(n, 16), ceil_div(bytes_of_row, 64), 1
-    clusters = not on_gpu or torch.cuda.get_device_capability(device) >= (9, 0)
+    clusters = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
     while clusters and splits < 8 and tiles * splits < sms and steps >= 2 * config.warps * splits:
         splits *= 2
     most = MOST_STAGED // (config.warps * config.resident)
