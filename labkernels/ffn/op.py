@@ -148,8 +148,8 @@ OP = Op(
     record_sweeps=(
         {"dtype": ["float32"], "tokens": [512, 1024, 2048, 4096], "activation": ["gelu"], **LLAMA_7B},
         {"dtype": ["bfloat16"], "tokens": [1, 2, 4, 8, 16, 512, 4096], "activation": ["swiglu"], **LLAMA_7B},
-        {"dtype": ["bfloat16"], "tokens": [1, 16, 4096], "activation": ["gelu"], **LLAMA_7B},
-        {"dtype": ["float32"], "tokens": [1, 16, 4096], "activation": ["swiglu"], **LLAMA_7B},
+        {"dtype": ["bfloat16"], "tokens": [1, 4096], "activation": ["gelu"], **LLAMA_7B},
+        {"dtype": ["float32"], "tokens": [1, 16, 64, 4096], "activation": ["swiglu"], **LLAMA_7B},
     ),
     flops=flops,
     bytes_moved=bytes_moved,

@@ -1,4 +1,4 @@
-"""How v6 of `ffn` is launched: one kernel for a few tokens, its strips of weights, and on what it can run."""
+"""How v6_rows of `ffn` is launched: one kernel for a few tokens, its strips of weights, and on what it can run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processor
 from labkernels.ffn.reference import activation_number, is_gated, ready
 from labkernels.operation import Variant
 
-FILE = Path(__file__).with_name("v6_single.cu")
+FILE = Path(__file__).with_name("v6_rows.cu")
 MOST_TOKENS, THREADS = 16, 384
-TEAMS, SLOTS, MOST_COLUMNS = 4, 8, 512  # as in v6_single.cu; a multiple of TEAMS; and of a slot
+TEAMS, SLOTS, MOST_COLUMNS = 4, 8, 512  # as in v6_rows.cu; a multiple of TEAMS; and of a slot
 SHARED_BYTES = 226 * 1024  # that a block may have, beside a few hundred for its mbarriers
 
 
@@ -83,12 +83,8 @@ def progress(device: torch.device) -> torch.Tensor:
     return _progress[key]
 
 
-def v6_single(x, w1, w2, b1=None, b2=None, activation="gelu") -> torch.Tensor:
+def v6_rows(x, w1, w2, b1=None, b2=None, activation="gelu") -> torch.Tensor:
     return configured(None, x, w1, w2, b1, b2, activation)
-
-
-def v6_two_kernels(x, w1, w2, b1=None, b2=None, activation="gelu") -> torch.Tensor:
-    return configured(None, x, w1, w2, b1, b2, activation, phases=(1, 2))
 
 
 def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="gelu", phases=(3,), blocks=None) -> torch.Tensor:
@@ -111,7 +107,7 @@ def _kernel(config: Config, dtype: torch.dtype, activation: str) -> Kernel:
     key = config, dtype, activation
     if key not in _kernels:
         sizes = (activation_number(activation), config.tokens, config.units, config.columns_1, config.rows, config.columns_2, config.slots)
-        _kernels[key] = Kernel(FILE, f"ffn_single<{c_type(dtype)}, {', '.join(map(str, sizes))}>")
+        _kernels[key] = Kernel(FILE, f"ffn_rows<{c_type(dtype)}, {', '.join(map(str, sizes))}>")
     return _kernels[key]
 
 
@@ -123,5 +119,4 @@ def _accepts(x, w1, w2, b1=None, b2=None, activation="gelu") -> str | None:
     return ready(x, w1, w2) or hopper_refusal(x)
 
 
-V6_TWO = Variant("v6_two_kernels", v6_two_kernels, "a few tokens: both products as streams of weights, a kernel each", FILE, _accepts)
-V6 = Variant("v6_single", v6_single, "a few tokens: both products in one kernel, whose stream of weights never stops", FILE, _accepts)
+V6_ROWS = Variant("v6_rows", v6_rows, "one kernel too, which reads rows by cp.async, in longer pieces; float32 as well", FILE, _accepts)

@@ -1,10 +1,10 @@
-"""v6 of `ffn`, one kernel for both products: strips, slots and tokens of every number, float32 and 16 bits; GPU: graphs, streams, repetition."""
+"""v6_rows and v6_boxes of `ffn`, one kernel for both products: strips, slots and tokens of every number, float32 and 16 bits; GPU: graphs, streams, repetition."""
 
 import pytest
 import torch
 
 from labkernels.cuda import sanitizing
-from labkernels.ffn import single
+from labkernels.ffn import boxes, single
 from labkernels.ffn.reference import reference
 from labkernels.ffn.single import Config, best_config, configured
 
@@ -65,9 +65,28 @@ def test_compiles_without_spills(dtype, tokens):
 
 def test_refusals_are_told():
     x, w1, w2, *_ = network(17, 64, 32)
-    assert single.V6.accepts(x, w1, w2, activation="swiglu") == "takes at most 16 tokens"
-    assert single.V6.accepts(x[:3, :40], w1[:, :40], w2[:40], activation="swiglu") == "takes embed and ffn that are multiples of 32"
-    assert "16 bytes" in single.V6.accepts(torch.ones(3, 65).bfloat16()[:, 1:], w1, w2, activation="swiglu")
+    assert single.V6_ROWS.accepts(x, w1, w2, activation="swiglu") == "takes at most 16 tokens"
+    assert single.V6_ROWS.accepts(x[:3, :40], w1[:, :40], w2[:40], activation="swiglu") == "takes embed and ffn that are multiples of 32"
+    assert "16 bytes" in single.V6_ROWS.accepts(torch.ones(3, 65).bfloat16()[:, 1:], w1, w2, activation="swiglu")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("phases", [(3,), (1, 2)])
+def test_boxes_of_every_number_and_partial_ones(phases, device):
+    config = boxes.Config(16, 1, 16, 2, 4, True)
+    for tokens, embed, ffn in ((1, 72, 40), (16, 200, 328)):
+        tensors = network(tokens, embed, ffn, device=device)
+        first = boxes.configured(config, *tensors, "swiglu", phases=phases, blocks=1)
+        assert_right(first, tensors)
+        assert torch.equal(first, boxes.configured(config, *tensors, "swiglu", phases=phases, blocks=1))
+
+
+def test_boxes_compile_without_spills():
+    config = boxes.best_config(4096, 11008, True, 132)
+    assert (config.units, config.boxes_1, config.rows, config.boxes_2, config.slots) == (88, 2, 32, 8, 4)
+    resources = boxes._kernel(config, torch.bfloat16, "swiglu").resources("sm_90a")
+    assert resources.spill_store_bytes == resources.stack_bytes == 0
+    assert config.shared_mem + resources.shared_bytes <= 227 * 1024
 
 
 @pytest.mark.gpu
@@ -76,10 +95,13 @@ def test_llamas_size_on_a_gpu(dtype):
     for tokens in (1, 3, 8, 16):
         tensors = network(tokens, 4096, 11008, dtype=dtype, device="cuda")
         assert_right(configured(None, *tensors, "swiglu"), tensors, error=4e-3 if dtype == torch.bfloat16 else 1e-6)
+        if dtype == torch.bfloat16:
+            assert_right(boxes.configured(None, *tensors, "swiglu"), tensors)
 
 
 @pytest.mark.gpu
-def test_captured_in_a_graph_it_runs_on_any_stream_beside_others():
+@pytest.mark.parametrize("configured", [single.configured, boxes.configured])
+def test_captured_in_a_graph_it_runs_on_any_stream_beside_others(configured):
     tensors = network(4, 1024, 2816, device="cuda")
     want = configured(None, *tensors, "swiglu")
     graph = torch.cuda.CUDAGraph()

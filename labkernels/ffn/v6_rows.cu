@@ -1,4 +1,4 @@
-// FFN, v6: one kernel for both products of a few tokens (at most 16), as when a model writes one word after another (sm_90a).
+// FFN, v6, rows: one kernel for both products of a few tokens (at most 16), as when a model writes one word after another (sm_90a).
 //   Idea      For 16 tokens an FFN is two streams of weights, and all that counts is that they never stop. Each block owns a strip of rows
 //             of W1, then one of W2; four warps ask for them by cp.async, several slots ahead, with the same columns of the tokens
 //             beside them. Tensor cores multiply: 8 rows of weights by 16 tokens (fewer are as good) in an instruction.
@@ -7,9 +7,8 @@
 //             slots are filled with W2 while h is not even there: only h itself, tokens x ffn, has to wait.
 //   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 15 MB, 3.5 us of the stream: longer than
 //             the blocks take to meet.
-//   Measured  data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice.
-//   Copies    Two other ways to fill the slots were slower on an H200. The copy engine, in boxes of 176 rows by 128 bytes: 83 us, by 256 bytes 74.
-//             Its plain copies of a row's 256 to 1024 bytes: 95 to 250 us, because a multiprocessor begins one only every 45 ns.
+//   Measured  data/measured/h200/ffn.csv. The copy engine's boxes (v6_boxes.cu) read a row in pieces of 128 bytes; its plain copies of 256 to 1024
+//             bytes of a row were slower still, 95 to 250 us, because a multiprocessor begins one only every 45 ns.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
 //             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.
 //   float32   has no tensor cores; a weight is multiplied by 16 tokens in 16 FMAs, for which there is time while it comes.
@@ -209,7 +208,7 @@ __device__ __forceinline__ void consume(Ring<SLOTS>& ring, float* room, int k, i
 // Strips have UNITS units of h (as many gates and ups), and ROWS rows of W2.
 template <class T, int ACTIVATION, int TOKENS, int UNITS, int COLUMNS_1, int ROWS, int COLUMNS_2, int SLOTS>
 __global__ void __launch_bounds__(THREADS, 1)
-    ffn_single(const T* x, const T* w1, const T* w2, const T* b1, const T* b2, T* h, T* y, int tokens, int embed, int ffn, long long x_stride,
+    ffn_rows(const T* x, const T* w1, const T* w2, const T* b1, const T* b2, T* h, T* y, int tokens, int embed, int ffn, long long x_stride,
                long long w1_stride, long long w2_stride, Progress* progress, int phases) {
     constexpr bool GATED = is_gated(ACTIVATION);
     using First = Strip<T, UNITS*(GATED ? 2 : 1), COLUMNS_1, TOKENS, true>;

@@ -1,0 +1,248 @@
+// FFN, v6, boxes: one kernel for both products of a few tokens (at most 16), as when a model writes one word after another (sm_90a).
+//   Idea      For 16 tokens an FFN is two streams of weights, and all that counts is that they never stop. Each block owns a strip of rows
+//             of W1, then one of W2; one thread asks the copy engine for them, four slots of 48 KB ahead, with the same columns of the
+//             tokens beside them. Tensor cores multiply: 8 rows of weights by 16 tokens (zeros where there are fewer) in an instruction.
+//             Between the products all blocks must meet, because each row of W2 needs the whole of h. Two kernels would drain the
+//             memory there: the last blocks of the first end, the next is launched, its first loads take a microsecond. Here the
+//             slots are filled with W2 while h is not even there: only h itself, 16 x ffn, has to wait.
+//   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 17 MB, 3.5 us of the stream: longer than
+//             the blocks take to meet.
+//   Measured  data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice. The width of a slot counts for most: a box is 64
+//             columns, 128 bytes of each row, and memory likes neighbours. With slots of 1 and 4 boxes 82.7 us, of 2 and 8 74.2.
+//   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
+//             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.
+//   Wastes    15 of 16 rows of the tensor cores for one token, which cost nothing here. The tail: the last sums, 1 us.
+//
+// Strips of W1 are handed out by a counter, so that nobody waits for a block that has not begun to run: then the blocks need not all fit on the
+// GPU at once, and no cooperative launch is needed.
+#include "activation.cuh"
+#include "ldmatrix.cuh"
+#include "mma.cuh"
+#include "named_barrier.cuh"
+#include "tma.cuh"
+
+constexpr int TOKENS = 16, BOX = 64, BOX_ROW = 2 * BOX;  // columns of a box, and its bytes in a row
+constexpr int TEAMS = 2, SIDES = 4;                      // a slot belongs to a team of four warps, each with a quarter of its rows
+constexpr int CONSUMERS = TEAMS * SIDES * 32, THREADS = CONSUMERS + 32;
+
+// A slot holds BOXES boxes of 64 columns; each is ROWS rows of weights, then the tokens.
+template <int ROWS_, int BOXES_>
+struct Strip {
+    static constexpr int ROWS = ROWS_, BOXES = BOXES_, BLOCKS = ROWS / 8, OF_SIDE = (BLOCKS + SIDES - 1) / SIDES;
+    static constexpr int WEIGHT_BYTES = ROWS * BOX_ROW, BOX_BYTES = WEIGHT_BYTES + TOKENS * BOX_ROW, BYTES = BOXES * BOX_BYTES;
+    static constexpr int STRIDE = (ROWS + 31) / 32 * 32 + 8;  // of sums in shared memory, so that no two lanes meet in a bank
+    static_assert(ROWS % 8 == 0, "tensor cores take weights by 8 rows");
+};
+
+// How far the blocks are. All zero before and after the launch.
+struct Progress {
+    unsigned claimed, done, left;  // tiles of W1 that a block has taken, that are finished; blocks that are through
+};
+
+// The slot's share of the product: sums += tokens (16 x 64 BOXES) by this warp's quarter of the rows.
+template <class T, class Strip>
+__device__ __forceinline__ void multiply(float (&sums)[Strip::OF_SIDE][4], const char* slot, int boxes, int side) {
+    const int lane = threadIdx.x % 32, row = lane % 8;
+    for (int box = 0; box < boxes; ++box) {
+        const char* const weights = slot + box * Strip::BOX_BYTES;
+        const char* const tokens = weights + Strip::WEIGHT_BYTES;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {  // 32 columns
+            unsigned a[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) ldmatrix(a[i], tokens + lane % 16 * BOX_ROW + ((4 * half + 2 * i + lane / 16) ^ row) * 16);
+#pragma unroll
+            for (int j = 0; j < Strip::OF_SIDE; ++j) {
+                const int block = side * Strip::OF_SIDE + j;
+                if (Strip::BLOCKS % SIDES && block >= Strip::BLOCKS) continue;
+                unsigned b[4];
+                ldmatrix(b, weights + (8 * block + row) * BOX_ROW + ((4 * half + lane / 8) ^ row) * 16);
+                const unsigned first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+                mma_m16n8k16<T>(sums[j], a[0], first, sums[j]);
+                mma_m16n8k16<T>(sums[j], a[1], second, sums[j]);
+            }
+        }
+    }
+}
+
+// The ring of slots. Slot i is always emptied by the same team, so that nobody waits for a phase of an mbarrier that may not be the next one: copies
+// do not arrive in the order in which they were asked for.
+template <int SLOTS>
+struct Slots {
+    static_assert(SLOTS % TEAMS == 0, "a slot belongs to a team");
+    char* base;
+    int bytes;
+    Mbarrier *full, *empty;
+    int next;  // how many slots have been filled (emptied) in the kernel's life
+
+    __device__ char* slot(int at) const { return base + at % SLOTS * bytes; }
+    __device__ void wait_empty(int at) const { mbarrier_wait(&empty[at % SLOTS], at / SLOTS & 1 ^ 1); }
+    __device__ void wait_full(int at) const { mbarrier_wait(&full[at % SLOTS], at / SLOTS & 1); }
+};
+
+// A whole strip by all consumers: each team multiplies every second slot, then the teams' sums meet in `room` and are added up, that of the
+// strip's first slot first: the same order each time. finish(token, row, sum, other) gets those of the first `results` rows; if PAIRS, `other` is that of the row half a strip on.
+template <class T, class Strip, bool PAIRS, int SLOTS, class Finish>
+__device__ __forceinline__ void consume(Slots<SLOTS>& ring, float* room, int k, int tokens, int results, Finish finish) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, team = warp % TEAMS, side = warp / TEAMS;
+    const int boxes = (k + BOX - 1) / BOX, slots = (boxes + Strip::BOXES - 1) / Strip::BOXES;
+    float sums[Strip::OF_SIDE][4] = {};
+    const int turn = (team + TEAMS - ring.next % TEAMS) % TEAMS;  // this team's first slot
+    for (int slot = turn; slot < slots; slot += TEAMS) {
+        const int at = ring.next + slot;
+        ring.wait_full(at);
+        multiply<T, Strip>(sums, ring.slot(at), min(Strip::BOXES, boxes - slot * Strip::BOXES), side);
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(&ring.empty[at % SLOTS]);
+    }
+    ring.next += slots;
+
+    constexpr int STRIDE = Strip::STRIDE;
+    float* const own = room + turn * TOKENS * STRIDE;
+#pragma unroll
+    for (int j = 0; j < Strip::OF_SIDE; ++j) {
+        const int row = 8 * (side * Strip::OF_SIDE + j) + lane % 4 * 2, token = lane / 4;
+        if (Strip::BLOCKS % SIDES && row >= Strip::ROWS) continue;
+        if (token < tokens) *reinterpret_cast<float2*>(own + token * STRIDE + row) = make_float2(sums[j][0], sums[j][1]);
+        if (token + 8 < tokens) *reinterpret_cast<float2*>(own + (token + 8) * STRIDE + row) = make_float2(sums[j][2], sums[j][3]);
+    }
+    named_barrier_sync(1, CONSUMERS);
+    for (int i = threadIdx.x; i < tokens * results; i += CONSUMERS) {
+        const int token = i / results, row = i % results;
+        const float* const column = room + token * STRIDE + row;
+        float sum = 0.0f, other = 0.0f;
+#pragma unroll
+        for (int t = 0; t < TEAMS; ++t) {
+            sum += column[t * TOKENS * STRIDE];
+            if (PAIRS) other += column[t * TOKENS * STRIDE + Strip::ROWS / 2];
+        }
+        finish(token, row, sum, other);
+    }
+    __threadfence();  // what was written is for other blocks' copy engines to read
+    fence_proxy_async();
+    named_barrier_sync(1, CONSUMERS);  // the room may be written again
+}
+
+// y = act(x W1^T + b1) W2^T + b2 of x (tokens, embed), tokens <= 16. w1 and w2 are tensor maps of W1, (ffn, embed), for boxes of UNITS rows
+// (gated: (2 ffn, embed), all gates before all ups), and of W2 (embed, ffn) for boxes of ROWS rows; x and h_map those of the tokens and of h
+// (tokens, ffn), which `h` points to, for 16 rows. Each box has 64 columns, swizzled over 128 bytes.
+// Any number of blocks. `phases`: 3, or 1 for h alone and 2 for y alone, from an h that is there.
+template <class T, int ACTIVATION, int UNITS, int BOXES_1, int ROWS, int BOXES_2, int SLOTS>
+__global__ void __launch_bounds__(THREADS, 1)
+    ffn_boxes(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w1, const __grid_constant__ TensorMap h_map,
+               const __grid_constant__ TensorMap w2, const T* b1, const T* b2, T* h, T* y, int tokens, int embed, int ffn, Progress* progress,
+               int phases) {
+    constexpr bool GATED = is_gated(ACTIVATION);
+    using First = Strip<UNITS*(GATED ? 2 : 1), BOXES_1>;
+    using Second = Strip<ROWS, BOXES_2>;
+    constexpr int SLOT_BYTES = First::BYTES > Second::BYTES ? First::BYTES : Second::BYTES;
+    extern __shared__ __align__(1024) char dynamic[];
+    __shared__ Mbarrier full[SLOTS], empty[SLOTS];
+    __shared__ int tile_of[SLOTS];
+    float* const room = reinterpret_cast<float*>(dynamic + SLOTS * SLOT_BYTES);
+    const int blocks = gridDim.x, block = blockIdx.x;
+    const int tiles_1 = (ffn + UNITS - 1) / UNITS, tiles_2 = (embed + ROWS - 1) / ROWS;
+    const int boxes_1 = (embed + BOX - 1) / BOX, boxes_2 = (ffn + BOX - 1) / BOX;
+    const bool both = phases == 3;
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < SLOTS; ++i) {
+            mbarrier_init(&full[i], 1);
+            mbarrier_init(&empty[i], SIDES);
+        }
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    Slots<SLOTS> ring{dynamic, SLOT_BYTES, full, empty, 0};
+
+    if (threadIdx.x >= CONSUMERS) {
+        if (threadIdx.x > CONSUMERS) return;
+        if (phases & 1) {
+            for (int turn = 0;; ++turn) {
+                const int tile = both ? static_cast<int>(atomicAdd(&progress->claimed, 1u)) : block + turn * blocks;
+                const int boxes = tile < tiles_1 ? boxes_1 : 1;  // a tile that there is not ends the phase; it comes as a slot without bytes
+                for (int box = 0; box < boxes; box += BOXES_1) {
+                    const int at = ring.next++, count = tile < tiles_1 ? min(BOXES_1, boxes - box) : 0;
+                    Mbarrier* const arrived = &full[at % SLOTS];
+                    ring.wait_empty(at);
+                    tile_of[at % SLOTS] = tile;
+                    mbarrier_arrive_expect_tx(arrived, count * First::BOX_BYTES);
+                    for (int i = 0; i < count; ++i) {
+                        char* const to = ring.slot(at) + i * First::BOX_BYTES;
+                        const int column = (box + i) * BOX;
+                        tma_load(to, w1, arrived, column, tile * UNITS);
+                        if (GATED) tma_load(to + UNITS * BOX_ROW, w1, arrived, column, ffn + tile * UNITS);
+                        tma_load(to + First::WEIGHT_BYTES, x, arrived, column, 0);
+                    }
+                }
+                if (tile >= tiles_1) break;
+            }
+        }
+        if (phases & 2) {
+            const int slots = (boxes_2 + BOXES_2 - 1) / BOXES_2, own = block < tiles_2 ? (tiles_2 - block + blocks - 1) / blocks : 0;
+            const int begin = ring.next, total = own * slots;
+            bool h_is_there = false;
+            for (int i = 0, asked = 0; i < total; ++i) {  // slots whose weights are on their way; `asked`: whose columns of h are, too
+                const int at = begin + i, box = i % slots * BOXES_2, count = min(BOXES_2, boxes_2 - box);
+                ring.wait_empty(at);
+                mbarrier_arrive_expect_tx(&full[at % SLOTS], count * Second::BOX_BYTES);
+                for (int j = 0; j < count; ++j)
+                    tma_load(ring.slot(at) + j * Second::BOX_BYTES, w2, &full[at % SLOTS], (box + j) * BOX, (block + i / slots * blocks) * ROWS);
+                if (!h_is_there && i + 1 < min(SLOTS - 1, total)) continue;
+                if (!h_is_there && both) ring.wait_empty(begin - 1 + SLOTS);  // the slot that told the end: this block has done its part
+                if (!h_is_there && both)
+                    while (atomicAdd(&progress->done, 0u) < static_cast<unsigned>(tiles_1)) __nanosleep(20);
+                if (!h_is_there) {
+                    __threadfence();
+                    fence_proxy_async();
+                    h_is_there = true;
+                }
+                for (; asked <= i; ++asked) {
+                    const int slot = begin + asked, first = asked % slots * BOXES_2, boxes = min(BOXES_2, boxes_2 - first);
+                    for (int j = 0; j < boxes; ++j)
+                        tma_load(ring.slot(slot) + j * Second::BOX_BYTES + Second::WEIGHT_BYTES, h_map, &full[slot % SLOTS], (first + j) * BOX, 0);
+                }
+            }
+        }
+        // The last one out leaves zeros: block 0, which always has a tile of W2, has seen the last one of W1 done.
+        if (both && atomicAdd(&progress->left, 1u) == blocks - 1) {
+            atomicExch(&progress->claimed, 0u);
+            atomicExch(&progress->done, 0u);
+            atomicExch(&progress->left, 0u);
+        }
+        return;
+    }
+
+    if (phases & 1) {
+        for (;;) {
+            ring.wait_full(ring.next);
+            const int tile = tile_of[ring.next % SLOTS];
+            named_barrier_sync(1, CONSUMERS);  // all have read it: only one team waits for this slot to be used up
+            if (tile >= tiles_1) break;
+            const int unit = tile * UNITS;
+            const auto finish = [&](int token, int row, float sum, float other) {
+                if (b1 != nullptr) {
+                    sum += to_float(b1[unit + row]);
+                    if (GATED) other += to_float(b1[ffn + unit + row]);
+                }
+                h[token * static_cast<long long>(ffn) + unit + row] = from_float<T>(ffn_activate<ACTIVATION, T>(sum, other));
+            };
+            consume<T, First, GATED>(ring, room, embed, tokens, min(UNITS, ffn - unit), finish);
+            if (both && threadIdx.x == 0) {
+                __threadfence();
+                atomicAdd(&progress->done, 1u);
+            }
+        }
+        if (threadIdx.x % 32 == 0 && threadIdx.x / 32 % TEAMS == 0) mbarrier_arrive(&empty[ring.next % SLOTS]);
+        ++ring.next;
+    }
+    if (phases & 2) {
+        for (int tile = block; tile < tiles_2; tile += blocks) {
+            const auto finish = [&](int token, int row, float sum, float) {
+                if (b2 != nullptr) sum += to_float(b2[tile * ROWS + row]);
+                y[token * static_cast<long long>(embed) + tile * ROWS + row] = from_float<T>(sum);
+            };
+            consume<T, Second, false>(ring, room, ffn, tokens, min(ROWS, embed - tile * ROWS), finish);
+        }
+    }
+}
