@@ -88,7 +88,7 @@ OP = Op(
     make_inputs=make_inputs,
     axes=("row", "token"),
     results=("loss", "gradient"),
-    dtypes=(torch.float32, torch.bfloat16),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
     small_shapes=(shape(2, 70, ignored="some"), shape(3, 33, label_smoothing=0.1, z_loss=1e-3)),
     check_shapes=(
         shape(1, 2),

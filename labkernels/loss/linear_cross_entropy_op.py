@@ -72,7 +72,7 @@ OP = Op(
     make_inputs=make_inputs,
     axes=("row", "col"),
     results=("loss", "dx", "dweight"),
-    dtypes=(torch.float32, torch.bfloat16),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
     deterministic=False,  # cuBLAS may split a sum
     small_shapes=(shape(5, 16, 40), shape(3, 8, 33, ignored="some", label_smoothing=0.1)),
     check_shapes=(
