@@ -22,14 +22,16 @@ _SETTLED = "labkernels_settled"  # an attribute of a weight's packed tensor: the
 
 
 def launch(kernel: Kernel, weight: QuantizedWeight, grid: tuple[int, int], block: int, args: Sequence, shared_mem: int, cluster=None) -> None:
-    """As kernel(grid, block, args, shared_mem, cluster); early where the GPU can and the weight has rested since its last launch."""
+    """As kernel(grid, block, args, shared_mem, cluster); early where the GPU can and the weight has rested since its last launch.
+
+    Never while a CUDA graph is captured: its kernels run when it is replayed, after who knows what.
+    """
     versions = _versions(weight)
-    if versions is None or not weight.packed.is_cuda or not _can(weight.packed.device.index):
+    if versions is None or not weight.packed.is_cuda or not _can(weight.packed.device.index) or torch.cuda.is_current_stream_capturing():
         return kernel(grid, block, args, shared_mem, cluster)
     if getattr(weight.packed, _SETTLED, None) != versions:
         kernel(grid, block, args, shared_mem, cluster)
-        if not torch.cuda.is_current_stream_capturing():  # a graph's kernels run when it is replayed, after who knows what
-            setattr(weight.packed, _SETTLED, versions)
+        setattr(weight.packed, _SETTLED, versions)
         return None
     _launch_early(kernel, weight.packed.device, (*grid, 1), (block, 1, 1), args, shared_mem, (*cluster, 1) if cluster else None)
 

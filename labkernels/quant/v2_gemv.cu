@@ -2,8 +2,9 @@
 //   Idea      16 bytes a load, several loads of a lane on their way, each byte once and past the caches (evict-first). Numbers of 4 bits
 //             become 16-bit floats two at a time: a shift, and one lop3 that masks them and ors an exponent beneath (128 + q). Then tensor
 //             cores: a warp's mma multiplies 256 numbers, where fmaf would need 8 instructions a lane and an unpacking to float32 first.
-//             128 + zero times the sum of x comes off once a group, and that sum is a product with ones.
-//   Predicts  1.5 instructions a number, where 3.4 would fill the issue slots at 4350 GB/s: bound by memory. 24 MB of int4
+//             128 + zero times the sum of x comes off once a group. Kernels follow each other early: the first loads of one are under
+//             way while the last blocks of another still run.
+//   Predicts  2 instructions a number, where 3.4 would fill the issue slots at 4350 GB/s: bound by memory. 24 MB of int4
 //             (4096 x 11008): 5.5 us, and what launching and the first bytes take.
 //   Measured  data/measured/h200/quant_matmul.csv
 //   Wastes    Seven of eight columns of the tensor cores when x has one row.
