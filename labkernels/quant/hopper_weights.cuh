@@ -4,6 +4,7 @@
 
 #include "../matmul/hopper.cuh"
 #include "dequantise.cuh"
+#include "ldmatrix.cuh"
 
 constexpr int STEP = 128;  // of k: two halves of 64, the width of a swizzled row of x
 
@@ -25,6 +26,7 @@ struct Memory {
     __device__ unsigned* table() const { return reinterpret_cast<unsigned*>(base + STAGES * STAGE_BYTES); }
     __device__ Mbarrier* full() const { return reinterpret_cast<Mbarrier*>(table() + 256 * COPIES); }
     __device__ Mbarrier* empty() const { return full() + STAGES; }
+    __device__ Mbarrier* sorted() const { return empty() + STAGES; }
 
     // The producer's part of a stage: three or four copies.
     __device__ __forceinline__ void load_w(int stage, const TensorMap& map, const TensorMap& scales_map, int depth, int row) const {
@@ -37,6 +39,36 @@ struct Memory {
         for (int panel = 0; panel < DEPTH / 64; ++panel) tma_load(x(stage) + panel * PANEL_BYTES, map, full() + stage, depth + panel * 64, token);
     }
 };
+
+// x in the order in which lanes own W. ldmatrix gives lane t of a row its word t of 16 bytes; so in the fragments of 32 neighbours along k (16, of
+// 8 bits) lane t has k = 8t .. 8t+7 (4t .. 4t+3), where wgmma reads B's rows as they lie in shared memory. B's rows can change places as well:
+// `thread` of `threads` sorts 64 bytes of a row of x at a time, where TMA has left them.
+template <Scheme SCHEME>
+__device__ __forceinline__ void sort_x(char* panels, int rows, int thread, int threads) {
+#pragma unroll 1
+    for (int i = thread; i < 2 * rows; i += threads) {
+        const int row = i >> 1;
+        uint4* const line = reinterpret_cast<uint4*>(panels + row * ROW_BYTES);
+        unsigned from[4][4], to[4][4];
+        const auto at = [&](int piece) { return (i & 1) * 4 + piece ^ row & 7; };
+#pragma unroll
+        for (int piece = 0; piece < 4; ++piece) {
+            const uint4 words = line[at(piece)];
+            from[piece][0] = words.x, from[piece][1] = words.y, from[piece][2] = words.z, from[piece][3] = words.w;
+        }
+#pragma unroll
+        for (int piece = 0; piece < 4; ++piece)
+#pragma unroll
+            for (int t = 0; t < 4; ++t) {
+                if constexpr (SCHEME == Scheme::kInt4) to[piece][t] = from[t][piece];
+                else if constexpr (SCHEME == Scheme::kCodebook)  // a byte of W holds k 0, 2 or 4, 6 or 1, 3 or 5, 7
+                    to[piece][t] = prmt(from[t][piece / 2 * 2], from[t][piece / 2 * 2 + 1], piece % 2 ? 0x7632 : 0x5410);
+                else to[piece][t] = from[piece / 2 * 2 + t / 2][t % 2 * 2 + piece % 2];
+            }
+#pragma unroll
+        for (int piece = 0; piece < 4; ++piece) line[at(piece)] = make_uint4(to[piece][0], to[piece][1], to[piece][2], to[piece][3]);
+    }
+}
 
 // What a lane needs to unpack, and how: half a step of 128, of 64 rows of W of which the lane has `row` and the 8th after it.
 template <class T, Scheme SCHEME, int GROUP_SIZE, int ROWS, int DEPTH, int COPIES>
@@ -58,6 +90,44 @@ struct Unpacker {
     __device__ __forceinline__ Factor factor(const char* scales, int group, int row) const {
         if constexpr (SCHEME == Scheme::kInt4) return factor_of<T>(reinterpret_cast<const unsigned*>(scales)[group * ROWS + row]);
         else return factor_of<T>(reinterpret_cast<const unsigned short*>(scales)[group * ROWS + row]);
+    }
+    // The same where x is sorted: what ldmatrix brings belongs to the lane alone, and shifts are constants.
+    __device__ __forceinline__ void unpack_sorted(unsigned (&to)[4][4], const char* w, const char* scales, int half, int row) const {
+        const int lane = threadIdx.x % 32, line = row - lane / 4 + lane / 8 % 2 * 8 + lane % 8;  // whose address the lane hands in
+#pragma unroll
+        for (int two = 0; two < PIECES; two += 2) {
+            unsigned words[4];  // rows 0-7 and 8-15 of one piece, then of the next
+            ldmatrix(words, w + place(line, half * PIECES + two + lane / 16));
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                Factor factors;
+#pragma unroll
+                for (int piece = 0; piece < 2; ++piece) {
+                    const unsigned word = words[2 * piece + r];
+                    if constexpr (FOUR_BIT) {
+                        if (piece == 0 || GROUP_SIZE == 32) factors = factor(scales, (half * 64 + piece * 32) / (FOUR_BIT ? GROUP_SIZE : 1), row + 8 * r);
+#pragma unroll
+                        for (int pair = 0; pair < 4; ++pair) {
+                            unsigned& fragment = to[2 * piece + pair / 2][pair % 2 * 2 + r];
+                            if constexpr (SCHEME == Scheme::kInt4) {
+                                fragment = int4_pair<T>(word >> 4 * pair, factors);
+                            } else {
+                                const int byte = pair / 2 + pair % 2 * 2;
+                                const unsigned moved = 8 * byte < LOW ? word << (LOW - 8 * byte) : word >> (8 * byte - LOW);
+                                const unsigned entry = lop3<(LOP3_A & LOP3_B) | LOP3_C>(moved, 0xffu << LOW, copy);
+                                fragment = times<T>(*reinterpret_cast<const unsigned*>(table + entry), factors.scale);
+                            }
+                        }
+                    } else if constexpr (SCHEME == Scheme::kInt8) {
+                        to[two + piece][r] = int8_pair<T, 0, 1>(word ^ 0x80808080u);
+                        to[two + piece][2 + r] = int8_pair<T, 2, 3>(word ^ 0x80808080u);
+                    } else {
+                        to[two + piece][r] = fp8_pair<T>(word & 0xffff);
+                        to[two + piece][2 + r] = fp8_pair<T>(word >> 16);
+                    }
+                }
+            }
+        }
     }
     // `half` is 0 where a stage holds only half a step.
     __device__ __forceinline__ void unpack(unsigned (&to)[4][4], const char* w, const char* scales, int half, int row) const {

@@ -1,13 +1,15 @@
 // Quantised matmul, v5, for few rows of x: Hopper. y = x W^T for up to 64 rows of x at a time, W in 4 or 8 bits (sm_90a).
 //   Idea      W is wgmma's A operand, which may come from registers: a lane reads its numbers from shared memory, as they are stored, makes
 //             pairs of 16 bits of them, and the tensor cores take them from there. They are never written again. Rows of x are columns
-//             of the result, 16 to 64 at a time, and go to shared memory by TMA, as W's tiles do. There are two sets of A registers: one is
+//             of the result, 16 to 128 at a time, and go to shared memory by TMA, as W's tiles do. There are two sets of A registers: one is
 //             filled while the tensor cores read the other.
+//             ldmatrix gives a lane whole words of W, 8 neighbours along k, and fragments of mma have other neighbours in a lane. So
+//             the three warps beside the one that copies sort x along k, in shared memory: a few KB a step, for W's lanes to need no more.
 //             A cluster's blocks share a tile's k, so that every SM has a part of W to read. Each leaves its sums in shared memory, and adds
 //             up a part of the tile from all of them, in order: the same bits each time, and no second kernel.
 //             The kernel may be launched early (early_launch.py): W's first stages are under way before the kernel that makes x has ended.
-//   Predicts  11008 x 4096 in 4 bits are 22.5 MB, 5.3 us; x comes once for every 256 rows of W, 43 times in all: at 64 rows another 22 MB
-//             from L2. Unpacking takes 16 instructions for 8 numbers of a lane: 4 us.
+//   Predicts  11008 x 4096 in 4 bits are 22.5 MB, 5.3 us; x comes once for every 192 rows of W, 58 times in all: at 64 rows another 29 MB
+//             from L2. Unpacking takes 15 instructions for 8 numbers of a lane: 4 us.
 //   Measured  data/measured/h200/quant_matmul.csv
 //   Wastes    A launch, the way of the first bytes from memory, and the meeting of the cluster: at 4096 x 4096 more than W itself takes.
 #include "cluster.cuh"
@@ -22,11 +24,12 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
     quant_matmul_few_rows(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap scales, T* y,
                           const float* row_scales, const float* codebook, int m, int n, int k) {
     constexpr int ROWS = 64 * CONSUMERS, COUNT = TOKENS / 2, THREADS = CONSUMERS * GROUP, PITCH = ROWS + 4;  // PITCH: all banks are hit
+    constexpr int SORTERS = 3;                                                                  // warps
     using Shared = Memory<SCHEME, GROUP_SIZE, ROWS, TOKENS, STEP, STAGES, COPIES>;
     static_assert(TOKENS * PITCH * 4 <= STAGES * Shared::STAGE_BYTES, "the sums lie where the stages were");
     extern __shared__ __align__(1024) char dynamic[];
     const Shared memory(dynamic);
-    Mbarrier *full = memory.full(), *empty = memory.empty();
+    Mbarrier *full = memory.full(), *empty = memory.empty(), *sorted = memory.sorted();
     const int row_tiles = (n + ROWS - 1) / ROWS, row = blockIdx.y % row_tiles * ROWS, first_token = blockIdx.y / row_tiles * TOKENS;
     const int rank = SPLITS > 1 ? cluster_rank() : 0, steps = (k + STEP - 1) / STEP, first = steps * rank / SPLITS, last = steps * (rank + 1) / SPLITS;
     const int warpgroup = threadIdx.x / GROUP, thread = threadIdx.x % GROUP, lane = threadIdx.x % 32;
@@ -35,6 +38,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
         for (int s = 0; s < STAGES; ++s) {
             mbarrier_init(&full[s], 1);
             mbarrier_init(&empty[s], CONSUMERS * 4);
+            mbarrier_init(&sorted[s], SORTERS);
         }
         fence_mbarrier_init();
     }
@@ -43,7 +47,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
 
     Ring<STAGES> ring;
     if (warpgroup == CONSUMERS) {
-        register_deallocate<40>();
+        register_deallocate<BLOCKS == 2 ? 48 : 56>();
         if (thread == 0) {
             const int ready = min(STAGES, last - first);
             for (int s = 0; s < ready; ++s) memory.load_w(s, w, scales, (first + s) * STEP, row);
@@ -56,6 +60,13 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
                 memory.load_x(ring.stage, x, step * STEP, first_token);
             }
         }
+        for (int step = first; step < last && thread >= 32; ++step, ring.advance()) {
+            mbarrier_wait(&full[ring.stage], ring.parity);
+            sort_x<SCHEME>(memory.x(ring.stage), 2 * TOKENS, thread - 32, 32 * SORTERS);
+            fence_proxy_async_shared();
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(&sorted[ring.stage]);
+        }
         if (SPLITS > 1) {
             cluster_sync();
             cluster_sync();
@@ -63,7 +74,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
         return;
     }
 
-    register_allocate<BLOCKS == 2 ? 96 : CONSUMERS == 4 ? 104 : CONSUMERS == 3 ? 152 : 232>();
+    register_allocate<BLOCKS == 2 ? 96 : CONSUMERS == 4 ? 104 : CONSUMERS == 3 ? 152 : 224>();
     const Unpacker<T, SCHEME, GROUP_SIZE, ROWS, STEP, COPIES> unpacker(memory.table());
     const int own_row = warpgroup * 64 + thread / 32 * 16 + lane / 4;
     float d[COUNT];
@@ -77,9 +88,10 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
     };
     for (int step = first; step < last; ++step, ring.advance()) {
         mbarrier_wait(&full[ring.stage], ring.parity);
+        mbarrier_wait(&sorted[ring.stage], ring.parity);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            unpacker.unpack(a[half], memory.w(ring.stage), memory.scales(ring.stage), half, own_row);
+            unpacker.unpack_sorted(a[half], memory.w(ring.stage), memory.scales(ring.stage), half, own_row);
             const MatrixDescriptor tokens = matrix_descriptor(memory.x(ring.stage) + half * Shared::PANEL_BYTES, 0, 8 * ROW_BYTES, 128);
             wgmma_fence();
 #pragma unroll

@@ -77,20 +77,21 @@ class Config:
 
 
 def stage_bytes(scheme: str, group_size: int | None, rows: int, tokens: int, depth: int) -> int:
-    """Of Memory (hopper_weights.cuh): a stage of x, W and scales, with its two barriers."""
+    """Of Memory (hopper_weights.cuh): a stage of x, W and scales, with its two or three barriers."""
     four_bit = scheme in FOUR_BIT
     w = rows * (depth // 2 if four_bit else depth)
     scales = max(1, depth // group_size) * rows * (4 if scheme == "int4" else 2) if four_bit else 0
-    return ceil_div(tokens * depth * 2 + w + scales, 1024) * 1024 + 16
+    return ceil_div(tokens * depth * 2 + w + scales, 1024) * 1024 + 24
 
 
 FEW = {  # by rows of the weight and of x, and how many blocks share k
     f"{64 * consumers}x{tokens}/{splits}": Few(consumers, tokens, splits, blocks)
-    for consumers, tokens, blocks in ((4, 16, 1), (2, 16, 2), (4, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1), (2, 128, 1))
+    for consumers, tokens, blocks in ((4, 16, 1), (3, 16, 1), (2, 16, 2), (4, 32, 1), (3, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1), (2, 128, 1), (3, 128, 1))
     for splits in (1, 2, 3, 4, 6, 8)
 }
 MANY = {  # by rows of the weight and of x
     "128x64": Config(2, 1, 64, 128),
+    "192x64": Config(3, 1, 64, 128, slabs=6),
     "128x128": Config(2, 1, 128, 64),
     "192x128": Config(3, 1, 128, 64, slabs=6),
     "128x256": Config(2, 1, 256, 64),
@@ -99,26 +100,50 @@ CONFIGS = FEW | MANY
 
 
 def v5_hopper(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return configured(best_config(x.shape[0], *weight.shape, processors(x)), x, weight, bias)
+    (m, k), n = x.shape, weight.shape[0]
+    return configured(best_config(m, n, k, processors(x) if x.is_cuda else 132, weight.scheme in FOUR_BIT), x, weight, bias)
 
 
-def best_config(m: int, n: int, k: int, at_once: int) -> str:
-    """The name of the configuration that should take the least time."""
-    if m <= 64:
-        tokens = 16 if m <= 16 else 32 if m <= 32 else 64
-        return min((name for name, few in FEW.items() if few.tokens == tokens), key=lambda name: _few_cost(FEW[name], n, k, at_once))
-    return "128x128" if m <= 128 else "128x256"
+@functools.lru_cache(4096)
+def best_config(m: int, n: int, k: int, at_once: int, four_bit: bool = True) -> str:
+    """The name of the configuration that should take the least time on so many multiprocessors, by a model fitted to an H200."""
+    tokens = min([few.tokens for few in FEW.values() if few.tokens >= m], default=128)  # no more columns than there are rows of x
+    allowed = (name for name, config in CONFIGS.items() if config.tokens == tokens or (m > 64 and config.tokens >= 64))
+    return min(allowed, key=lambda name: microseconds(CONFIGS[name], m, n, k, at_once, four_bit))
 
 
-def _few_cost(config: Few, n: int, k: int, at_once: int) -> float:
-    """Steps of the busiest multiprocessor, of 256 rows of W each, and what splitting costs."""
-    blocks = ceil_div(n, config.rows) * config.splits
-    waves = ceil_div(blocks, at_once * config.blocks) * config.blocks
-    return waves * ceil_div(ceil_div(k, STEP), config.splits) * config.rows / 256 + 0.25 * config.splits
+def microseconds(config: Config | Few, m: int, n: int, k: int, at_once: int, four_bit: bool = True) -> float:
+    """What a configuration should take: steps of 128 of k, as long as multiplying, unpacking or copying takes, and what stands around them."""
+    tiles, steps = ceil_div(n, config.rows) * ceil_div(m, config.tokens), ceil_div(k, STEP)
+    step = _step(config, m, four_bit)
+    if isinstance(config, Few):
+        # Multiprocessors stand in groups of 14 to 18, which clusters of more than two do not fill.
+        clusters = int((1 if config.splits <= 2 else 0.9) * at_once * config.blocks / config.splits)
+        waves = ceil_div(tiles, clusters)
+        together = min(config.blocks, ceil_div(tiles * config.splits, at_once))
+        return waves * (3.5 + ceil_div(steps, config.splits) * step * together) + 0.3 * config.splits
+    return 3.5 + min(_dealt_whole(config, tiles, steps * step, at_once), _dealt_in_parts(config, tiles, steps * step, at_once))
+
+
+def _step(config: Config | Few, m: int, four_bit: bool) -> float:
+    """Microseconds of a step of a block that has a multiprocessor for itself."""
+    parts = config.rows // 64
+    copied = min(m, config.tokens) * 256 + config.rows * (68 if four_bit else 128)
+    return max(parts * (0.16 + 0.0015 * config.tokens), copied / 54000)
+
+
+def _dealt_whole(config: Config, tiles: int, tile: float, blocks: int) -> float:
+    return ceil_div(tiles, blocks) * (tile + 1.5)
+
+
+def _dealt_in_parts(config: Config, tiles: int, tile: float, blocks: int) -> float:
+    """As many whole waves as there are, and the rest cut along k: its parts pass through memory."""
+    return tiles / blocks * (tile + 1.5) + (6 + 4 * config.rows * config.tokens / 32768 if tiles % blocks else 0)
 
 
 def configured(config: str | Config | Few, x, weight: QuantizedWeight, bias=None, blocks: int | None = None) -> torch.Tensor:
-    """v5 as CONFIGS[config], or as this one; that for many rows in so many blocks, or as many as there are multiprocessors."""
+    """v5 as CONFIGS[config], or as this one. That for many rows cuts the tiles left over into parts where this pays; into as many as `blocks`
+    says, if it is given."""
     config = CONFIGS[config] if isinstance(config, str) else config
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
@@ -140,8 +165,12 @@ def configured(config: str | Config | Few, x, weight: QuantizedWeight, bias=None
         launch(launched, weight, (config.splits, tiles), threads, args, shared, (config.splits, 1) if config.splits > 1 else None)
     else:
         map_y = tensor_map(y, (min(32, config.tokens), 64), 128)
-        blocks = min(blocks or processors(x), tiles * ceil_div(k, STEP))
-        whole = tiles // blocks * blocks
+        steps, at_once = ceil_div(k, STEP), min(blocks or processors(x), tiles * ceil_div(k, STEP))
+        tile = steps * _step(config, m, four_bit)
+        if blocks is None and _dealt_whole(config, tiles, tile, at_once) <= _dealt_in_parts(config, tiles, tile, at_once):
+            blocks, whole = min(at_once, tiles), tiles
+        else:
+            blocks, whole = at_once, tiles // at_once * at_once
         workspace = counters = None
         if whole < tiles:
             workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
