@@ -13,7 +13,8 @@ constexpr int PATCH = TILE / SIDE;               // a thread owns rows y, y + 16
 
 // Reads `TILE` rows of a matrix, from `first` on, DEPTH elements of each from `column` on, transposed into shared memory; zeros outside.
 template <class T>
-__device__ __forceinline__ void load_tile(float (&tile)[DEPTH][TILE + 1], const T* matrix, int first, int rows, int column, int columns, long long stride) {
+__device__ __forceinline__ void load_tile(float (&tile)[DEPTH][TILE + 1], const T* matrix, int first, int rows, int column, int columns,
+                                          long long stride) {
     const int thread = threadIdx.y * SIDE + threadIdx.x, at = thread % DEPTH;
 #pragma unroll
     for (int i = 0; i < TILE * DEPTH / (SIDE * SIDE); ++i) {

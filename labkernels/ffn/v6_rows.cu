@@ -258,7 +258,8 @@ __global__ void __launch_bounds__(THREADS, 1)
                 }
                 mbarrier_wait(&told[turn % 2], turn / 2 & 1);
                 const int strip = strips[turn % 2];
-                if (strip >= strips_1) break;  // it tells of the end
+                named_barrier_sync(2, PRODUCERS);  // none of them is a strip behind, and misses a phase
+                if (strip >= strips_1) break;      // it tells of the end
                 for (int slot = 0; slot < First::slots(embed); ++slot) {
                     const int at = ring.next++, column = First::column(slot), row = First::first_row(slot), columns = First::columns(slot, embed);
                     ring.wait_empty(at);

@@ -24,7 +24,7 @@
 // At large sizes the GPU lowers its clock, and a cooler kernel is a faster one: at 8192 x 8192 x 28672 799 TFLOP/s, cuBLAS 707.
 //
 // GATED, of the first half of a SwiGLU network: C = silu(A B_gate) * (A B_up), where B has the columns of all gates before those of all ups. A tile
-// of B is half gates and half the ups that belong to them, so a thread has both sums, and neither goes through memory.
+// of B is half gates and half the ups that belong to them, so a thread has both sums, and neither goes through memory. Figures: ffn.csv, v4_hopper.
 //
 // What it still wastes: the last wave of tiles (4096^3 has 512, that is 3.9 waves); the epilogue's conversion, which nobody multiplies under.
 #include "cluster.cuh"
