@@ -1,7 +1,7 @@
 // How one launch shares out all tokens of all sequences, whose lengths only the GPU knows.
 //
-// Each head of each sequence is an item of ceil(length / 16) tiles of 16 tokens, at least one. It is cut into splits of `each` tiles, one a block: as
-// few tiles as leave no more splits than there are blocks. So no block has two items, and none more than `each` tiles.
+// Each head of each sequence is an item of ceil(length / 16) tiles of 16 tokens, at least one. It is cut into splits of at most `each` tiles, one a
+// block: as few tiles as leave no more splits than there are blocks. So no block has two items, and none more than `each` tiles.
 #pragma once
 #include "warp.cuh"
 
@@ -9,19 +9,19 @@ constexpr int CHUNK = 16;  // tokens that a warp takes at a time
 
 struct Splits {
     const int* lengths;
-    int batch, heads;  // `heads` items a sequence, of equal length
-    int each, count;   // tiles of a split; splits
+    int batch, heads;        // `heads` items a sequence, of equal length
+    int warps, each, count;  // of a block; tiles of a split at most; splits
 
     __device__ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
     __device__ static int tiles(int length) { return max(1, ceil_div(length, CHUNK)); }
     __device__ int splits(int length) const { return ceil_div(tiles(length), each); }
 
-    // All lanes of a warp call, here and in find(). The grid has at least a block of `warps` warps for each item. `resident` blocks run at a time; more
-    // of them are used, so that the fast ones can take over from the slow, once that leaves each of them `least` tiles.
-    __device__ Splits(const int* lengths, int batch, int heads, int warps, int resident, int least) : lengths(lengths), batch(batch), heads(heads), each(1) {
+    // All lanes of a warp call, here and in find(). The grid has `warps` warps a block, and at least a block for each item; `resident` blocks run at a
+    // time. They are what is dealt out, and where there are more items, so many besides: for sequences longer than the others.
+    __device__ Splits(const int* lengths, int batch, int heads, int warps, int resident)
+        : lengths(lengths), batch(batch), heads(heads), warps(warps), each(1) {
         count = all_splits();  // for now, tiles
-        const int waves = max(1, count / (resident * least));
-        const int blocks = min(static_cast<int>(gridDim.x), max(batch * heads, static_cast<int>(min(static_cast<long long>(resident) * waves, 1LL << 30))));
+        const int items = batch * heads, blocks = min(static_cast<int>(gridDim.x), items <= resident ? resident : items + resident);
         int wanted = ceil_div(count, blocks);
         do {
             each = ceil_div(wanted, warps) * warps;  // all warps have something to do
@@ -38,6 +38,7 @@ struct Splits {
     struct Item {
         int batch, head, length;
         int split, splits;  // this one, of how many of the item
+        int first, end;     // its tokens
     };
     // What block `block` has, which is less than count.
     __device__ Item find(int block) const {
@@ -58,7 +59,8 @@ struct Splits {
             const int lane = max(0, __ffs(holders) - 1);
             const int its_length = __shfl_sync(FULL_WARP, length, lane), its_splits = splits(its_length);
             const int at = block - before - __shfl_sync(FULL_WARP, end - own, lane);
-            return {base + lane, at / its_splits, its_length, at % its_splits, its_splits};
+            const int split = at % its_splits, even = ceil_div(ceil_div(tiles(its_length), its_splits), warps) * warps * CHUNK;
+            return {base + lane, at / its_splits, its_length, split, its_splits, split * even, min(its_length, (split + 1) * even)};
         }
     }
 };

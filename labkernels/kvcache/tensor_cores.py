@@ -13,8 +13,6 @@ from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 CHUNK = 16  # tokens that a warp takes at a time
-WAVES = 4  # as many blocks as run at a time, so often at most
-LEAST_TILES = 128  # of 16 tokens, that a block should have, before there are more blocks than run at a time
 MAX_CLUSTER = 8
 
 
@@ -47,17 +45,25 @@ class Tiling:
         return f"Tiling<{', '.join(map(str, astuple(self)))}>"
 
 
-TILINGS = {  # by head_dim and tiles of 8 rows
-    (64, 1): Tiling(64, 1, 4, 4),
-    (64, 2): Tiling(64, 2, 4, 3),
-    (128, 1): Tiling(128, 1, 4, 3),
-    (128, 2): Tiling(128, 2, 4, 2),
+TILINGS = {  # by head_dim, tiles of 8 rows, and whether there are more heads in all than multiprocessors
+    (64, 1, False): Tiling(64, 1, 8, 2),
+    (64, 2, False): Tiling(64, 2, 8, 1),
+    (128, 1, False): Tiling(128, 1, 8, 1),
+    (128, 2, False): Tiling(128, 2, 8, 1),
+    (64, 1, True): Tiling(64, 1, 4, 4),
+    (64, 2, True): Tiling(64, 2, 4, 3),
+    (128, 1, True): Tiling(128, 1, 4, 3),
+    (128, 2, True): Tiling(128, 2, 4, 2),
 }
 CLUSTERS = {
-    (64, 1): Tiling(64, 1, 8, 1),
-    (64, 2): Tiling(64, 2, 8, 1),
-    (128, 1): Tiling(128, 1, 8, 1),
-    (128, 2): Tiling(128, 2, 8, 1),
+    (64, 1, False): Tiling(64, 1, 8, 1),
+    (64, 2, False): Tiling(64, 2, 8, 1),
+    (128, 1, False): Tiling(128, 1, 8, 1),
+    (128, 2, False): Tiling(128, 2, 8, 1),
+    (64, 1, True): Tiling(64, 1, 4, 2),
+    (64, 2, True): Tiling(64, 2, 4, 2),
+    (128, 1, True): Tiling(128, 1, 4, 2),
+    (128, 2, True): Tiling(128, 2, 4, 2),
 }
 
 
@@ -66,19 +72,19 @@ def tensor_cores(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None
 
 
 def shared_out(
-    tiling: Tiling, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None, waves=WAVES, run=None
+    tiling: Tiling, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None, run=None
 ) -> torch.Tensor:  # fmt: skip
-    """v4 with this tiling, in at most so many `waves` of blocks; `run` is another build of its kernel."""
+    """v4 with this tiling; `run` is another build of its kernel."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     q = as_rows(q)
-    items = q.shape[0] * k.shape[1] * ceil_div(q.shape[1] // k.shape[1] * q.shape[2], tiling.rows)
+    items = _items(tiling, q, k)
     resident = processors(q) * tiling.blocks
-    tiles = items * ceil_div(max(1, capacity(k, block_table)), CHUNK * tiling.warps) * tiling.warps
-    grid = max(items, min(ceil_div(tiles, tiling.warps), resident * max(1, min(waves, tiles // (resident * LEAST_TILES)))))
+    most = items * ceil_div(max(1, capacity(k, block_table)), CHUNK * tiling.warps)  # splits in which every warp has something to do
+    grid = min(most, resident if items <= resident else items + resident)
     slots = grid * tiling.rows
     parts = torch.empty(slots * (tiling.head_dim + 2), dtype=torch.float32, device=q.device)
     args = (
-        q, k, v, k_scale, v_scale, lengths, block_table, out, parts, parts[slots * tiling.head_dim :], counters(grid, q.device), resident, LEAST_TILES,
+        q, k, v, k_scale, v_scale, lengths, block_table, out, parts, parts[slots * tiling.head_dim :], counters(grid, q.device), resident,
         problem_bytes(q, k, v, block_table, scale, k_scale, v_scale),
     )  # fmt: skip
     run = run or kernel(FOLDER / "v4_tensor_cores.cu", "decode_tensor_cores", q.dtype, stored_type(k.dtype), tiling)
@@ -110,10 +116,8 @@ def clustered(
 
 def cluster_blocks(tiling: Tiling, q, k, block_table) -> int:
     """How many blocks share a head: as many as the GPU has room for, as long as each of their warps has something to do."""
-    items = q.shape[0] * k.shape[1] * ceil_div(q.shape[1] // k.shape[1] * q.shape[2], tiling.rows)
-    room = (processors(q) if q.is_cuda else 132) * tiling.blocks
-    blocks = 1
-    while blocks < MAX_CLUSTER and 2 * blocks * items <= room and blocks * tiling.tile < capacity(k, block_table):
+    room, blocks = (processors(q) if q.is_cuda else 132) * tiling.blocks, 1
+    while blocks < MAX_CLUSTER and 2 * blocks * _items(tiling, q, k) <= room and blocks * tiling.tile < capacity(k, block_table):
         blocks *= 2
     return blocks
 
@@ -123,9 +127,16 @@ def stored_type(dtype: torch.dtype) -> str | torch.dtype:
     return {torch.int8: "signed char", torch.float8_e4m3fn: "__nv_fp8_e4m3"}.get(dtype, dtype)
 
 
-def _key(q, k) -> tuple[int, int]:
+def _key(q, k) -> tuple[int, int, bool]:
     rows = q.shape[1] // k.shape[1] * (q.shape[2] if q.dim() == 4 else 1)
-    return q.shape[-1], 1 if rows <= 8 else 2
+    row_tiles = 1 if rows <= 8 else 2
+    items = q.shape[0] * k.shape[1] * ceil_div(rows, 8 * row_tiles)
+    return q.shape[-1], row_tiles, items > (processors(q) if q.is_cuda else 132)
+
+
+def _items(tiling: Tiling, q, k) -> int:
+    """Heads of k and v in all sequences, as often as it takes for all of their rows; q (batch, heads, queries, head_dim)."""
+    return q.shape[0] * k.shape[1] * ceil_div(q.shape[1] // k.shape[1] * q.shape[2], tiling.rows)
 
 
 def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
@@ -144,15 +155,20 @@ def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_s
     return None
 
 
-CLUSTER_BYTES = 48 << 20  # of keys and values that v5 takes at most: beyond it bandwidth counts, not waiting
+CLUSTER_ROUNDS = 16  # of 16 tokens that a warp of v5 takes at most: it cannot deal out what the lengths leave free
+FEW_ROUNDS = 4  # of them even where clusters fill but part of the GPU
 
 
 def accepts_cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
     if wrong := accepts(q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale) or hopper_refusal(q):
         return wrong
-    room = 2 * q.shape[0] * k.shape[1] * capacity(k, block_table) * k.shape[3] * k.element_size()
-    if room > CLUSTER_BYTES:
-        return f"takes caches with room for {CLUSTER_BYTES >> 20} MB of keys and values, this one has it for {room >> 20}"
+    tiling, rows = CLUSTERS[_key(q, k)], as_rows(q)
+    blocks = cluster_blocks(tiling, rows, k, block_table)
+    rounds = ceil_div(capacity(k, block_table), blocks * tiling.tile)
+    processors_used = blocks * _items(tiling, rows, k) / tiling.blocks / (processors(q) if q.is_cuda else 132)
+    most = CLUSTER_ROUNDS if processors_used > 0.75 else FEW_ROUNDS
+    if rounds > most:
+        return f"takes caches with room for {most * blocks * tiling.tile} tokens a sequence here, of few enough for each warp to wait but a few times"
     return None
 
 

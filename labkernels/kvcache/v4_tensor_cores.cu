@@ -19,28 +19,28 @@
 template <class T, class C, class Tiling>
 __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     decode_tensor_cores(const T* q, const C* k, const C* v, const float* k_scale, const float* v_scale, const int* lengths, const int* block_table, T* out,
-                        float4* parts, float2* part_stats, unsigned* arrived, int resident, int least, Problem problem) {
+                        float4* parts, float2* part_stats, unsigned* arrived, int resident, Problem problem) {
     constexpr int HEAD_DIM = Tiling::HEAD_DIM, ROWS = Tiling::ROWS;
     extern __shared__ float4 shared[];
     auto& meeting = *reinterpret_cast<Meeting<T, C, Tiling>*>(shared);
     const int row_blocks = (problem.rows() + ROWS - 1) / ROWS;
-    const Splits splits(lengths, problem.batch, problem.kv_heads * row_blocks, Tiling::WARPS, resident, least);
+    const Splits splits(lengths, problem.batch, problem.kv_heads * row_blocks, Tiling::WARPS, resident);
     if (static_cast<int>(blockIdx.x) >= splits.count) return;
 
     const auto item = splits.find(blockIdx.x);
     const Sequence sequence(block_table, problem, item.batch, item.head / row_blocks);
     const int first_row = item.head % row_blocks * ROWS, rows = min(ROWS, problem.rows() - first_row);
-    const int token = CHUNK * (item.split * splits.each + warp_id()), end = min(item.length, CHUNK * (item.split + 1) * splits.each);
+    const int token = item.first + CHUNK * warp_id();
     Warp<T, C, Tiling> warp;
     Keys<C, HEAD_DIM> keys;
     Values<C, HEAD_DIM> values;
-    if (token < end) {
+    if (token < item.end) {
         const Place place(sequence, token);
         keys.load(k, k_scale, sequence, place, min(CHUNK, item.length - token), problem);
         values.load(v, v_scale, sequence, place, min(CHUNK, item.length - token), problem);
     }
     warp.begin(q, sequence, first_row, item.length, problem);
-    if (token < end) warp.walk(keys, values, k, v, k_scale, v_scale, sequence, item.length, token, CHUNK * Tiling::WARPS, end, problem);
+    if (token < item.end) warp.walk(keys, values, k, v, k_scale, v_scale, sequence, item.length, token, CHUNK * Tiling::WARPS, item.end, problem);
     meeting.put(warp, rows);
     __syncthreads();
     settle(meeting, item, rows, out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM, Parts{parts, part_stats, arrived});

@@ -152,7 +152,7 @@ def test_quantising_errs_by_half_a_step():
 @pytest.mark.parametrize("stored", ["__nv_bfloat16", "signed char"])
 def test_what_models_use_most_does_not_spill(stored):
     for table, file, name in ((TILINGS, "v4_tensor_cores.cu", "decode_tensor_cores"), (CLUSTERS, "v5_cluster.cu", "decode_cluster")):
-        found = lk.Kernel(tensor_cores.FOLDER / file, f"{name}<__nv_bfloat16, {stored}, {table[128, 1]}>").resources("sm_90a")
+        found = lk.Kernel(tensor_cores.FOLDER / file, f"{name}<__nv_bfloat16, {stored}, {table[128, 1, False]}>").resources("sm_90a")
         assert found.spill_store_bytes == 0, (file, stored)
 
 
