@@ -81,11 +81,11 @@ def row_held(vocab: int) -> tuple[int, int]:
 
 
 def row_read(rows: int, vocab: int, at_once: int) -> tuple[int, int]:
-    """Blocks and threads for v4: eight blocks to read a row, four where all rows then can be read at the same time, two blocks a multiprocessor."""
+    """Blocks and threads for v4: eight blocks a row where there are few, four where there are many, so that more rows are read at the same time."""
     for blocks in (1, 2, 4):
         if vocab <= 4096 * blocks:
             return blocks, min(512, _threads(vocab, blocks))
-    return 8 if 8 * rows <= 2 * at_once else 4, 512
+    return 8 if 8 * rows <= at_once else 4, 512
 
 
 def _threads(vocab: int, blocks: int) -> int:
