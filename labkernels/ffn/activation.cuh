@@ -5,9 +5,9 @@
 //   gelu_tanh   x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3)       slope (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
 //   silu        x s(x), s(x) = 1 / (1 + e^-x)                             slope s(x) (1 + x (1 - s(x)))
 //
-// T is the type that the result is rounded to. For one of 16 bits tanh is the one instruction tanh.approx.f32: it errs by 2^-11 of itself, so
+// T is the type that the result is rounded to. For bfloat16 tanh is the one instruction tanh.approx.f32: it errs by 2^-11 of itself, so
 // that gelu errs by up to |x| 2^-12. That is less than the rounding for most x; below -2, where gelu is small, it is more, and next to the
-// values that gelu has elsewhere, with which it is added up, nothing. For float tanh comes from an exponential.
+// values that gelu has elsewhere, with which it is added up, nothing. For others tanh comes from an exponential.
 #pragma once
 #include "epilogue.cuh"
 
@@ -21,7 +21,7 @@ __device__ __forceinline__ float sigmoid(float x) {
 
 template <class T>
 __device__ __forceinline__ float tanh_of(float u) {
-    if constexpr (sizeof(T) == 2) return tanh_approx(u);
+    if constexpr (rounds_to_8_bits<T>) return tanh_approx(u);
     else return tanhf(u);
 }
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ float tanh_of(float u) {
 template <int ACTIVATION, class T>
 __device__ __forceinline__ float ffn_activate(float x, float up = 1.0f) {
     constexpr auto activation = static_cast<Activation>(ACTIVATION);
-    if constexpr (activation == Activation::kGeluTanh && sizeof(T) == 2) {
+    if constexpr (activation == Activation::kGeluTanh && rounds_to_8_bits<T>) {
         return 0.5f * x * (1.0f + tanh_approx(0.7978845608028654f * (x + 0.044715f * x * x * x)));
     } else if constexpr (is_gated(ACTIVATION)) {
         return gated<ACTIVATION, T>(x, up);
