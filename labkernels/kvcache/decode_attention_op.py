@@ -209,7 +209,7 @@ OP = Op(
     sweep={"dtype": ["bfloat16"], "batch": [1, 8, 32], "length": [1024, 8192, 32_768], "page_size": [0]},
     record_sweeps=(
         {"dtype": ["bfloat16"], "batch": [1, 8, 32], "length": [1024, 8192, 32_768], "page_size": [0, 64]},
-        {"dtype": ["bfloat16"], "batch": [1, 32], "length": [8192], "page_size": [64], "cache": ["int8", "fp8"]},
+        {"dtype": ["bfloat16"], "batch": [32], "length": [8192], "page_size": [64], "cache": ["int8", "fp8"]},
     ),
     flops=lambda *, batch, length, heads, head_dim, queries=0, **_: 4 * batch * heads * max(1, queries) * length * head_dim,
     bytes_moved=bytes_moved,
