@@ -28,6 +28,10 @@
 constexpr int UNLIMITED = 0x3fffffff;  // a side of a window without bound; far from overflow when an index is added
 constexpr float LOG2_OF_E = 1.4426950408889634f;
 
+// The least that a mask adds short of -inf. torch.finfo.min would overflow in units of log 2, and hide; like this a row of nothing else sees all
+// keys alike, as PyTorch has it. Where lse is below LEAST_LSE a row is one of those: lse has no digits left to tell its probabilities from.
+constexpr float LEAST_ADDED = -1e30f, LEAST_LSE = -1e29f;
+
 // One of the packed sequences, or, where nothing is packed, all of what a batch index selects.
 struct Bounds {
     int first_query, first_key;  // its first row in q and in k; add these, times the stride of a row, to the tensor's address
@@ -109,7 +113,10 @@ struct Mask {
     __device__ float apply(float score, int query, int key) const {
         const Element value = values[query * query_stride + key * key_stride];
         if constexpr (MASK == MASK_BOOL) return value ? score : -CUDART_INF_F;
-        else return score + LOG2_OF_E * to_float(value);
+        else {
+            const float added = to_float(value);
+            return score + (added == -CUDART_INF_F ? added : fmaxf(LOG2_OF_E * added, LEAST_ADDED));
+        }
     }
 };
 

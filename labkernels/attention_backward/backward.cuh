@@ -39,7 +39,7 @@ __device__ __forceinline__ void pass_turn(int* turn) {
 }
 
 // lse in units of log 2, and delta, the sum of grad * out over a row: eight elements a lane, as many lanes a row as it takes. A query
-// that is not there, or sees nothing, gets an infinite lse: its probabilities become 0. Rows lie on 16 bytes.
+// that is not there, or sees nothing, or nothing above torch.finfo.min, gets an infinite lse: its probabilities become 0. Rows lie on 16 bytes.
 template <class T, int HEAD_DIM, int BLOCK_Q>
 __global__ void __launch_bounds__(256)
     attention_backward_prepare(const T* grad, const T* out, const float* lse, float* row_lse, float* delta, Strides grad_strides, Strides out_strides,
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(256)
         if (column == 0) {
             const long long at = rows.index(head, blockIdx.x) * BLOCK_Q + i;
             const float value = query < bounds.seq_len ? lse[batch * lse_batch + head * lse_head + bounds.first_query + query] : -CUDART_INF_F;
-            row_lse[at] = value == -CUDART_INF_F ? CUDART_INF_F : value * LOG2_OF_E;
+            row_lse[at] = value < LEAST_LSE ? CUDART_INF_F : value * LOG2_OF_E;
             delta[at] = sum;
         }
     }

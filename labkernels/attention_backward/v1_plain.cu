@@ -50,7 +50,7 @@ struct Row {
 // The probability of a pair that the window shows. A query that sees nothing has an lse of -inf, and probabilities of 0.
 template <int MASK, class T>
 __device__ float probability(float score, float lse, const Mask<MASK, T>& mask, float scale, int query, int key) {
-    return lse == -CUDART_INF_F ? 0.0f : exp2f(mask.apply(score * scale * LOG2_OF_E, query, key) - lse * LOG2_OF_E);
+    return lse < LEAST_LSE ? 0.0f : exp2f(mask.apply(score * scale * LOG2_OF_E, query, key) - lse * LOG2_OF_E);
 }
 
 // dq, and delta for the other kernel. Launch with a grid of (ceil(seq_len / warps), heads, batch). VALUES * 32 must be at least head_dim.

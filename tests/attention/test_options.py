@@ -43,6 +43,19 @@ def test_lse_is_that_of_the_definition_whatever_is_hidden(name, dtype, device):
     assert_lse(name, dtype, device)
 
 
+@pytest.mark.parametrize("name, device", RUNS)
+def test_a_row_of_the_least_number_sees_all_keys_alike(name, device):
+    """As PyTorch has it; torch.finfo.min, which many use for a mask, is no -inf, in units of log 2 either."""
+    sizes = shape(20, kv_len=40, heads=2, mask="bias")
+    inputs = inputs_of(device, torch.bfloat16, **sizes)
+    inputs["mask"] = inputs["mask"].expand(1, 2, 20, 40).clone()
+    inputs["mask"][..., 7, :] = torch.finfo(inputs["mask"].dtype).min
+    inputs["mask"][..., 8, 5:] = torch.finfo(inputs["mask"].dtype).min
+    want = OP.reference(**doubled(inputs))
+    torch.testing.assert_close(want[:, :, 7], inputs["v"].double().mean(2), rtol=1e-6, atol=1e-6)
+    assert_near(run(name, inputs), want)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_lse_in_float32(device):
     taking = [name for name in VARIANTS if OP.variants[name].accepts(**inputs_of(**shape(3))) is None]

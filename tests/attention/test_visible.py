@@ -114,6 +114,17 @@ def test_masks_are_broadcast_and_added_or_hide(shape, dtype):
     torch.testing.assert_close(out, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_least_number_does_not_become_minus_infinity(dtype):
+    scores, out = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)), torch.empty(2, 3, 5, 7)
+    mask = torch.tensor([torch.finfo(dtype).min, -torch.inf, 0, -5e4, torch.finfo(dtype).min, 1, -1e9], dtype=dtype)
+    kind, operand, strides = mask_operand(mask, torch.empty(2, 3, 5, 64, dtype=torch.bfloat16), 7)
+    kernel(f"masked<{kind}>")((3, 2), 32, (out, scores, operand, strides, 5, 7))
+    assert out[..., 0].isfinite().all() and torch.equal(out[..., 0], out[..., 4]) and (out[..., 0] < out[..., 6]).all()
+    assert out[..., 1].isneginf().all()
+    torch.testing.assert_close(out[..., 2:4], scores[..., 2:4] + mask[2:4].float() / math.log(2))
+
+
 def test_without_a_mask_nothing_is_read():
     scores, out = torch.randn(2, 3, 5, 7), torch.empty(2, 3, 5, 7)
     kernel("masked<0>")((3, 2), 32, (out, scores, *mask_operand(None, scores, 7)[1:], 5, 7))
