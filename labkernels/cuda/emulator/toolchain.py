@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from labkernels.errors import ToolchainError
 SHIM_DIR = Path(__file__).parent / "shim"
 RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "cluster.cpp", "async.cpp", "async_copies.cpp", "wgmma.cpp", "signals.cpp", "launch.cpp")
 RUNTIME_SOURCES += ("sanitizer.cpp", "sanitizer_async.cpp", "sanitizer_cluster.cpp", "profiler.cpp", "hooks.cpp")
-_RUNTIME_FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra")
+_RUNTIME_FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-pthread", "-Wall", "-Wextra")
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,19 @@ def runtime_library() -> Path:
     key = cache.key("emulator-runtime", Source(""), files=shim_files(), **facts(sources=RUNTIME_SOURCES, flags=_RUNTIME_FLAGS))
 
     def make(folder: Path) -> None:
-        sources = [str(SHIM_DIR / name) for name in RUNTIME_SOURCES]
-        result = run_compiler([*_RUNTIME_FLAGS, *include_flags(), *sources, "-o", str(folder / "liblkruntime.so"), "-Wl,-soname,liblkruntime.so"])
-        if result.returncode:
-            raise ToolchainError(f"the emulator's runtime does not compile with {compiler_version()}:\n{result.stderr}")
+        objects = [folder / Path(name).with_suffix(".o") for name in RUNTIME_SOURCES]
+
+        def compile_one(name: str, target: Path) -> subprocess.CompletedProcess:
+            return run_compiler([*_RUNTIME_FLAGS, *include_flags(), "-c", str(SHIM_DIR / name), "-o", str(target)])
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            results = list(pool.map(compile_one, RUNTIME_SOURCES, objects))
+        if not any(result.returncode for result in results):
+            results = [run_compiler(["-shared", "-pthread", *map(str, objects), "-o", str(folder / "liblkruntime.so"), "-Wl,-soname,liblkruntime.so"])]
+        if failed := next((result for result in results if result.returncode), None):
+            raise ToolchainError(f"the emulator's runtime does not compile with {compiler_version()}:\n{failed.stderr}")
+        for compiled in objects:
+            compiled.unlink()
 
     return _built(key, make) / "liblkruntime.so"
 
