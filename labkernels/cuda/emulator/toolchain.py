@@ -17,7 +17,7 @@ from labkernels.errors import ToolchainError
 
 SHIM_DIR = Path(__file__).parent / "shim"
 RUNTIME_SOURCES = ("fiber.cpp", "scheduler.cpp", "cluster.cpp", "async.cpp", "async_copies.cpp", "wgmma.cpp", "signals.cpp", "launch.cpp")
-RUNTIME_SOURCES += ("sanitizer.cpp", "sanitizer_async.cpp", "sanitizer_cluster.cpp", "profiler.cpp", "hooks.cpp")
+RUNTIME_SOURCES += ("sanitizer.cpp", "sanitizer_memory.cpp", "sanitizer_synchronisation.cpp", "sanitizer_async.cpp", "sanitizer_cluster.cpp", "profiler.cpp", "hooks.cpp")
 _RUNTIME_FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-pthread", "-Wall", "-Wextra")
 
 

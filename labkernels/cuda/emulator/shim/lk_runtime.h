@@ -2,7 +2,7 @@
 //
 // One OS thread runs one block at a time. Each CUDA thread of the block is a fiber on that OS thread; a barrier or a
 // warp-wide operation is a place where a fiber lets others run. `__shared__` is storage of the OS thread.
-// The scheduler is in scheduler.cpp, the sanitizer's hooks in sanitizer.cpp.
+// The scheduler is in scheduler.cpp, the sanitizer's hooks in hooks.cpp.
 #pragma once
 #include <cstddef>
 #include <cstdint>

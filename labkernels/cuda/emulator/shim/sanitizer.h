@@ -53,6 +53,8 @@ struct Finding {
     char text[184] = {};
 };
 
+constexpr std::uint32_t kNobody = ~0u;
+inline void set_bit(Finding* finding, unsigned thread) { finding->threads[thread / 32] |= 1u << (thread % 32); }
 std::uint64_t finding_key(FindingKind kind, const void* pc, const void* other_pc);
 void begin_finding(Finding& finding, const Worker& worker, const Thread* thread, FindingKind kind, void* pc, void* other_pc);
 
