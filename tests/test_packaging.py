@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["optional-dependencies"]
+PEERS = {"bitsandbytes", "flashinfer", "gemlite", "liger_kernel", "torchao"}  # measured where somebody has installed them; imported inside of a function
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -25,14 +26,14 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def imported_packages(file: Path) -> set[str]:
-    """Top-level packages that a Python file imports, standard library and labkernels itself left out."""
+    """Top-level packages that a Python file imports; standard library, labkernels itself and other people's kernels left out."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module)
-    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"labkernels", "tests", "docs", "__future__"}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"labkernels", "tests", "docs", "__future__"} - PEERS
 
 
 def undeclared(folder: Path, declared: list[Requirement]) -> dict[str, str]:
@@ -71,6 +72,13 @@ def test_conda_installs_this_package_with_one_gpu_extra_and_all_else_that_make_i
 def test_the_package_imports_only_what_it_declares():
     declared = requirements("cpu", "cuda12", "cuda13")
     assert undeclared(ROOT / "labkernels", declared + requirements("classroom")) == {}
+
+
+def test_other_peoples_kernels_are_imported_nowhere_at_the_top():
+    tops = [node for file in (ROOT / "labkernels").rglob("*.py") for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    names = {alias.name for node in tops if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in tops if isinstance(node, ast.ImportFrom) and node.module}
+    assert {name.split(".")[0] for name in names} & PEERS == set()
 
 
 def test_the_tests_import_only_what_is_declared():

@@ -44,11 +44,15 @@ def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable
     """One row for each variant and peer at each point of the operation's recorded sweeps."""
     entries = [Entry.of(op, name) for name in (*op.variants, *op.peers)]
     pace: dict[tuple, float] = {}  # milliseconds per FLOP or byte of an entry and dtype, as last measured: sweeps go from small to large
-    rows = []
+    rows, measured = [], set()
     for sweep in op.record_sweeps:
         for combination in product_of(sweep):
             dtype = as_dtype(combination.pop("dtype", op.dtypes[0]))
             shape = op.complete_shape(dtype, **combination)
+            point = dtype, str(sorted(shape.items()))
+            if point in measured:  # sweeps may cross
+                continue
+            measured.add(point)
             work = op.flops(**shape) or op.bytes_moved(dtype, **shape)
             for entry in entries:
                 expected_ms = pace.get((entry.name, dtype), 0.0) * work
@@ -60,7 +64,8 @@ def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable
                 rows.append(row)
                 if row["ms"] > 0:  # not nan
                     pace[entry.name, dtype] = row["ms"] / work
-    sizes = [name for name in rows[0] if name not in {"op", "variant", "kind", "dtype", *RESULT_COLUMNS, *ENVIRONMENT_COLUMNS}]
+    others = {"op", "variant", "kind", "dtype", *RESULT_COLUMNS, *ENVIRONMENT_COLUMNS}
+    sizes = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in others]  # some shapes have more of them
     return pandas.DataFrame(rows, columns=["op", "variant", "kind", *sizes, "dtype", *RESULT_COLUMNS, *ENVIRONMENT_COLUMNS])
 
 

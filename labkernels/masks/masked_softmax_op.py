@@ -36,7 +36,7 @@ def reference(x: torch.Tensor, mask: torch.Tensor | None = None, scale: float = 
 
 
 def native(x: torch.Tensor, mask: torch.Tensor | None = None, scale: float = 1.0, causal: bool = False) -> torch.Tensor:
-    return torch.softmax(scores(x, mask, scale, causal), dim=-1).nan_to_num()
+    return torch.softmax(scores(x, mask, scale, causal), dim=-1).nan_to_num().to(x.dtype)
 
 
 def plain(x: torch.Tensor, mask: torch.Tensor | None = None, scale: float = 1.0, causal: bool = False) -> torch.Tensor:

