@@ -192,7 +192,7 @@ def _on_hopper(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> s
 
 def _enough_tiles(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> str | None:
     refusal = _on_hopper(a, b, scale_a, scale_b, bias, out_dtype)
-    if refusal is None and a.is_cuda and 1.8 * _rounds(a, b, 256, 128) > _rounds(a, b, 128, 128):
+    if refusal is None and a.is_cuda and 1.6 * _rounds(a, b, 256, 128) > _rounds(a, b, 128, 128):
         return "takes results of more tiles: with tiles half as tall, the multiprocessors have less to do, one after the other"
     return refusal
 
