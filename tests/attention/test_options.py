@@ -140,7 +140,7 @@ def test_masks_with_windows_are_clean_under_the_sanitizer(name, sizes):
 
 def test_earlier_variants_refuse_what_they_do_not_take():
     inputs = inputs_of(**shape(3))
-    for name in set(OP.variants) - set(VARIANTS):
+    for name in list(OP.variants)[: list(OP.variants).index(VARIANTS[0])]:
         refuses = OP.variants[name].accepts
         assert refuses(**inputs, window=(1, 0)) == "takes no window" and refuses(**inputs, return_lse=True) == "gives no log-sum-exp"
         assert refuses(**inputs, mask=torch.ones(3, 3)) == "takes no mask" and refuses(**inputs) is None
