@@ -67,7 +67,7 @@ def compile_rows(kernels: Iterable[Kernel], progress: Callable = iter, trusted: 
         unknown = _row_of(kernel, arch, version)
         return known.get((unknown.key, unknown.source, version)) or _compiled(unknown, kernel)
 
-    jobs = [(kernel, arch) for kernel in kernels for arch in architectures(Path(kernel.source.filename))]
+    jobs = [(kernel, arch) for kernel in kernels for arch in architectures(Path(kernel.source.filename), kernel.name)]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return sorted(progress(pool.map(lambda job: row(*job), jobs)), key=lambda row: row.key)
 
@@ -79,9 +79,14 @@ def digest(source: Source) -> str:
     return hashlib.sha256(repr((code, source.defines)).encode()).hexdigest()[:12]
 
 
-def architectures(file: Path) -> tuple[str, ...]:
-    """Those of ARCHITECTURES for which a source is meant: not sm_80 if it includes a header of Hopper's instructions, itself or by way of another."""
-    return ARCHITECTURES[1:] if _includes(file) & HOPPER_HEADERS else ARCHITECTURES
+def architectures(file: Path, kernel: str = "") -> tuple[str, ...]:
+    """Those of ARCHITECTURES for which a source, or this kernel of it, is meant.
+
+    Not sm_80 if the source includes a header of Hopper's instructions, itself or by way of another, or if it converts to 8-bit floats or from
+    them, for which a GPU needs sm_89: everywhere, or in the instantiation for them.
+    """
+    converts = "pack_e4m3" in file.read_text(encoding="utf-8") or "Scheme::kFp8" in kernel
+    return ARCHITECTURES[1:] if converts or _includes(file) & HOPPER_HEADERS else ARCHITECTURES
 
 
 def read_table(path: Path = TABLE) -> list[Row]:

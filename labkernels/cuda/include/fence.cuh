@@ -30,15 +30,15 @@ __device__ __forceinline__ void fence_mbarrier_init() {
 #endif
 }
 
-// Programmatic dependent launch: wait for the kernel before, or let the next one start. No meaning in the emulator, where kernels
+// Programmatic dependent launch: wait for the kernel before, or let the next one start. No meaning in the emulator and before sm_90, where kernels
 // run one after another.
 __device__ __forceinline__ void grid_dependency_wait() {
-#ifndef LK_EMULATOR
+#if !defined(LK_EMULATOR) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void grid_dependency_launch() {
-#ifndef LK_EMULATOR
+#if !defined(LK_EMULATOR) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
