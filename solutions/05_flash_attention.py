@@ -630,6 +630,7 @@ pandas.DataFrame({
 #
 # The published savings of memory, of which only the ends are known, are what sizes alone give: an output of N x 128 against two matrices
 # of N x N. They would be the same on any GPU, for any kernel that stores no matrix, a slow one too.
+# Ours are smaller for short rows: `v7_split` writes q, k and v down once more, as halves.
 #
 # ## Still wasted
 # - **Tiles on the diagonal.** Half of their scores are hidden, and the products compute them all.
