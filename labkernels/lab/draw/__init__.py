@@ -62,6 +62,9 @@ _HOME = {  # picture: the file it lives in
     "bit_search": "sampling",
     "ffn_trips": "feed_forward",
     "ffn_slices": "feed_forward",
+    "weight_levels": "quantised",
+    "packed_word": "quantised",
+    "error_by_bits": "quantised",
     "operator_layers": "operators",
 }
 __all__ = list(_HOME)

@@ -1,0 +1,6 @@
+// reason: mismatch
+for (int i = 0; i < 4; ++i) {
+    const unsigned pair = (word >> 4 * i) & 0x000f000f;
+    sum += scale * (float(pair & 0xffff)) * x[first + 2 * i];
+    sum += scale * (float(pair >> 16)) * x[first + 2 * i + 1];
+}

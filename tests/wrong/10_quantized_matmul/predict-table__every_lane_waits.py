@@ -1,0 +1,2 @@
+# reason: mismatch
+conflicts_of_sixteen, words_in_a_bank = 15, 16
