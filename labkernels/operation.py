@@ -57,6 +57,7 @@ class Peer:
     name: str  # "cudnn"
     fn: Callable[..., torch.Tensor]
     accepts: Callable[..., str | None] = _accepts_anything
+    distance: float = 0.0  # how far from the operation's its result may be, relatively: it computes what the operation approximates, or the reverse
 
 
 class Ladder(dict[str, Variant]):

@@ -26,13 +26,15 @@ class Entry:
     kind: str
     fn: Callable
     accepts: Callable[..., str | None]
+    distance: float = 0.0  # of a peer, as its `Peer.distance`
 
     @classmethod
     def of(cls, op: Op, what: str | Variant | Peer | Callable) -> Entry:
         """From the name of a variant or peer, from one itself, or from a function. KeyError or TypeError if it is none of them."""
         found = op.implementation(what) if isinstance(what, str) else what
         if isinstance(found, (Variant, Peer)):
-            return cls(found.name, "ours" if isinstance(found, Variant) else "peer", found.fn, found.accepts)
+            ours = isinstance(found, Variant)
+            return cls(found.name, "ours" if ours else "peer", found.fn, found.accepts, 0.0 if ours else found.distance)
         if not callable(found):
             raise TypeError(f"bench: {what!r} is neither a function nor the name of a variant or peer of {op.name}")
         return cls(getattr(found, "__name__", type(found).__name__), "yours", found, lambda **inputs: None)
@@ -68,7 +70,7 @@ def measure(op: Op, entry: Entry, dtype: torch.dtype, shape: Shape, ceilings: Ce
             return row | {"note": refusal}
         timing = time_calls(lambda kwargs: entry.fn(**kwargs), inputs, budget_ms)
         peak_bytes, got = peak_memory(lambda: entry.fn(**inputs[0]))
-        if not _agrees(op, dtype, shape, inputs[0], got):
+        if not _agrees(op, dtype, shape, inputs[0], got, entry.distance):
             return row | {"note": "wrong result"}
     except torch.OutOfMemoryError:
         return row | {"note": "out of memory"}
@@ -100,21 +102,21 @@ def peak_memory(call: Callable) -> tuple[int, object]:
     return torch.cuda.max_memory_allocated() - before, result
 
 
-def _agrees(op: Op, dtype: torch.dtype, shape: Shape, inputs: dict, got) -> bool:
+def _agrees(op: Op, dtype: torch.dtype, shape: Shape, inputs: dict, got, distance: float = 0.0) -> bool:
     """Is the result, as a whole, as close to PyTorch's as two honest implementations are? `check` is the strict judge."""
     try:
         pairs = list(zip(*(op.each(op.decode(result, **inputs)) for result in (got, op.native(**inputs)))))
     except ArgumentError:
         return False
-    return all(_close(op, dtype, shape, *pair) for pair in pairs)
+    return all(_close(op, dtype, shape, *pair, distance) for pair in pairs)
 
 
-def _close(op: Op, dtype: torch.dtype, shape: Shape, got, want: torch.Tensor) -> bool:
+def _close(op: Op, dtype: torch.dtype, shape: Shape, got, want: torch.Tensor, distance: float = 0.0) -> bool:
     if not isinstance(got, torch.Tensor) or got.numel() != want.numel() or got.dtype != want.dtype:
         return False
     got, want = got.detach().reshape(want.shape).float(), want.float()
     tolerance = op.tolerance(dtype, **shape)
-    allowed = 2 * (tolerance.absolute + tolerance.relative * want.abs()).norm()
+    allowed = 2 * (tolerance.absolute + tolerance.relative * want.abs()).norm() + distance * want.norm()
     if dtype != torch.float32:
         allowed = allowed + 4 * torch.finfo(dtype).eps * want.norm()
     return bool((got - want).norm() <= allowed)

@@ -63,7 +63,7 @@ def _compiles(x, weight, scale, bias=None) -> str | None:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("cublas_16_bit", cublas, _on_gpu),
+        Peer("cublas_16_bit", cublas, _on_gpu, distance=0.05),
         Peer("int_mm", int_mm, _compiles),
         Peer("torch_compile", torch_compile, _compiles),
     )

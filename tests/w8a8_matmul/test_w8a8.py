@@ -169,3 +169,9 @@ def test_compiles_without_spills_or_serialized_wgmma():
     for arch in ("sm_80", "sm_90a"):
         cores = kernel(variants.FOLDER / "v2_tensor_cores.cu", "w8a8_tensor_cores", torch.bfloat16, variants.STAGES).resources(arch)
         assert cores.spill_store_bytes == cores.stack_bytes == 0, cores
+
+
+def test_the_product_without_quantisation_is_a_peer_at_its_distance():
+    x = inputs(64, 96, 128)
+    got, want = OP.peers["cublas_16_bit"].fn(**x).float(), OP.native(**x).float()
+    assert 0.001 < (got - want).norm() / want.norm() < OP.peers["cublas_16_bit"].distance
