@@ -93,10 +93,12 @@ def test_a_finding_names_kernel_block_thread_array_index_and_line():
 
 @each([e for e in PAIRS if e.expect != "timeout"])
 def test_a_report_is_the_same_twice(example):
-    """A timeout's is not: where a thread was at that moment is left to chance."""
-    first, second = first_report(example), sanitized(example, "bad")
-    assert first.findings == second.findings
-    assert str(first) == str(second) and first._repr_html_() == second._repr_html_()
+    """A timeout's is not: where a thread was at that moment is left to chance. Nor is an address that belongs to no array."""
+
+    def shown(report) -> list[str]:
+        return [re.sub(r"0x[0-9a-f]{6,}", "ADDRESS", text) for text in (repr(report.findings), str(report), report._repr_html_())]
+
+    assert shown(first_report(example)) == shown(sanitized(example, "bad"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
