@@ -1,6 +1,6 @@
 """The operations as functions: each picks the fastest variant that accepts its inputs, on the device where they live."""
 
-from labkernels.attention import attention
+from labkernels.attention import attention, attention_varlen
 from labkernels.attention_backward import attention_backward
 from labkernels.elementwise import residual_add, swiglu, swiglu_backward
 from labkernels.embedding import embedding, embedding_backward
@@ -24,6 +24,7 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_mask",
+    "attention_varlen",
     "cache_append",
     "cross_entropy",
     "decode_attention",
