@@ -2,6 +2,7 @@
 //   Idea      c[row][col] = sum over i of a[row][i] * b[i][col], as the formula is written, row and col as x and y number the threads.
 //   Predicts  2 loads for each multiply-add, 2 * m * n * k * 4 bytes asked for: at 4096^3 550 GB, where 0.2 GB would do. Neighbours
 //             in a warp differ in their row: a load of a touches 32 rows, 32 sectors of 32 bytes, and uses 4 bytes of each.
+//   Measured  data/measured/h200/matmul.csv: 276 ms at 4096^3 in float32, 1% of the limit.
 //   Wastes    That order of the threads: 28 of 32 bytes that a load of a or a store of c touches. Then the loads themselves: a number
 //             that comes in serves one multiplication.
 #include "epilogue.cuh"

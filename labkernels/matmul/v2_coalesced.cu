@@ -3,6 +3,7 @@
 //             word for all of them, a load of b and a store of c are 128 bytes in a row.
 //   Predicts  The same 2 loads for each multiply-add as v1, but 1 + 4 sectors a pair of loads instead of 32 + 1, and 4 a store
 //             instead of 32: 6.6 times fewer sectors.
+//   Measured  data/measured/h200/matmul.csv: 276 -> 23.5 ms at 4096^3 in float32; at 512^3, where L2 holds everything, 0.561 -> 0.048.
 //   Wastes    Every number comes through the load unit once for each multiplication: 2 loads for 1 FMA, where an SM has 32 lanes
 //             that load and 128 that multiply. And b dense by columns (`weight.t()`) puts us back to v1.
 #include "epilogue.cuh"
