@@ -3,8 +3,7 @@
 # Two thirds of a transformer's weights are in its feed-forward networks: a product that makes each token's row longer, a function that
 # bends it, a product that makes it short again. The products are cuBLAS's daily bread. What is between them is yours.
 #
-# You fuse the function into the product, then a gate, and then, for one token at a time, everything into one kernel. You need labs 03
-# and 09.
+# You fuse the function into the product, then a gate, and then, for one token at a time, both products into one kernel. You need lab 03.
 
 # %% tags=["parameters"] again={"seed": 7, "tokens": 19}
 seed = 0
@@ -33,12 +32,13 @@ def blocks(count, size):
 
 # %% [markdown]
 # ## Where the time goes
-# With *x* of S rows of 4096, and weights to 11008 and back:
+# *x* has a row of 4096 numbers for each token. $W_1$ makes them 11008, the *hidden* numbers, and $W_2$ makes them 4096 again. These are the
+# sizes of Llama 7B:
 #
 # $$ y = \text{GELU}(x\, W_1^T + b_1)\, W_2^T + b_2 $$
 #
-# **Predict.** In bfloat16: how many bytes are both weights? How many FLOPs are both products for S tokens, *for each token*? From which number
-# of tokens on does a GPU with 989 TFLOP/s and 4.8 TB/s need longer for the products than to read the weights once?
+# **Predict.** In bfloat16: how many bytes are both weights? How many FLOPs do both products cost for each token? From which number of tokens
+# on does an H200, with 989 TFLOP/s and 4.8 TB/s, need longer for the products than to read the weights once?
 
 # %% solution="predict-ffn"
 weight_bytes = token_flops = break_even = None
@@ -52,18 +52,20 @@ break_even = (weight_bytes / 4.8e12) / (token_flops / 989e12)
 lk.check_prediction("ffn balance", weight_bytes, token_flops, break_even)
 
 # %% [markdown]
+# The first two numbers are the same: a weight has 2 bytes, and costs 2 FLOPs a token.
+#
 # So there are two problems. In training, with thousands of tokens, the products fill the time. When a model writes, one token at a time,
-# the weights are read, and that is all.
+# reading the weights fills it.
 #
 # ## In between
-# PyTorch's separate operations write the hidden matrix to memory three times, and read it as often:
+# PyTorch needs three operations. They write the *hidden matrix*, a row of 11008 for each token, to memory twice, and read it as often:
 
 # %%
 lk.draw.ffn_trips()
 
 # %% [markdown]
 # A matmul kernel has each sum in a register at the end, on its way out. Whatever is done to it there, element by element, costs no trip. That
-# place is called the *epilogue*.
+# place is called the *epilogue*. cuBLAS adds the bias there. The function can follow it.
 #
 # GELU is *x* times the probability that a normally distributed number is below *x*. With the usual approximation:
 #
@@ -117,18 +119,21 @@ cases = [{"x": (s, k), "w": (n, k), "bias": (n,)} for s, n, k in [(1, 1, 1), (5,
 lk.check_against(product_gelu_reference, my_product_gelu, cases, mistakes=mistakes);
 
 # %% [markdown]
-# What does that buy? The hidden matrix of 4096 tokens is 90 MB in bfloat16. Four trips fewer are 0.08 ms on an H200, and the products take
-# more than a millisecond: some percent. The compiler knows epilogues, too. Honest kernels win little here.
+# What does that buy? The hidden matrix of 4096 tokens is 90 MB in bfloat16. One write and one read fewer are 0.04 ms on an H200, and both
+# products take a millisecond: under four percent. And cuBLAS has an epilogue with GELU, for those who ask for it. There is little to win here.
 #
 # ## The gate
 # Llama's network has three weights. One of two products is bent by SiLU and becomes the *gate* of the other:
 #
 # $$ h = \text{silu}(x\, W_g^T) \cdot (x\, W_u^T), \qquad \text{silu}(z) = \frac{z}{1 + e^{-z}} $$
 #
+# This is *SwiGLU*: GLU is a gated linear unit, and Swish is another name of SiLU. The second weight is called *up*; the third one, *down*,
+# is the old $W_2$.
+#
 # Two products with one *x*, and of each pair of sums one number is left. If the same thread has both sums, half as much is written, and
 # the tile of *x* is read once for both.
 #
-# **Write** the line that adds to both sums, and the epilogue.
+# **Write** the loop that adds to both sums, and the epilogue. `__expf` is there.
 
 # %% solution="gated"
 %%cuda --name product_gated
@@ -179,17 +184,21 @@ cases = [{"x": (s, k), "gate": (n, k), "up": (n, k)} for s, n, k in [(1, 1, 1), 
 lk.check_against(gated_reference, my_product_gated, cases, mistakes=mistakes);
 
 # %% [markdown]
-# ## One kernel for everything?
-# Could the second product begin where the first one ends, and the hidden matrix never exist? Every number of *y* needs *all* hidden numbers of
-# its token. So a block that has a *slice* of the hidden columns can compute its slice, and then that slice's *share* of every number of *y*. The
+# The gate saves more than GELU did. PyTorch's four steps (two products, SiLU, times) write three hidden matrices that your kernel does not, and
+# read them again: 0.11 ms for 4096 tokens, of 1.6 for three products.
+#
+# ## One kernel for both products?
+# Could the second product begin where the first one ends, and the hidden matrix never be in memory? Every number of *y* needs *all* hidden
+# numbers of its token. But a block can compute a *slice* of the hidden columns, and then that slice's *share* of every number of *y*. The
 # shares are added up at the end:
 
 # %%
 lk.draw.ffn_slices()
 
 # %% [markdown]
-# **Predict.** 128 blocks, each with its slice, and shares in float32. How many bytes of shares are written for 1 token of 4096 numbers, and how
-# many for 4096 tokens? Both weights are 180 MB in bfloat16. Where does one kernel pay: for `"one"` token or for `"many"`?
+# **Predict.** 128 blocks, nearly one for each of an H200's 132 multiprocessors, have 86 hidden columns each. Shares are float32. How many bytes of
+# shares are written for 1 token of 4096 numbers, and how many for 4096 tokens? Both weights are 180 MB in bfloat16. Where can one kernel
+# pay: for `"one"` token or for `"many"`?
 
 # %% solution="predict-shares"
 one_token = many_tokens = pays_for = None
@@ -203,18 +212,21 @@ pays_for = "one"
 lk.check_prediction("ffn shares", one_token, many_tokens, pays_for)
 
 # %% [markdown]
-# For many tokens the shares are 8.6 GB, fifty times the hidden matrix that they were to save. A block cannot keep the sums of *y* to
-# itself either: 128 tokens x 4096 in float32 are 2 MB, and a multiprocessor has a quarter of one. With thousands of tokens, two kernels
-# it is.
+# For 4096 tokens the shares are 8.6 GB, 95 times the hidden matrix that they were to save.
 #
-# For one token the shares are 2 MB, and one launch replaces three, with no gap in which nobody reads weights.
+# Or a block takes 128 tokens, goes through all slices, and keeps the sums of *y* until the end? 128 x 4096 sums in float32 are 2 MB, and the
+# registers of a multiprocessor hold a quarter of one. With fewer tokens a block, the weights are read too often. With thousands of tokens,
+# two kernels it is.
 #
-# **Write** it, for one token. A block has `slice` hidden columns, one for each of its threads; `hidden` is in shared memory.
+# For one token the shares are 2 MB, one percent of the weights. All weights are read in one launch, with no gap between the products in which
+# nobody reads. A second, small kernel adds up the shares.
 #
-# 1. Each thread computes its hidden number, the GELU of a row of `w1` times *x*, plus bias, and puts it into `hidden`. Zero for a column past
-#    the end. `gelu` is given. Then all wait.
-# 2. The threads go through the columns of *y*, `slice` apart, and write to `shares[blockIdx.x * embed + col]` the sum over this block's hidden numbers
-#    times `w2[col * ffn + h]`.
+# **Write** the first one, for one token. A block has `slice` hidden columns, one for each of its threads; `hidden` is in shared memory.
+#
+# 1. Each thread computes its hidden number and puts it into `hidden`: its row of `w1` times *x*, plus the bias, then `gelu`, which is given.
+#    A thread past the last row puts 0. Then all wait.
+# 2. Thread *t* has the columns *t*, *t* + `slice` and so on of *y*. For each it writes the share to `shares[blockIdx.x * embed + col]`: the sum
+#    over this block's hidden numbers, number *h* of all times `w2[col * ffn + h]`.
 
 # %% solution="single"
 %%cuda
@@ -280,12 +292,13 @@ mistakes = {
 lk.check_against(ffn_reference, my_single_ffn, [case(1, 1, 4), case(9, 20, 8), case(24, 17, 16), case(10, 25, 8)], mistakes=mistakes);
 
 # %% [markdown]
-# (Neighbouring threads read *w1* a whole row apart here. The package's version does better: it reads long pieces of rows, and adds up within
-# warps.)
+# Neighbouring threads read `w1` a whole row apart here. The package's kernels for a few tokens read long pieces of rows instead. They do without
+# shares, too: all blocks meet between the products, and the hidden row does go through memory, 22 KB of it. What matters is that
+# the first pieces of $W_2$ are on their way while the blocks wait for each other. So the stream of weights does not stop.
 #
 # ## The ladder
-# SwiGLU in bfloat16, weights of 4096 x 11008, from one token to 4096. With a GPU all are measured now; without one you see what an H200 has
-# recorded.
+# SwiGLU in bfloat16, weights of 4096 x 11008, from one token to 4096. `v6_rows` and `v6_boxes` are the kernels for a few tokens,
+# `v6_two_kernels` is one of them with a gap between the products. With a GPU all are measured now; without one you see what an H200 has recorded.
 
 # %%
 lk.bench("ffn", dtype="bfloat16", activation="swiglu", tokens=[1, 16, 512, 4096])
@@ -293,8 +306,9 @@ lk.bench("ffn", dtype="bfloat16", activation="swiglu", tokens=[1, 16, 512, 4096]
 # %% [markdown]
 # ## A published table, run again
 # A fused network in float32 with GELU is said to be 1.51 to 1.68 times as fast as PyTorch's three operations, on an RTX 3090, for 512 to 4096
-# tokens. Between the products there is not that much to win. But in float32 the products themselves can be made faster, by tensor
-# cores, which multiply halves: each float32 is split in two.
+# tokens. Between the products there is not that much to win. But in float32 the products themselves can be made faster. Tensor cores (lab 07)
+# multiply 16-bit numbers many times as fast as other cores multiply float32. `v5_split` writes each float32 as a sum of two 16-bit numbers,
+# high and low. Three products of them (low times low is too small to matter) replace one product of float32.
 
 # %%
 from labkernels.lab.published import published
@@ -307,13 +321,14 @@ eager = rows[rows["variant"] == "torch"].set_index("tokens")
 print("ours and PyTorch's three operations:", table.source)
 pandas.DataFrame({
     "published, lowest and highest": [f"{others.lowest_speedup} to {others.highest_speedup}"] * len(ours),
-    "ours": ours["variant"],
-    "times PyTorch": (eager["ms"] / ours["ms"]).round(2),
+    "ours": ours["variant"].where(ours["ms"].notna(), "not recorded"),
+    "times as fast as PyTorch": (eager["ms"] / ours["ms"]).map("{:.2f}".format).replace("nan", "not recorded"),
     "memory saved": (1 - ours["peak_mb"] / eager["peak_mb"]).map("{:.1%}".format).replace("nan%", "not recorded"),
 })
 
 # %% [markdown]
 # ## As a layer
+# `FusedFFN` is all of it with gradients. Gate and up are one matrix, one below the other: one product instead of two.
 
 # %%
 torch.manual_seed(seed)
@@ -327,7 +342,7 @@ print("gradients:", {name: tuple(p.grad.shape) for name, p in layer.named_parame
 
 # %% [markdown]
 # ## Still wasted
-# - **The second product's start.** It waits until the whole hidden matrix is there, though its first rows have long been done.
+# - **The second product's start.** With many tokens it waits until the whole hidden matrix is there, though its first rows have long been done.
 # - **Memory in training.** The sums before GELU are kept for the way back. They could be computed again.
 # - **Precision.** The weights are read in 16 bits. Lab 10 reads them in four.
 #

@@ -40,16 +40,14 @@ def blocks(count, size):
 #
 # $$ y_j = x_j\, r\, w_j, \qquad r = \frac{1}{\sqrt{\frac{1}{n} \sum_i x_i^2 + \varepsilon}} $$
 #
-# In PyTorch's words: `x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight`. Each of these is a kernel, which reads a tensor from
-# memory and writes one there.
-
-# %%
-lk.draw.norm_trips()
-
-# %% [markdown]
-# **Predict.** Leave out what belongs to a whole row or a whole column: *r* and the weight. How many bytes an element do PyTorch's four large
-# steps move in float32, and how many does one kernel that reads *x* once and writes *y* once? After an attention layer a *residual* is added
-# first: the norm is taken of `x + residual`, and that sum is needed later, too. How many bytes then, in one kernel?
+# The small number $\varepsilon$ keeps a row of zeros from a division by zero. In PyTorch's words:
+# `x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight`. Each step is a kernel, which reads a tensor from memory and writes one there.
+#
+# Four steps are large: `x * x`, the mean, `x * r` and `* weight`.
+#
+# **Predict.** Leave out what a whole row or a whole column shares: the means, *r* and the weight. How many bytes an element do the four large
+# steps move in float32, and how many does one kernel that reads *x* once and writes *y* once? After an attention layer the layer's input, the
+# *residual*, is added first: the norm is taken of `x + residual`, and that sum is needed later, too. How many bytes then, in one kernel?
 
 # %% solution="predict-trips"
 four_kernels = one_kernel = with_residual = None
@@ -62,16 +60,19 @@ with_residual = 2 * 4 + 2 * 4                     # x and residual; sum and y
 # %% tests="predict-trips" points=1
 lk.check_prediction("norm bytes", four_kernels, one_kernel, with_residual)
 
+# %%
+lk.draw.norm_trips()
+
 # %% [markdown]
 # ## A row in registers
 # The sum over a row must be known before the first element of *y* can be written. To read *x* only once, it has to wait somewhere. A row
 # of 1024 floats is 32 for each lane of a warp: that fits in registers.
 #
-# **Write** the norm of a row, by one warp:
+# **Write** the norm of a row of at most 1024, by one warp. A block is four warps, so four rows.
 #
 # 1. Lane *l* keeps the columns *l*, *l* + 32, *l* + 64 and so on in `kept`, zeros past the end.
 # 2. Squares are summed by the lane, then by the warp, as in lab 02: `__shfl_xor_sync(0xffffffff, sum, distance)`.
-# 3. All lanes know *r*, and write.
+# 3. All lanes know *r*, and write. `rsqrtf` is one over the root.
 #
 # Loops over `kept` go from 0 to 32 with the bound written out. Then the compiler unrolls them, each `kept[i]` is a register, and
 # none of it is an array in memory.
@@ -128,22 +129,29 @@ lk.check_counters(rms_norm_reference, my_rms_norm, {"x": (16, 512), "weight": (5
 # The counters allow each row its own look at the weight, which is small and comes from the cache, but no second look at *x*.
 #
 # What is this worth? With a GPU all versions are measured now; without one you see what an H200 has recorded. `torch` is PyTorch's own
-# `F.rms_norm`.
+# `F.rms_norm`, `liger` and `flashinfer` are libraries of kernels.
 
 # %%
 lk.bench("rms_norm").plot()
 
 # %% [markdown]
 # The top of the ladder reads 16 bytes at a time, and gives a long row to a whole block. The limit is the time in which a copy would move
-# the same bytes: a norm is a copy with some arithmetic on the way.
+# the same bytes: a norm is a copy with some arithmetic on the way. PyTorch's compiler knows that, too. On an H200 it is behind `v4_packed` with
+# 4096 columns, and ahead of it with 8192.
 #
 # ## The way back
-# Write $\hat x_j = x_j\, r$ for the row before its weight. The gradient of the weight collects from all rows; that of *x* stays in its row:
+# Training needs the gradients of *x* and of the weight, *dx* and *dw*, from that of the result, *dy*. Write $\hat x_j = x_j\, r$ for the row
+# before its weight. *dw* collects from all rows; *dx* stays in its row:
 #
 # $$ dw_j = \sum_{\text{rows}} dy_j\, \hat x_j, \qquad dx_j = r\,\Big(g_j - \hat x_j \cdot \frac{1}{n}\sum_i g_i\, \hat x_i\Big), \qquad g_j = w_j\, dy_j $$
 #
-# *Why.* If only $x_j$ counted, *dx* would be $r\,g_j$. But a larger $x_j$ makes the whole row smaller, by way of *r*. That takes away the
-# part of *g* that points along $\hat x$: the row's size has been normalised away, so no gradient is left along it.
+# *Why.* If *r* were a constant, $dx_j$ would be $r\,g_j$. But $x_j$ changes *r*, and *r* changes the whole row:
+#
+# $$ \frac{\partial r}{\partial x_j} = -\frac{r^3 x_j}{n} = -\frac{r^2\, \hat x_j}{n}, \qquad
+# dr = \sum_i g_i\, x_i = \frac{1}{r} \sum_i g_i\, \hat x_i $$
+#
+# (*dr* is the gradient of *r*.) Their product is the second term. It takes away the part of *g* that points along $\hat x$: the norm has removed
+# the row's size, so (but for $\varepsilon$) no gradient is left along it.
 #
 # **Write** both in PyTorch, for all rows at once.
 
@@ -187,16 +195,17 @@ lk.check_against(by_autograd, my_gradients, cases, mistakes=mistakes);
 
 # %% [markdown]
 # ## Sums over all rows
-# *dx* is one kernel more like the first. *dweight* is another matter: it adds up 16384 rows, and many blocks have a part of them. Could
-# each add its rows to *dweight* with `atomicAdd`? The sum would be right, and its last bits different in each run, for nobody knows in what
-# order the blocks come. In two kernels the order is fixed:
+# *dx* is one kernel more like the first. *dw* is another matter: it adds up all rows, thousands of them, and many blocks have a part of them.
+# Could each add its rows to one `dweight` with `atomicAdd` (lab 02)? The sum would be right, but its last bits could differ from run to run,
+# for nobody knows in what order the blocks come. In two kernels the order is fixed:
 
 # %%
 lk.draw.partial_sums()
 
 # %% [markdown]
 # **Write** the first kernel. Its blocks have as many threads as there are columns, up to 1024: a thread has a column, or several, 1024
-# apart. Block *b* takes the rows *b*, *b* + `gridDim.x` and so on, and writes one row of sums. The second kernel is given.
+# apart; that loop is given. Block *b* takes the rows *b*, *b* + `gridDim.x` and so on, and writes one row of sums of
+# `dy * x * r`. *r* has been kept from the way forward, a number a row. The second kernel is given.
 
 # %% solution="partial-sums"
 %%cuda
@@ -245,17 +254,21 @@ lk.check_counters(lambda x, dy, r: (dy * x * r[:, None]).sum(0), my_weight_gradi
                   bytes_at_most=1.6);
 
 # %% [markdown]
-# The few partial rows are all that moves twice. In the package's version the same kernel computes *dx* as well, since it has the rows in
-# hand: *x* and *dy* are read once for both.
+# The few partial rows are written and read again; large tensors are read once. In the package's version the same kernel computes *dx* as well,
+# since it has the rows in hand: *x* and *dy* are read once for both.
 
 # %%
 lk.bench("rms_norm_backward").plot()
 
 # %% [markdown]
+# `v1_naive` has one thread for each column, which adds up all 16384 rows alone. On an H200 that takes 7 ms, with 2048 columns or with 8192: there
+# is room for many times as many threads.
+#
 # ## Where a token stands
-# Attention compares every query with every key, and would not notice if the words changed places. *RoPE*, the rotary position embedding,
-# tells it: before the comparison, queries and keys are cut into pairs of numbers, and each pair is turned like a hand of a clock, by its
-# token's position times a frequency. The first pairs turn fast, the last ones hardly at all:
+# Attention compares a query with keys, and would not notice if those keys, with their values, changed places. *RoPE*, the rotary position
+# embedding, tells it: before the comparison, queries and keys are cut into pairs of numbers, and each pair is turned like a hand of a clock. The
+# angle is its token's position times a frequency. The first pairs turn fast, the last ones hardly at all. (Grey is the pair before; angles are in
+# radians.)
 
 # %%
 lk.draw.rope_turns()
@@ -263,6 +276,8 @@ lk.draw.rope_turns()
 # %% [markdown]
 # $$ \begin{pmatrix} a' \\ b' \end{pmatrix} = \begin{pmatrix} a \cos\theta - b \sin\theta \\ b \cos\theta + a \sin\theta \end{pmatrix},
 # \qquad \theta = \text{position} \cdot f_i, \qquad f_i = 10000^{-2i/d} $$
+#
+# The pair is (*a*, *b*), its number *i* is 0, 1, 2 and so on, and *d* is the length of a query.
 #
 # When two arrows are turned by the same angle, the angle between them stays. So a query's product with a key depends on how far apart
 # the two tokens are, not on where they stand:
@@ -287,7 +302,7 @@ print("500 tokens later, the same scores:", torch.allclose(*scores, atol=1e-3))
 # %% [markdown]
 # **Predict.** In PyTorch's words above, count the steps that pass over *x*: four products, a difference, a sum, and the `cat`, each on
 # halves of *x* or on all of it. How many bytes does a float32 element of *x* cost (the cosines are small: leave them out)? How many in
-# one kernel? And by what angle must a *gradient* be turned on its way back: `"theta"` or `"-theta"`?
+# one kernel? And by what angle must the *gradient* of the result be turned, to become that of *x*: `"theta"` or `"-theta"`?
 
 # %% solution="predict-rope"
 steps_bytes = kernel_bytes = angle_back = None
@@ -302,7 +317,7 @@ lk.check_prediction("rope bytes", steps_bytes, kernel_bytes, angle_back)
 
 # %% [markdown]
 # **Write** the kernel. A thread has one pair: elements `i` and `i + half` of a row of `head_dim = 2 * half`. `pair` counts the pairs of all
-# rows; rows are tokens of one head, then of the next.
+# rows; rows are tokens of one head, then of the next. `sincosf(angle, &sine, &cosine)` computes both.
 
 # %% solution="rope"
 %%cuda --name rope
@@ -346,22 +361,22 @@ cases = [{"x": (h, t, d), "f": (d // 2,), "first": first} for h, t, d, first in 
 lk.check_against(rope_reference, my_rope, cases, mistakes=mistakes);
 
 # %% [markdown]
-# The top of the package's ladder turns queries and keys in one launch, 16 bytes
-# at a time, and computes a sine once for all heads of a token:
+# In the package's ladder, `v1_naive` is like yours: a thread for each pair. The top turns 16 bytes at a time, and computes a sine once for
+# several heads of a token:
 
 # %%
 lk.bench("rope").plot()
 
 # %% [markdown]
-# PyTorch's eager steps reach a fourteenth of a copy's speed, and what `torch.compile` makes of them less than half of it. Yours is one pass
-# over *q* and *k*, and what is left to do is to read more bytes at a time.
+# On an H200, PyTorch's separate steps take 15 to 20 times as long as a copy. `v1_naive` moves no byte twice, and yet takes five times as
+# long: 2 bytes at a time, and each of 40 heads (32 of queries, 8 of keys) computes the same sines again. With both mended, little is left.
 #
 # ## Still wasted
 # - **The trip itself.** *q* and *k* come from a product, are turned, and go to attention. A product's epilogue could turn them, a cache's
 #   writer could: `qkv_rope_cache` in this package does bias, rotation and the write into the cache in one.
-# - **A second norm.** After a layer comes a residual sum and the next layer's norm: `add_rms_norm` is both.
-# - **Launches.** With one token at a time a kernel of this lab moves 8 KB and takes as long as its launch. Then what counts is how many
-#   there are.
+# - **A sum of its own.** After a layer comes a residual sum and the next layer's norm: `add_rms_norm` is both.
+# - **Launches.** With one token at a time a norm of this lab reads a row, 8 KB for 4096 numbers of 16 bits, and takes as long as its launch.
+#   Then what counts is how many there are.
 #
-# What would you add next? And a question: position 100 000 times frequency 1 is an angle of 100 000. A float32 of that size is exact to
-# 0.008. How exact is its sine, and what could you do?
+# What would you add next? And a question: position 100 000 times frequency 0.9 is an angle of 90 000. Near it, float32 numbers are 0.008 apart,
+# so the product is rounded. How exact is its sine, and what could you do?

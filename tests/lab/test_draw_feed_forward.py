@@ -7,10 +7,10 @@ import labkernels as lk
 
 def test_the_trips_of_the_hidden_matrix_are_counted():
     alt = lk.draw.ffn_trips().alt
-    assert "three times" in alt and "travels once" in alt
+    assert "twice" in alt and "travels once" in alt
 
 
 def test_each_block_has_a_slice():
-    assert "3 slices of the weights in 3 colours" in lk.draw.ffn_slices(3).alt
+    assert "to 3 blocks, each with its slice of w1 and of w2, in 3 colours" in lk.draw.ffn_slices(3).alt
     with pytest.raises(ValueError, match="blocks is 0"):
         lk.draw.ffn_slices(0)

@@ -9,7 +9,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
 from labkernels.lab import style
 
-_STEPS = (("x * x", 1, 1), ("mean", 1, 0), ("x * scale", 1, 1), ("* weight", 1, 1))  # name, reads, writes: of one row's length each
+_STEPS = (("x * x", 1, 1), ("mean", 1, 0), ("x * r", 1, 1), ("* weight", 1, 1))  # name, reads, writes: of one row's length each
 
 
 @style.look()
@@ -35,7 +35,7 @@ def norm_trips() -> style.Picture:
     axes.spines["left"].set_visible(False)
     return style.picture(
         figure,
-        "Two rows of bars along an axis of bytes an element. Four kernels, x times x, mean, x times scale, times weight, read 4 bytes each, and three of them "
+        "Two rows of bars along an axis of bytes an element. Four kernels, x times x, mean, x times r, times weight, read 4 bytes each, and three of them "
         "write 4: 28 bytes. One kernel reads 4 and writes 4.",
     )
 
@@ -55,8 +55,8 @@ def partial_sums(rows: int = 12, blocks: int = 3) -> style.Picture:
         axes.text(6.2, y + 0.42, f"block {block}", ha="center", fontsize=9, va="center")
         axes.add_patch(FancyArrowPatch((3.3, 1.5), (4.5, y + 0.15), arrowstyle="-|>", mutation_scale=11, color=style.SERIES[block], shrinkA=0, shrinkB=0))
         axes.add_patch(FancyArrowPatch((7.9, y + 0.15), (8.9, 1.55), arrowstyle="-|>", mutation_scale=11, color=style.INK, shrinkA=0, shrinkB=0))
-    axes.add_patch(Rectangle((9.0, 1.4), 3.2, 0.3, facecolor=style.GREEN, alpha=0.9))
-    for x, text in ((1.6, "dy times x, scaled:\na row each"), (6.2, "first kernel:\none row a block"), (10.6, "second kernel:\nin order")):
+    axes.add_patch(Rectangle((9.0, 1.4), 3.2, 0.3, facecolor=style.GREY, alpha=0.6))
+    for x, text in ((1.6, "dy times x, scaled:\na row each"), (6.2, "first kernel:\na row of sums a block"), (10.6, "second kernel:\nin order")):
         axes.text(x, 3.5, text, ha="center", va="center", fontsize=9)
     axes.text(10.6, 1.15, "dweight", ha="center", va="center")
     axes.set_xlim(-0.1, 12.4)
@@ -79,7 +79,7 @@ def rope_turns(positions: Sequence[int] = (0, 1, 2, 3), frequencies: Sequence[fl
             axes.add_patch(Circle((0, 0), 1, fill=False, color=style.LIGHT))
             axes.add_patch(FancyArrowPatch((0, 0), (math.cos(0.5), math.sin(0.5)), arrowstyle="-|>", mutation_scale=9, color=style.GREY, shrinkA=0, shrinkB=0))
             axes.add_patch(FancyArrowPatch((0, 0), (math.cos(angle), math.sin(angle)), arrowstyle="-|>", mutation_scale=13, color=style.BLUE, linewidth=2, shrinkA=0, shrinkB=0))
-            axes.set_title(f"position {position}: {position * frequency:g}", fontsize=9)
+            axes.set_title(f"position {position}: turn {position * frequency:g}", fontsize=9)
             axes.set_xlim(-1.15, 1.15)
             axes.set_ylim(-1.15, 1.15)
             axes.set_aspect("equal")
