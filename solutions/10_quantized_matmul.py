@@ -3,7 +3,7 @@
 # When a model writes a token it reads all of its weights once. A weight of 16 bits that could do with 4 would be read in a quarter of
 # the time. What is lost is precision, and what is added is work: each number must be unpacked before it is multiplied.
 #
-# You round weights to 16 levels, take them out of packed words, and multiply without ever writing them down. You need labs 02 and 03.
+# You round weights to 16 levels, take them out of packed words, and multiply without ever writing them down. You need labs 01 to 03.
 
 # %% tags=["parameters"] again={"seed": 7, "outputs": 40}
 seed = 0
@@ -21,11 +21,6 @@ generator = torch.Generator().manual_seed(seed)
 
 def random(*shape):
     return torch.randn(shape, generator=generator).to(device)
-
-
-def blocks(count, size):
-    """How many blocks of `size` cover `count`."""
-    return -(-count // size)
 
 
 # %% [markdown]
@@ -51,7 +46,7 @@ lk.check_prediction("quantised bytes", sixteen_bit_bytes, four_bit_bytes, bits_a
 # %% [markdown]
 # ## Rounding
 # The levels can lie evenly between a group's smallest and largest weight. Or they can lie as the weights do: trained weights are
-# about normally distributed, and *NF4* has its levels where a normal distribution has its sixteenths.
+# about normally distributed, and *NF4* (normal float, 4 bits) has more levels where a normal distribution has more numbers.
 
 # %%
 lk.draw.weight_levels()
@@ -62,8 +57,8 @@ lk.draw.weight_levels()
 # $$ \text{scale} = \frac{\max - \min}{15}, \qquad \text{zero} = \text{round}\Big(\frac{-\min}{\text{scale}}\Big), \qquad
 # q = \text{round}\Big(\frac{w}{\text{scale}}\Big) + \text{zero}, \text{ clamped to } 0 \ldots 15 $$
 #
-# Return what the weights are *after* it: $\text{scale}\,(q - \text{zero})$. `min` is the smallest weight or 0, `max` the largest or 0: so 0 is always a
-# level, and a group without spread does no harm (its scale is 0: take 1).
+# Return what the weights are *after* it: $\text{scale}\,(q - \text{zero})$. `min` is the smallest weight or 0, `max` the largest or 0. As zero is a whole
+# number, 0 is always a level. Two roundings can add up to 16, which has no place in 4 bits: so clamp. And a group of zeros has scale 0: take 1.
 
 # %% solution="rounding"
 def rounded(w):
@@ -92,7 +87,7 @@ def rounded_reference(w):
 
 
 def cut_off(w):
-    """What `int` instead of `round` gives."""
+    """What `floor` in place of `round` gives."""
     low, high = w.amin(-1, keepdim=True).clamp(max=0), w.amax(-1, keepdim=True).clamp(min=0)
     scale = (high - low) / 15
     zero = torch.round(-low / scale)
@@ -104,6 +99,8 @@ mistakes = {"rounded down, not to the nearest level": cut_off}
 # %% tests="rounding" points=3
 lk.check_against(rounded_reference, rounded, [{"w": (1, 2)}, {"w": (5, 32)}, {"w": (3, 128)}], mistakes=mistakes);
 assert torch.equal(rounded(torch.zeros(2, 32)), torch.zeros(2, 32)), "a group of zeros must stay zeros: what is its scale?"
+ends = rounded(torch.tensor([[-7.5, 7.5]])).tolist()[0]
+assert ends == [-8.0, 7.0], f"-7.5 and 7.5, scale 1, zero 8: got {ends}, want [-8.0, 7.0]. Which q has 7.5, and does it fit in 4 bits?"
 
 # %% [markdown]
 # ## Eight to a word
@@ -114,12 +111,12 @@ assert torch.equal(rounded(torch.zeros(2, 32)), torch.zeros(2, 32)), "a group of
 lk.draw.packed_word()
 
 # %% [markdown]
-# Shift by 0, 4, 8 and 12 bits, and all eight are out, in order, with four shifts and four masks.
+# Shift by 0, 4, 8 and 12 bits, and all eight are out, in order, with three shifts and four masks.
 #
 # **Write** the product of a quantised weight with one *x*, in float32. A warp has a row of the weight; lane *l* takes the words *l*, *l* + 32 and so on.
 # For the eight numbers of a word:
 #
-# 1. `(word >> 4 * i) & 0x000f000f` has number `2 * i` in its lower half, number `2 * i + 1` in its upper one. The word is unsigned.
+# 1. `(word >> 4 * i) & 0x000f000f` has number `2 * i` in its lower half, number `2 * i + 1` in its upper one.
 # 2. Add `scale * (q - zero) * x` to `sum`. All eight are of one group, whose pair has been read for you.
 
 # %% solution="gemv"
@@ -194,22 +191,24 @@ cases = [{"w": (n, k), "x": (k,), "group": group} for n, k, group in [(1, 32, 32
 lk.check_against(gemv_reference, my_gemv, cases, mistakes=mistakes);
 
 # %% [markdown]
-# Count what you do for a number of half a byte: shift, mask, convert, subtract, two multiplications, an addition. At 4.8 TB/s an H200 brings
-# each multiprocessor 41 such numbers a clock, for 128 lanes: three instructions for a number. You spend seven. So the limit of such a kernel
-# is not memory. The package's versions spend less on each number:
+# Count what you do for a number of half a byte. A shift and a mask, shared by two; one more to take it out of its half; convert, load its *x*,
+# subtract, multiply, and a multiply-add. That makes seven instructions. At 4.8 TB/s and 1.75 GHz memory brings each of 132 multiprocessors 21
+# bytes a clock: 39 numbers of 4.25 bits. In that clock its 128 lanes start 128 instructions, three for a number. So the limit of this
+# kernel is not memory. The package's versions spend less on each number:
 #
 # - scale and zero wait until the group's end: $\sum s\,(q - z)\,x = s\,(\sum q\,x - z \sum x)$;
 # - or-ing `0x4300` into a half word makes it the bfloat16 $128 + q$: no conversion, two numbers at once;
 # - tensor cores multiply what was unpacked, even for one row of *x*.
 #
 # ## Any sixteen numbers
-# For NF4 the number is an index: $w = \text{scale} \cdot \text{codebook}[q]$. A table of 16 floats does not fit in a register, but in shared memory, where 32
-# lanes can look into it at once. If two lanes want different words of one bank they wait for each other; 16 floats lie in 16 banks, and
-# lanes that want the same word share it.
+# NF4's levels follow no formula. Its number is an index: $w = \text{scale} \cdot \text{codebook}[q]$. The *codebook* of 16 floats goes into shared memory,
+# where 32 lanes can look at once. Lab 01 has the rule: lanes that want different words of one bank wait for each other.
 #
-# **Predict.** 32 lanes look up 32 numbers from 0 to 15 in a table of 16 floats in shared memory. How many bank conflicts can there be at
-# most? And in a table of pairs, 256 entries of two halves each, 4 bytes, looked up by a whole byte: how many lanes can meet in one bank, at worst, all
-# wanting different words?
+# A larger table can save work. Two numbers are a byte: with 256 entries, each a pair of 16-bit floats in one word of 4 bytes, one look finds
+# the levels of both.
+#
+# **Predict.** 32 lanes look up any numbers from 0 to 15 in the table of 16 floats. How many bank conflicts can there be at most? And in the table
+# of 256 words: how many lanes can meet in one bank, at worst, all wanting different words?
 
 # %% solution="predict-table"
 conflicts_of_sixteen = words_in_a_bank = None
@@ -222,7 +221,9 @@ words_in_a_bank = 256 // 32       # of 256 words each bank has 8
 lk.check_prediction("table conflicts", conflicts_of_sixteen, words_in_a_bank)
 
 # %% [markdown]
-# **Write** the product by table. The table is copied into shared memory first, and the group's scale is the only thing beside it.
+# At random about three meet in the table of 256. The package's `v3_lut` spends 32 KB to avoid it: each bank has a table of its own, for its own lane.
+#
+# **Write** the product by the table of 16. Copy it into shared memory first. There is no zero now, only the group's scale.
 
 # %% solution="lookup"
 %%cuda --name lookup
@@ -277,13 +278,15 @@ def lookup_reference(w, x, group):
 
 
 # %% tests="lookup" points=3
-lk.check_against(lookup_reference, my_lookup, cases);
+exchanged = {"that with each two neighbours exchanged": lambda w, x, group: lookup_reference(w, x.unflatten(0, (-1, 2)).flip(1).flatten(), group)}
+lk.check_against(lookup_reference, my_lookup, cases, mistakes=exchanged);
 
 # %% [markdown]
 # ## What is lost
 # Errors of a layer's *output* are what counts. Here is a layer whose inputs are correlated, as those in a trained model are: some directions
 # matter much more than others. *nearest* rounds each weight by itself; *mse* searches for scales that lose less; *gptq* rounds one column
-# after the other, and lets the columns to come make up for what was lost so far.
+# after the other, and lets the columns to come make up for what was lost so far. Errors are relative; the bits include scales, zeros and
+# NF4's codebook, which is not little beside a weight as small as this.
 
 # %%
 from labkernels.quant.accuracy import accuracy_table
@@ -308,9 +311,9 @@ lk.draw.error_by_bits(list(table[["scheme", "quantizer", "bits_per_weight", "out
 # GPTQ ends further from the weights than rounding does, and closer to what the weights *do*.
 #
 # ## How many rows?
-# For one token the weight is read, unpacked and used once. For 256 tokens it is still read once, but unpacking is nothing beside the products,
-# and those are as many as in 16 bits. Somewhere between, another kernel is the fastest. With a GPU all are measured now; without one you see
-# what an H200 has recorded, in microseconds by rows of *x*.
+# For one token the weight is read, unpacked and used once. For 256 tokens it is still read once, but the products take longer than reading, and
+# those are as many as in 16 bits. Somewhere between, another kernel is the fastest. With a GPU all are measured now; without one you see what
+# an H200 has recorded, by *m*, the rows of *x*. In brackets: the share of the limit, the time to read 4 bits a weight or to multiply.
 
 # %%
 rows = lk.bench("quant_matmul", ["v2_gemv", "v3_lut", "v4_tensor_cores", "v5_hopper", "cublas", "tinygemm"], dtype="bfloat16",
@@ -318,8 +321,13 @@ rows = lk.bench("quant_matmul", ["v2_gemv", "v3_lut", "v4_tensor_cores", "v5_hop
 rows
 
 # %% [markdown]
-# `cublas` multiplies the same weight in bfloat16, `tinygemm` is PyTorch's own kernel for 4 bits. Which kernel runs for a given number of rows is
-# chosen by a table of such measurements, and can be asked:
+# `cublas` multiplies the same weight in bfloat16, `tinygemm` is PyTorch's own kernel for 4 bits.
+#
+# On the H200 one row takes 10.8 µs where `cublas` takes 27.5: 2.5 times faster, not 4, for a kernel's start and end do not shrink with its
+# bytes. And 256 rows are *slower* in 4 bits, 46.9 µs to 34.2: now the products are the limit, and unpacking comes on top. With that many
+# rows a weight of this size gains only memory.
+#
+# Which kernel runs for a given number of rows is chosen by a table of such measurements, and can be asked:
 
 # %%
 from labkernels.quant import quantize
@@ -329,6 +337,7 @@ print(lk.explain("quant_matmul", torch.randn(2, 128, generator=generator).to(dev
 
 # %% [markdown]
 # ## As a layer
+# `QuantLinear` takes the place of a `torch.nn.Linear` in a trained model. The weight is quantised once, the bias stays as it is:
 
 # %%
 torch.manual_seed(seed)
@@ -341,8 +350,8 @@ print("bytes of the weight:", linear.weight.numel() * 2, "->", layer.weight.byte
 
 # %% [markdown]
 # ## Still wasted
-# - **Launches.** A weight of 4096 x 4096 could be read in 2 microseconds, and the fastest kernel recorded takes 6. The next one could begin to
-#   read its weight before this one is done.
+# - **Starts and ends.** A weight of 4096 x 4096 could be read in 2 microseconds, and the fastest kernel recorded takes 6. On Hopper the package's
+#   kernels already ask for their weight before the kernel before them is done; what is left is waiting for the first bytes and for the last.
 # - **Activations in 16 bits.** With both sides in int8, tensor cores multiply twice as fast: `w8a8_matmul` in this package.
 # - **One scheme for all.** Some layers bear 4 bits, some do not.
 #

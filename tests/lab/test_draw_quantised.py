@@ -6,7 +6,7 @@ import labkernels as lk
 
 
 def test_levels_span_the_weights():
-    assert "16 evenly spaced levels of int4 from -3.15 to 2.83" in lk.draw.weight_levels().alt
+    assert "16 evenly spaced levels of int4 from -3.19 to 2.79, 0 among them" in lk.draw.weight_levels().alt
     with pytest.raises(ValueError, match="count is 1"):
         lk.draw.weight_levels(1)
 

@@ -17,21 +17,22 @@ def weight_levels(count: int = 128, seed: int = 0) -> style.Picture:
     if count < 2:
         raise ValueError(f"weight_levels: count is {count}; it must be at least 2")
     weights = torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    low, high = weights.min(), weights.max()
-    even = (low + (high - low) * torch.arange(16) / 15).tolist()
+    low, high = weights.min().clamp(max=0), weights.max().clamp(min=0)
+    scale = (high - low) / 15
+    even = (scale * (torch.arange(16) - torch.round(-low / scale))).tolist()  # 0 is one of them
     normal = (weights.abs().max() * torch.tensor(NF4, dtype=torch.float64)).tolist()
     figure, axes = style.figure(height=2.5)
     axes.plot(weights.tolist(), [2] * count, "|", color=style.INK, markersize=16)
     for y, levels, colour in ((1, even, style.BLUE), (0, normal, style.GREEN)):
         axes.plot(levels, [y] * 16, "|", color=colour, markersize=22, markeredgewidth=2.5)
-    axes.set_yticks([2, 1, 0], [f"{count} weights", "int4: evenly\nlow to high", "NF4: as normal\nnumbers lie"])
+    axes.set_yticks([2, 1, 0], [f"{count} weights", "int4: evenly,\n0 among them", "NF4: as normal\nnumbers lie"])
     axes.set_ylim(-0.6, 2.6)
     axes.set_xlabel("weight")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return style.picture(
         figure,
-        f"Three rows of marks on a number line. Top: {count} weights, densest around 0. Middle: 16 evenly spaced levels of int4 from {low:.2f} to {high:.2f}. "
+        f"Three rows of marks on a number line. Top: {count} weights, densest around 0. Middle: 16 evenly spaced levels of int4 from {even[0]:.2f} to {even[-1]:.2f}, 0 among them. "
         f"Bottom: 16 levels of NF4, close together around 0 and far apart at the ends, from {normal[0]:.2f} to {normal[-1]:.2f}.",
     )
 
@@ -60,7 +61,7 @@ def packed_word() -> style.Picture:
     axes.axis("off")
     return style.picture(
         figure,
-        "A word of eight nibbles; from the lowest they hold k = 0, 2, 4, 6, 1, 3, 5, 7. Below it the word shifted by 4 and masked with 0x000f000f: k = 2 in the lower "
+        "A word of eight nibbles; from the lowest they hold k = 0, 2, 4, 6, 1, 3, 5, 7. Below it the word shifted by 4 and masked with 000f000f, hexadecimal: k = 2 in the lower "
         "half word, k = 3 in the upper one, and zeros elsewhere.",
     )
 
@@ -75,12 +76,13 @@ def error_by_bits(rows: Sequence[tuple[str, str, float, float]]) -> style.Pictur
     schemes = list(dict.fromkeys(scheme for scheme, *_ in rows))
     for scheme, quantiser, bits, error in rows:
         colour = style.SERIES[schemes.index(scheme) % len(style.SERIES)]
-        axes.plot([bits], [error], markers.get(quantiser, "x"), color=colour, markersize=7)
+        hollow = "none" if quantiser == "mse" else colour  # what it lies on shows through
+        axes.plot([bits], [error], markers.get(quantiser, "x"), color=colour, markerfacecolor=hollow, markersize=8 if quantiser == "mse" else 6, markeredgewidth=1.5)
     for scheme in schemes:
-        axes.plot([], [], "-", color=style.SERIES[schemes.index(scheme) % len(style.SERIES)], label=scheme)
+        axes.add_patch(Rectangle((0, 0), 0, 0, color=style.SERIES[schemes.index(scheme) % len(style.SERIES)], label=scheme))
     for quantiser, marker in markers.items():
         if any(row[1] == quantiser for row in rows):
-            axes.plot([], [], marker, color=style.INK, linestyle="none", label=quantiser)
+            axes.plot([], [], marker, color=style.INK, markerfacecolor="none" if quantiser == "mse" else style.INK, linestyle="none", label=quantiser)
     axes.set_yscale("log")
     axes.set_xlabel("bits a weight, scales included")
     axes.set_ylabel("relative error of the output")

@@ -1,4 +1,4 @@
-# reason: exception KeyError
+# reason: exception AssertionError
 class Pages:
     """Pages of `size` tokens; conversations by name."""
 
