@@ -129,7 +129,7 @@ lk.check_counters(rms_norm_reference, my_rms_norm, {"x": (16, 512), "weight": (5
 # The counters allow each row its own look at the weight, which is small and comes from the cache, but no second look at *x*.
 #
 # What is this worth? With a GPU all versions are measured now; without one you see what an H200 has recorded. `torch` is PyTorch's own
-# `F.rms_norm`, `liger` and `flashinfer` are libraries of kernels.
+# `F.rms_norm`, `liger` is a library of kernels for training.
 
 # %%
 lk.bench("rms_norm").plot()
