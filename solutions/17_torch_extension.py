@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 17 A kernel becomes a torch operator
-# A kernel takes pointers. PyTorch takes operators: things with a name and a schema, which autograd can go back through and
-# `torch.compile` can put into a graph. This lab makes one of the other, step by step, for the activation in a Llama's feed-forward
-# layers. PyTorch's own tests say when you are done.
+# A kernel takes pointers. PyTorch takes *operators*: functions with a name and a *schema* (what goes in, what comes out, what is changed),
+# which autograd can go back through and `torch.compile` can put into a graph. This lab makes an operator of a kernel, step by step, for the
+# activation in a Llama's feed-forward layers. PyTorch's own tests say when you are done.
 #
 # You need lab 01, and the idea of a gradient from lab 06.
 
@@ -45,19 +45,20 @@ __global__ void swiglu_forward(const float* gate, const float* up, float* out, i
 }
 
 # %% [markdown]
-# PyTorch alone needs three kernels for it: a sigmoid, and two products. Each reads its inputs from memory and writes its result there.
+# PyTorch has no operator for it. `F.silu(gate) * up` is two kernels: the SiLU, and the product. Each reads its inputs from memory and writes
+# its result there.
 #
-# **Predict.** How many bytes an element do the three move, in float32, and how many does the one?
+# **Predict.** How many bytes an element do the two move, in float32, and how many does the one?
 
 # %% solution="predict-bytes"
-three_kernels = one_kernel = None
+two_kernels = one_kernel = None
 ### BEGIN SOLUTION
-three_kernels = 2 * 4 + 3 * 4 + 3 * 4     # sigmoid(g); g * sigmoid; * u
+two_kernels = 2 * 4 + 3 * 4     # silu(g); its product with u
 one_kernel = 3 * 4
 ### END SOLUTION
 
 # %% tests="predict-bytes" points=1
-lk.check_prediction("swiglu bytes", three_kernels, one_kernel)
+lk.check_prediction("swiglu bytes", two_kernels, one_kernel)
 
 # %% [markdown]
 # ## What PyTorch sees of a kernel
@@ -71,8 +72,9 @@ print("right:", torch.allclose(out, F.silu(gate) * up, atol=1e-6))
 print("knows that it came from gate:", out.requires_grad)
 
 # %% [markdown]
-# A number came out, but no way back leads from it to `gate`: a loss computed from it trains nothing, and nobody says so. The compiler
-# at least complains when it is told to make one graph of everything:
+# The numbers are right, but no way back leads from them to `gate`. In a model the layers after this one would train, those before it would
+# not, and nobody says so. The compiler at least complains when it is told to make one graph of everything (`fullgraph`; the backend `eager`
+# runs that graph as it is):
 
 # %%
 def launch(gate, up):
@@ -88,7 +90,9 @@ except Exception as error:
 torch._dynamo.reset()
 
 # %% [markdown]
-# Between a call and a kernel PyTorch has layers. Each can do its part for a kernel of yours, if it is told what it cannot guess:
+# Between a call and a kernel PyTorch has layers. In the middle is the *dispatcher*, a table: for each operator the functions that a call goes
+# through, first autograd's, then the one for the tensors' device. Each layer can do its part for a kernel of yours, if it is told what it
+# cannot guess:
 
 # %%
 lk.draw.operator_layers()
@@ -97,7 +101,8 @@ lk.draw.operator_layers()
 # ## A name and a schema
 # `torch.library.custom_op` makes an operator of a function. The schema is read off the annotations. `mutates_args=()` promises that no
 # input is changed; and a result must be a new tensor, not an input or a view of one. On these promises the compiler moves calls around,
-# and throws away those whose results nobody uses.
+# and throws away those whose results nobody uses. (If you run this cell again, run those below it again too: it makes a new operator,
+# which knows nothing of what the old one was told.)
 #
 # Callers promise less. A tensor may be a view: `weight.t()`, or every second column. Your kernel counts elements as they lie in memory,
 # so give it tensors whose elements lie in order: `x.contiguous()` is `x` itself where they do, else a copy.
@@ -126,7 +131,7 @@ def my_swiglu(gate, up):
 
 def of_views(gate, up):
     """Of a transposed tensor, and of every second column."""
-    return swiglu(gate.t(), up.t()[:, : gate.shape[0]]), swiglu(gate[:, ::2], up[:, ::2])
+    return swiglu(gate.t(), up.t()), swiglu(gate[:, ::2], up[:, ::2])
 
 
 # %% tests="operator" points=3
@@ -138,15 +143,15 @@ for got, want in zip(of_views(*example), (reference(*example).t(), reference(*ex
 opcheck(swiglu, example, test_utils="test_schema");
 
 # %% [markdown]
-# `opcheck` is PyTorch's own judge of operators. This part of it compares what the function did with what its schema says. The operator
-# is now also `torch.ops.lab17.swiglu`, for everybody in this process.
+# `opcheck` is PyTorch's own judge of operators. This part of it compares what the function did with what its schema says: was an input
+# changed, is the result a view of one? The operator is now also `torch.ops.lab17.swiglu`, for everybody in this process.
 #
 # ## A kernel without data
 # To compile a model PyTorch runs it once on *fake* tensors, which have a shape, a dtype, strides and a device, and no memory. Your kernel
 # cannot run on those. So it gets a stand-in, the fake kernel, which returns an empty tensor like the one the kernel would return.
 #
-# *Like* is meant strictly: the compiler plans the memory of all that follows by it. Look at the strides, for which the example has a
-# transposed tensor:
+# *Like* is meant strictly: the compiler plans the memory of all that follows by it. The strides are easily wrong. Give your operator a
+# transposed tensor, and look at them:
 
 # %%
 transposed = random(10, 6).t()
@@ -170,7 +175,7 @@ for inputs in (example, (transposed, transposed.clone()), (random(4, 9)[:, ::2],
     opcheck(swiglu, inputs, test_utils="test_faketensor");
 
 # %% [markdown]
-# That is all the compiler wants. The whole function is one graph now, and your operator a node of it:
+# That is all the compiler wants for a forward pass. The whole function is one graph now, and your operator a node of it:
 
 # %%
 graphs = []
@@ -188,8 +193,8 @@ print([str(node.target) for node in graphs[0].graph.nodes if node.op in ("call_f
 
 # %% [markdown]
 # ## The way back
-# Say *dy* is the gradient of the result. By the product rule, *u* gets *dy* times silu(*g*), and *g* gets *dy* times *u* times the slope
-# of silu. With $\sigma$ short for $\sigma(g)$:
+# Say *dy* is the gradient of the loss with respect to the result *y*. Then *u* gets *dy* times silu(*g*), and *g* gets *dy* times *u* times
+# the slope of silu. With $\sigma$ short for $\sigma(g)$:
 #
 # $$ du = dy\; g\,\sigma, \qquad dg = dy\; u\,\sigma\,(1 + g\,(1 - \sigma)) $$
 #
@@ -214,7 +219,7 @@ __global__ void swiglu_backward_kernel(const float* grad, const float* gate, con
 
 # %% [markdown]
 # When a model is compiled its backward pass is, too: autograd's formula is run on fake tensors as well. So the second kernel must not be
-# launched from there directly. It becomes an operator of its own, which has been done for you:
+# launched from there directly: fake tensors have no memory. It becomes an operator of its own, which has been done for you:
 
 # %%
 @torch.library.custom_op("lab17::swiglu_backward", mutates_args=())
@@ -267,8 +272,8 @@ doubled.sum().backward()
 # `register_autograd` takes two functions. `setup_context` runs after the forward pass: it has the inputs and the output, and keeps what the
 # way back needs. `backward` gets that again, and the gradient of the result; it returns a gradient for each input, in their order.
 #
-# **Write** both. Keep no more than you use: what is kept stays in memory until the backward pass. And PyTorch need not wonder about kept
-# tensors if they go through `ctx.save_for_backward(...)`; they come back as `ctx.saved_tensors`.
+# **Write** both. Keep no more than you use: what is kept stays in memory until the backward pass. Keep tensors by
+# `ctx.save_for_backward(...)`, and PyTorch notices if somebody overwrites one before it is used. They come back as `ctx.saved_tensors`.
 
 # %% solution="autograd"
 def setup_context(ctx, inputs, output):
@@ -296,7 +301,7 @@ opcheck(swiglu, leaves);
 
 # %% [markdown]
 # That last line ran all of `opcheck`: the schema, the fake kernel, that gradients are registered where the compiler finds them, and
-# a compiled forward and backward pass against the plain ones.
+# a forward and backward pass traced by the compiler against the plain ones.
 #
 # ## It trains, compiled or not
 # The feed-forward layer of a Llama, on your operator. The same layer on PyTorch's own operations stands beside it.
@@ -337,13 +342,14 @@ for compiled in (False, True):
 print("it learns:", bool(theirs[-1] < 0.9 * theirs[0]))
 
 # %% [markdown]
-# `aot_eager` is the compiler without its last stage, the code generator: everything that could reject an operator has run.
+# The backend `aot_eager` is the compiler without its last stage, the code generator. Both passes have been traced on fake tensors; the
+# generator would leave a call of your operator as it is.
 #
 # ## From Python to C++
-# What is left is the time a call takes on the host. An operator written in Python comes back to Python for each launch, which takes
-# some ten microseconds; a small kernel is done by then. `torch.compile(mode="reduce-overhead")` records the launches in a CUDA graph and
-# replays them without asking anybody. Where that cannot be, the launch itself can be C++. The package's operators have both: until they
-# are told otherwise they are launched from Python.
+# What is left is the time a call takes on the host. An operator written in Python comes back to Python for each launch, which takes tens of
+# microseconds; a small kernel is done by then. `torch.compile(mode="reduce-overhead")` records the launches once, in a *CUDA graph*, and
+# replays them without asking Python. Where shapes change with every call, the launch itself can be C++, which takes a few microseconds. The
+# package's operators have both. Until they are told otherwise they are launched from Python, by what is called `rawkernel` here:
 
 # %%
 import labkernels.torch_extension as extension
@@ -353,22 +359,27 @@ for name in ("matmul", "attention", "attention_backward"):
     print(getattr(torch.ops.labkernels, name).default._schema)
 
 # %% [markdown]
-# With a GPU and nvcc, `extension.load()` compiles the same `.cu` files into a shared library. The part of it in C++ is what you wrote
-# here, in other words: a kernel registered for a key of the dispatcher. Schema, fake kernels and gradients stay in Python.
+# With a GPU and nvcc, `extension.load()` compiles the same `.cu` files into a shared library. Its C++ ends with what you wrote here, in other
+# words: functions entered into the dispatcher's table. The table has a column, a *key*, for each stop of a call: `AutogradCUDA` is autograd's
+# for tensors on a GPU, `CUDA` comes after it. The entries for autograd ask whether anybody wants gradients. If so they hand the call to a
+# second operator, `matmul_autograd` say, whose formula is in Python. So are the schemas and the fake kernels.
 
 # %%
 from pathlib import Path
 
 text = (Path(extension.__file__).parent / "csrc" / "operators.cpp").read_text()
-print(text[text.index("static Library cuda") :].strip())
+print(text[text.index('extern "C"') :].strip())
 
 # %% [markdown]
-# ## Still wasted
+# ## Still wasted, still missing
 # - **Kernels that follow each other.** The compiler fuses its own operations into one kernel, but yours is closed to it: nothing is fused
 #   across its edges. A product before it, a sum after it: each pays for its trip through memory. So a fused kernel must be worth more
-#   than what the compiler would have fused. For this activation alone it hardly is; inside a matmul's epilogue it is.
+#   than what the compiler would have fused. For this activation alone it hardly is; at the end of a matmul, before its result is written,
+#   it is.
 # - **What is kept.** `gate` and `up` wait for the backward pass. A layer could keep *x* alone, and compute both again.
 # - **Dtypes.** A bfloat16 tensor fails, loudly, in the launch. `torch.library` has a place for autocast too; or the kernel is a template.
+# - **Shapes.** An `up` with fewer elements than `gate` fails silently: the kernel reads what lies behind it. The package's operators compare
+#   shapes first, and say what is wrong.
 #
-# What would you add next? And a question: your operator gives the wrong gradient for one kind of use that no test here has made. What
-# happens if somebody asks for the gradient of a gradient?
+# What would you add next? And a question: what happens if somebody asks for the gradient of a gradient? Try `torch.autograd.grad` with
+# `create_graph=True`, twice. Which operator is PyTorch missing a formula for?

@@ -4,9 +4,9 @@ from labkernels.classroom.predictions import Prediction
 
 PREDICTIONS = {
     "swiglu bytes": Prediction(
-        (32, 12),
-        asks=("bytes an element by three kernels", "bytes an element by one kernel"),
+        (20, 12),
+        asks=("bytes an element by two kernels", "bytes an element by one kernel"),
         unit="bytes",
-        hint="A sigmoid reads one number and writes one; a product reads two and writes one. A float32 has 4 bytes.",
+        hint="SiLU reads one number and writes one; a product reads two and writes one. A float32 has 4 bytes.",
     ),
 }

@@ -7,9 +7,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from labkernels.lab import style
 
 _LAYERS = (  # what it is, what it does with a call, what it must be told
-    ("torch.compile", "puts the call in a graph, without any data", "fake kernel: the result's shape, dtype and strides"),
+    ("torch.compile", "puts the call in a graph, without any data", "fake kernel: the result's shape, dtype, strides"),
+    ("dispatcher", "checks the arguments, finds who is next", "schema: names and types; what is changed in place"),
     ("autograd", "keeps what the way back needs", "gradient: how to go back, and what to keep"),
-    ("dispatcher", "finds the code for the tensors' device", "schema: names and types; what is changed in place"),
     ("your kernel", "computes", "kernel: one for CUDA, here also one for the CPU"),
 )
 

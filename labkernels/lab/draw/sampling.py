@@ -48,6 +48,7 @@ def nucleus(logits: Sequence[float] = LOGITS, top_p: float = 0.8) -> style.Pictu
     axes.set_xlabel("tokens, the most probable first")
     axes.set_ylabel("sum of probabilities")
     axes.set_ylim(0, 1.05)
+    axes.legend(handles=_key((style.GREEN, "the nucleus"), (style.LIGHT, "cannot be drawn")), loc="lower right", fontsize=9)
     return style.picture(
         figure,
         f"Stairs: each token's probability on top of those before it, the largest first. A dashed line at {top_p:g}. The first {int(kept.sum())} of {len(p)} tokens, green, "
@@ -58,35 +59,44 @@ def nucleus(logits: Sequence[float] = LOGITS, top_p: float = 0.8) -> style.Pictu
 @style.look()
 def bit_search(logits: Sequence[float] = LOGITS, top_p: float = 0.8, steps: int = 12) -> style.Picture:
     """A threshold of probabilities found bit by bit: what each step tries, and whether the bit stays."""
-    p = torch.tensor(logits, dtype=torch.float32).softmax(0)
     if not 1 <= steps <= 30:
         raise ValueError(f"bit_search: steps is {steps}; it must be from 1 to 30")
+    p = torch.tensor(logits, dtype=torch.float32).softmax(0)
     figure, axes = style.figure(height=2.9)
-    threshold, kept, lowest, shown = 0, 0, p.min().item() / 2, []
-    for step in range(steps):
-        bit = 1 << (29 - step)
+    threshold, kept, lowest, below = 0, 0, p.min().item() / 2, 0
+    for step in range(1, steps + 1):
+        bit = 1 << (30 - step)
         tried = _as_float(threshold | bit)
         stays = bool(p[p >= tried].sum() >= top_p)
-        shown += [step] if tried >= lowest else []  # the first ones are far below
-        axes.plot([step], [tried if tried < 2 else 2], marker="o", color=style.RIGHT if stays else style.WRONG, markersize=7, linestyle="none")
+        if tried < lowest:
+            below = step
+        else:
+            axes.plot([step], [tried], marker="o", color=style.RIGHT if stays else style.WRONG, markersize=7, linestyle="none")
         if stays:
             threshold, kept = threshold | bit, kept + 1
     for value in p.tolist():
         axes.axhline(value, color=style.LIGHT, linewidth=1.2, zorder=0)
-        axes.text(steps - 0.4, value, f"{value:.3f}", va="center", fontsize=8, color=style.GREY)
-    axes.axhline(_as_float(threshold), color=style.INK, linestyle="--", linewidth=1.2)
+        axes.text(1.01, value, f"{value:.3f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=style.GREY)
+    axes.axhline(_as_float(threshold), color=style.INK, linestyle="--", linewidth=1.2, zorder=1)
+    axes.text(0.5, _as_float(threshold) * 1.08, f"threshold after step {steps}", va="bottom", fontsize=8)
+    axes.text(0.5, lowest * 1.15, f"steps 1 to {below}: far below" if below > 1 else "step 1: far below" if below else "", va="bottom", fontsize=8)
     axes.set_yscale("log")
     axes.set_ylim(lowest, 3)
-    axes.set_xlim(min(shown, default=0) - 0.5, steps + 0.4)
+    axes.set_xlim(0.3, steps + 0.5)
+    axes.set_xticks(range(1, steps + 1, 1 if steps <= 15 else 2))
     axes.set_xlabel("step: one bit of the threshold, the highest first")
     axes.set_ylabel("threshold tried")
-    handles = [Rectangle((0, 0), 1, 1, color=colour, label=text) for colour, text in ((style.RIGHT, "enough is left: the bit stays"), (style.WRONG, "too little: it goes"))]
-    axes.legend(handles=handles, loc="upper right", fontsize=9)
+    axes.legend(handles=_key((style.RIGHT, "enough is left: the bit stays"), (style.WRONG, "too little: it goes")), loc="upper right", fontsize=9)
     return style.picture(
         figure,
-        f"Dots, one for each of {steps} steps, at the threshold that is tried: green where the tokens above it have at least {top_p:g} of the probability, "
+        f"Dots at the thresholds that {steps} steps try, without the first {below}, which are far smaller: green where the tokens that reach the threshold have at least {top_p:g} of the probability, "
         f"orange where they have not. Grey lines are the tokens' probabilities. {kept} bits stay, and the threshold ends at {_as_float(threshold):.4f}.",
     )
+
+
+def _key(*entries: tuple[str, str]) -> list[Rectangle]:
+    """What a legend shows: a square of each colour, and its text."""
+    return [Rectangle((0, 0), 1, 1, color=colour, label=text) for colour, text in entries]
 
 
 def _as_float(bits: int) -> float:

@@ -1,3 +1,3 @@
 # reason: mismatch
-three_kernels = 4 + 2 * 4 + 2 * 4
+two_kernels = 4 + 2 * 4
 one_kernel = 2 * 4
