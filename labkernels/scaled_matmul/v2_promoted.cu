@@ -7,12 +7,9 @@
 //             from L2 for each clock of its tensor cores, where 128 x 256 takes 48. That, not the additions, is what the exactness costs.
 //   Measured  data/measured/h200/scaled_matmul.csv: at 4096^3 0.126 ms, torch._scaled_mm with float32 sums 0.103.
 //   Wastes    Scales are multiplied for each element anew; the last wave of tiles.
-#include "../matmul/hopper.cuh"
-#include "cluster.cuh"
-#include "setmaxnreg.cuh"
-#include "wgmma.cuh"
+#include "stages.cuh"
 
-constexpr int CONSUMERS = 2, ROWS = 64 * CONSUMERS, DEPTH = ROW_BYTES;
+constexpr int ROWS = 64 * CONSUMERS;
 
 // a, b and c: tensor maps of (m, k), (n, k) and the result (m, n). Scales: one a row of a, one a column of b. CLUSTER blocks, one above the
 // other, share their columns of B. Tiles are taken in bands of `band` rows of tiles.
@@ -31,38 +28,10 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     const int tiles = row_tiles * column_tiles, clusters = gridDim.x / CLUSTER;
     const int warpgroup = threadIdx.x / GROUP, lane = threadIdx.x % 32;
 
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < STAGES; ++s) {
-            mbarrier_init(&full[s], 1);
-            mbarrier_init(&empty[s], CONSUMERS * CLUSTER * 4);
-        }
-        fence_mbarrier_init();
-    }
-    if (CLUSTER > 1) cluster_sync();
-    else __syncthreads();
+    start<STAGES, CLUSTER>(memory);
+    if (warpgroup == CONSUMERS) return fetch<ROWS, COLUMNS, STAGES, CLUSTER>(memory, a, b, rank, steps, row_tiles, column_tiles, band);
 
     Ring<STAGES> ring;
-    if (warpgroup == CONSUMERS) {
-        register_deallocate<40>();
-        for (int index = blockIdx.x / CLUSTER; index < tiles && threadIdx.x == CONSUMERS * GROUP; index += clusters) {
-            const Tile tile(index, row_tiles, column_tiles, band);
-            constexpr int SHARE = COLUMNS / CLUSTER;  // of B, which each block of a cluster fetches for all of them
-            const int row = (tile.row * CLUSTER + rank) * ROWS, column = tile.column * COLUMNS + rank * SHARE;
-            for (int step = 0; step < steps; ++step, ring.advance()) {
-                Mbarrier* arrived = &full[ring.stage];
-                char* const share = memory.b(ring.stage) + rank * SHARE * ROW_BYTES;
-                if (CLUSTER > 1) mbarrier_wait_cluster(&empty[ring.stage], ring.parity ^ 1);
-                else mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
-                mbarrier_arrive_expect_tx(arrived, Memory::STAGE_BYTES);
-                tma_load(memory.a(ring.stage), a, arrived, step * DEPTH, row);
-                if (CLUSTER > 1) tma_load_multicast(share, b, arrived, (1 << CLUSTER) - 1, step * DEPTH, column);
-                else tma_load(share, b, arrived, step * DEPTH, column);
-            }
-        }
-        if (CLUSTER > 1) cluster_sync();  // what the other blocks send here must find this one's shared memory
-        return;
-    }
-
     register_allocate<232>();
     float d[SETS][COLUMNS / 2], sums[COLUMNS / 2];
     int slab = 0;
