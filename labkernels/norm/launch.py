@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.variants import c_type, ceil_div, kernel, processors, vector_width
-from labkernels.quant.early_launch import _launch_early
 
 FOLDER = Path(__file__).parent
 WARPS = 4  # a block, where a warp owns a row
@@ -256,8 +256,8 @@ def _add_up(problem: Backward, partial: torch.Tensor, dweight, dshift) -> None:
     kinds, count, cols = partial.shape
     made = _made("v2_backward.cu", "sum_partials", (problem.types[1], SLICES))
     grid, block, args = (ceil_div(cols, 32), kinds), (32, SLICES), (partial, dweight, dshift, count, cols)
-    if partial.is_cuda and torch.cuda.get_device_capability(partial.device) >= (9, 0):
-        _launch_early(made, partial.device, (*grid, 1), (*block, 1), args, 0, None)  # it waits for the partial sums itself
+    if can_launch_early(partial.device):
+        launch_early(made, partial.device, (*grid, 1), (*block, 1), args)  # it waits for the partial sums itself
     else:
         made(grid, block, args)
 

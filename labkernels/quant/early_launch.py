@@ -9,13 +9,12 @@ again after PyTorch has written to its tensors, which their version counters tel
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 
+from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.kernel import Kernel
-from labkernels.errors import LaunchError
 from labkernels.quant.formats import QuantizedWeight
 
 _SETTLED = "labkernels_settled"  # an attribute of a weight's packed tensor: the versions of all when a launch waited for them
@@ -27,13 +26,13 @@ def launch(kernel: Kernel, weight: QuantizedWeight, grid: tuple[int, int], block
     Never while a CUDA graph is captured: its kernels run when it is replayed, after who knows what.
     """
     versions = _versions(weight)
-    if versions is None or not weight.packed.is_cuda or not _can(weight.packed.device.index) or torch.cuda.is_current_stream_capturing():
+    if versions is None or not can_launch_early(weight.packed.device) or torch.cuda.is_current_stream_capturing():
         return kernel(grid, block, args, shared_mem, cluster)
     if getattr(weight.packed, _SETTLED, None) != versions:
         kernel(grid, block, args, shared_mem, cluster)
         setattr(weight.packed, _SETTLED, versions)
         return None
-    _launch_early(kernel, weight.packed.device, (*grid, 1), (block, 1, 1), args, shared_mem, (*cluster, 1) if cluster else None)
+    launch_early(kernel, weight.packed.device, (*grid, 1), (block, 1, 1), args, shared_mem, (*cluster, 1) if cluster else None)
 
 
 def _versions(weight: QuantizedWeight) -> tuple | None:
@@ -43,45 +42,3 @@ def _versions(weight: QuantizedWeight) -> tuple | None:
         return None
     stream = torch.cuda.current_stream(weight.packed.device).cuda_stream if weight.packed.is_cuda else 0
     return (stream, *((tensor._version, tensor.data_ptr()) for tensor in tensors))
-
-
-@functools.cache
-def _can(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) >= (9, 0)
-
-
-def _launch_early(kernel: Kernel, device: torch.device, grid, block, args, shared_mem: int, cluster) -> None:
-    from cuda.bindings import driver
-
-    loaded = kernel._loaded.get(device.index) or kernel._load(device.index)
-    if shared_mem > loaded._shared_allowed:
-        loaded._allow_shared(shared_mem)
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
-        config = _config(grid, block, shared_mem, stream, cluster)
-        memory = loaded._memory.fill(loaded.pack(args, device))
-        (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(loaded._function.ptr), memory, 0)
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise LaunchError(f"{kernel.name}: the GPU refuses the early launch: {error.name}")
-
-
-@functools.lru_cache(maxsize=256)
-def _config(grid, block, shared_mem: int, stream: int, cluster):
-    from cuda.bindings import driver
-
-    early = driver.CUlaunchAttribute()
-    early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    early.value.programmaticStreamSerializationAllowed = 1
-    attributes = [early]
-    if cluster is not None:
-        clusters = driver.CUlaunchAttribute()
-        clusters.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        clusters.value.clusterDim.x, clusters.value.clusterDim.y, clusters.value.clusterDim.z = cluster
-        attributes.append(clusters)
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid
-    config.blockDimX, config.blockDimY, config.blockDimZ = block
-    config.sharedMemBytes = shared_mem
-    config.hStream = stream
-    config.attrs, config.numAttrs = attributes, len(attributes)
-    return config
