@@ -3,7 +3,7 @@
 //             Against PyTorch's two operations, silu and a product, nothing between them goes to memory and comes back.
 //   Predicts  3 elements moved an element, where two operations move 5. But 2 bytes a lane and a load: at 16 bits a warp asks for 64 bytes
 //             at a time, and too few bytes are on their way to keep the memory busy.
-//   Measured  data/measured/h200/swiglu.csv, data/measured/h200/swiglu_backward.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/swiglu.csv, data/measured/h200/swiglu_backward.csv.
 //   Wastes    7 of 8 load and store instructions; a division of 64 bits an element to find its row.
 #include "convert.cuh"
 

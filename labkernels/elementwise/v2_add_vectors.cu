@@ -2,7 +2,7 @@
 //   Idea      As v2 of SwiGLU: the more bytes on their way, the less of their latency shows. The bias stays in the caches; what is
 //             written is marked as not soon needed.
 //   Predicts  The time of a copy of as many bytes.
-//   Measured  data/measured/h200/residual_add.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/residual_add.csv.
 //   Wastes    The trip: the addition belongs into the epilogue of the matmul before it, or into the norm after it.
 #include "stream.cuh"
 

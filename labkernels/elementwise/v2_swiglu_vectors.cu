@@ -4,7 +4,7 @@
 //             marked as not soon needed, so that it leaves the caches first. Packed projections [gate | up] are two views
 //             of one tensor: rows further apart.
 //   Predicts  The time of a copy of as many bytes, or less: two thirds of them are reads.
-//   Measured  data/measured/h200/swiglu.csv, data/measured/h200/swiglu_backward.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/swiglu.csv, data/measured/h200/swiglu_backward.csv.
 //   Wastes    The trip itself: fused into the matmul that makes gate and up, nothing of this would be read (lk.nn.FusedFFN).
 #include "stream.cuh"
 

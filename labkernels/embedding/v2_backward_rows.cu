@@ -5,7 +5,7 @@
 //             of them on their way at once; one with many by all 8 warps, each a contiguous share, whose sums are then added in order. So the
 //             bits are the same each time.
 //   Predicts  The time of the bytes, and that of the sort before it.
-//   Measured  data/measured/h200/embedding_backward.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/embedding_backward.csv.
 //   Wastes    A sort of 64-bit numbers, of which 17 bits count: 8 passes where 2 would do.
 #include "raw_vector.cuh"
 #include "sorted_tokens.cuh"

@@ -2,7 +2,7 @@
 //   Idea      A row's address is known only when its number has arrived: two trips to memory, one after the other. Several of them at once
 //             a thread, and many threads, hide both. A unit is 16 bytes of a row where rows are multiples of that, whatever the elements.
 //   Predicts  The time of a copy of the rows that are read and written.
-//   Measured  data/measured/h200/embedding.csv, data/measured/h200/pad.csv, data/measured/h200/unpad.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/embedding.csv, data/measured/h200/pad.csv, data/measured/h200/unpad.csv.
 //   Wastes    A division of 32 bits a vector to find its row; nothing that a copy does not waste as well.
 #include "row_index.cuh"
 

@@ -7,7 +7,7 @@
 //             slots are filled with W2 while h is not even there: only h itself, 16 x ffn, has to wait.
 //   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 17 MB, 3.5 us of the stream: longer than
 //             the blocks take to meet.
-//   Measured  data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice. While it was made, wider
+//   Measured  Not recorded yet; to be in data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice. While it was made, wider
 //             slots of fewer copies were faster each time; whether for the longer pieces of a row or for the fewer waits was not told apart.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
 //             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.

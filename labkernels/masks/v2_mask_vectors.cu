@@ -2,7 +2,7 @@
 //   Idea      A warp's store of 16 bytes a lane is 512 bytes at once. What a query may see is one run of keys, from `first` to before `end`:
 //             worked out once a thread, then two comparisons a key. A block knows its row, so nothing is divided but by the block's number.
 //   Predicts  The time in which the bytes can be written.
-//   Measured  data/measured/h200/attention_mask.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/attention_mask.csv.
 //   Wastes    The mask itself: attention kernels that know the rule need none of it.
 #include "may_see.cuh"
 

@@ -3,7 +3,7 @@
 //             four or two, 8 or 16 lanes each: as many loads under way, and fewer steps from lane to lane. Scale and mask cost an
 //             instruction or two an element, beside the memory's time. What a causal mask hides is not even read.
 //   Predicts  The time of a copy, without the half of the reads that a causal mask saves; a mask of (queries, keys) stays in L2.
-//   Measured  data/measured/h200/masked_softmax.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/masked_softmax.csv.
 //   Wastes    The trip of the scores through memory, which flash attention does not make.
 #include "block.cuh"
 #include "score.cuh"

@@ -3,7 +3,7 @@
 //             within a warp a ballot says how many lanes before have a token, in the block the warps' counts are added. No atomics: every
 //             token's place follows from the mask alone.
 //   Predicts  One byte read and eight written a position, twice the time of a launch: what matters is that nothing waits for the host.
-//   Measured  data/measured/h200/padding_offsets.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/padding_offsets.csv.
 //   Wastes    The second read of the mask.
 #include "is_token.cuh"
 #include "warp.cuh"

@@ -2,7 +2,7 @@
 //   Idea      As v2 of rope: 16 bytes of a head's first half, 16 of its second, sines once for HEADS heads. The heads of v go the same way and
 //             are not turned. Where a token's row of the cache begins is one division a thread.
 //   Predicts  The time of a copy of q, k and v; of few tokens the time of a launch.
-//   Measured  data/measured/h200/qkv_rope_cache.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/qkv_rope_cache.csv.
 //   Wastes    The trip: an epilogue of the projection could do all this with what it has in registers.
 #include "rope.cuh"
 
