@@ -88,7 +88,8 @@ def test_implementation_finds_variants_and_peers_and_suggests():
 def test_registry_suggests_a_name():
     with pytest.raises(KeyError, match="no operation named 'atention'; did you mean 'attention'"):
         ops["atention"]
-    assert list(ops)[:4] == ["sum", "softmax", "matmul", "scaled_matmul"] and len(set(ops)) == len(ops)
+    known = ["sum", "softmax", "matmul", "scaled_matmul", "attention", "attention_backward", "ffn", "rms_norm", "quant_matmul", "decode_attention"]
+    assert [name for name in ops if name in known] == known and len(set(ops)) == len(ops)
 
 
 @pytest.mark.parametrize("name", list(ops))
@@ -105,7 +106,7 @@ def test_every_operation_describes_itself(name):
             assert any(want.abs().max() > 0 for want in wants), f"zeros would be right on {shape}"
             axes.add(max(want.dim() for want in wants))
             tolerance = op.tolerance(dtype, **shape)
-            assert 0 < tolerance.relative < 0.07  # half a step of float8_e4m3fn is 1/16
+            assert 0 < tolerance.relative < (0.07 if name == "rms_norm_quantized" else 0.05)  # half a step of float8_e4m3fn is 1/16
     assert max(axes) == len(op.axes)
     assert torch.float32 in op.dtypes or name in ("scaled_matmul", "w8a8_matmul", "ffn_fp8")  # sums of 8-bit products are written with 16 bits
 
