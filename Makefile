@@ -73,5 +73,5 @@ $(VENV)/.installed: pyproject.toml
 	  echo "LabKernels needs a C++ compiler, and $${CXX:-g++} is not there: install g++ (apt install g++)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(filter cpu,$(EXTRA)),$(PY) -m pip install $(TORCH))
-	$(PY) -m pip install -e '.[$(EXTRA),classroom,test]'
+	$(PY) -m pip install -e '.[$(EXTRA),classroom,onnx,serve,test]'
 	@touch $@
