@@ -1,0 +1,14 @@
+"""`labkernels ...` on the command line: here is the list of commands, each file beside this one holds those of one purpose."""
+from __future__ import annotations
+
+import typer
+
+from labkernels.cli import book, kernels
+
+app = typer.Typer(help="The LabKernels workbook: its book, its courses, its benchmarks.", no_args_is_help=True, add_completion=False)
+
+app.command()(book.book)
+app.command()(book.course)
+app.command()(kernels.bench)
+app.command()(kernels.resources)
+app.command()(kernels.info)
