@@ -6,6 +6,7 @@
     lk.functional.attention(q, k, v)        the operations themselves, by the fastest variant that accepts the inputs
     lk.explain("attention", q, k, v)        which variant that is, and why no other
     lk.nn.FlashAttention(embed_dim, heads)  layers made of them
+    lk.llm.Transformer(config)              a language model made of them: training, generating
 
 Names are loaded when they are first used, so that importing the package starts no compiler and looks for no GPU.
 """
@@ -29,6 +30,7 @@ _HOME = {
 _MODULES = {
     "functional": "labkernels.functional",
     "nn": "labkernels.nn",
+    "llm": "labkernels.llm",
     "torch_extension": "labkernels.torch_extension",
     "draw": "labkernels.lab.draw",
 }
