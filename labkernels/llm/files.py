@@ -1,0 +1,66 @@
+"""Files that are either there and whole, or not there: written beside their place, brought to the disk, renamed.
+
+A rename within one folder is atomic: who opens the name sees the old file or the new one, even if the machine stops in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+
+
+def cache_folder(*names: str) -> Path:
+    """A folder in LABKERNELS_CACHE, else in the user's cache folder (`~/.cache/labkernels`). Need not exist yet."""
+    folder = os.environ.get("LABKERNELS_CACHE")
+    return (Path(folder).expanduser() if folder else platformdirs.user_cache_path("labkernels")).joinpath(*names)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` at the end; if the block raises, `path` is as it was."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())
+            os.replace(file.name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
+            raise
+    sync_folder(path.parent)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk, without which a rename can be lost when the machine stops."""
+    with contextlib.suppress(OSError):  # some file systems cannot
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
