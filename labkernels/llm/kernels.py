@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from labkernels import functional as lk
 from labkernels.errors import ArgumentError
+from labkernels.llm import packed as _packed_operator  # noqa: F401  defines torch.ops.labkernels.attention_varlen
 
 OPERATIONS = {
     "embedding": "rows of the table, and its gradient",
@@ -79,14 +81,39 @@ def attention(
     kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None
 ) -> torch.Tensor:
     """Causal attention; with `cu_seqlens`, int32, where documents begin in batch * seq tokens, within each document. Shapes as in SDPA."""
-    if cu_seqlens is not None:
-        batch, _, seq, _ = q.shape
-        document = document_of(cu_seqlens, batch * seq).view(batch, 1, seq)
-        mask = (document[..., :, None] == document[..., None, :]).tril()
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     if kernel == "labkernels":
+        return _our_attention(q, k, v, cu_seqlens)
+    if cu_seqlens is not None:
+        return _packed_attention(q, k, v, cu_seqlens)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+
+
+def _our_attention(q, k, v, cu_seqlens):
+    """In 16 bits by the kernels for packed sequences in any case: what they read and write lies as the projections have it."""
+    batch, heads, seq, head_dim = q.shape
+    if cu_seqlens is None and q.dtype == torch.float32:
         return lk.attention(q, k, v, causal=True)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    if cu_seqlens is None:
+        cu_seqlens = torch.arange(0, batch * seq + 1, seq, dtype=torch.int32, device=q.device)
+    out, _ = torch.ops.labkernels.attention_varlen(*_packed(q, k, v), cu_seqlens, seq)
+    return out.view(batch, seq, heads, head_dim).transpose(1, 2)
+
+
+def _packed_attention(q, k, v, cu_seqlens):
+    batch, heads, seq, head_dim = q.shape
+    if q.is_cuda and q.dtype != torch.float32:
+        ends = cu_seqlens, cu_seqlens
+        out = varlen_attn(*_packed(q, k, v), *ends, seq, seq, window_size=(-1, 0), enable_gqa=heads != k.shape[1])
+        return out.view(batch, seq, heads, head_dim).transpose(1, 2)
+    document = document_of(cu_seqlens, batch * seq).view(batch, 1, seq)
+    mask = (document[..., :, None] == document[..., None, :]).tril()  # (batch, 1, seq, seq)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads != k.shape[1])
+
+
+def _packed(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Each (batch, heads, seq, head_dim) as (tokens, heads, head_dim)."""
+    return [tensor.transpose(1, 2).flatten(0, 1) for tensor in tensors]
 
 
 def linear(kernel: str, x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
