@@ -5,6 +5,7 @@ from labkernels.attention_backward import attention_backward
 from labkernels.elementwise import residual_add, swiglu, swiglu_backward
 from labkernels.embedding import embedding, embedding_backward
 from labkernels.ffn import ffn, ffn_backward, ffn_fp8
+from labkernels.gemv import gemv
 from labkernels.kvcache import cache_append, decode_attention, prefill_attention
 from labkernels.loss import cross_entropy, linear_cross_entropy
 from labkernels.masks import attention_mask, masked_softmax
@@ -33,6 +34,7 @@ __all__ = [
     "ffn",
     "ffn_backward",
     "ffn_fp8",
+    "gemv",
     "layer_norm",
     "layer_norm_backward",
     "linear_cross_entropy",

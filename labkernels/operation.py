@@ -237,6 +237,7 @@ ops = Registry(
         "norm/layer_norm_backward",
         "norm/add_rms_norm",
         "norm/rms_norm_quantized",
+        "gemv",
         "quant/quant_matmul",
         "kvcache/decode_attention",
         "sampling/sample_tokens",

@@ -1,0 +1,23 @@
+// A weight times a few rows, v3: a stream. Tensor cores take what is read as it comes; k is shared out, and the next tile is always on its way.
+//   Idea      v2's lanes spend three instructions a weight, for every row of x once more, and its warps start cold on each row. Here a warp holds
+//             AHEAD steps of 16 rows in registers while they come; the warps of a block share k, so that a block is never without a load on
+//             its way, from one tile into the next, and mma.sync multiplies up to 8 rows of x at the price of one. See stream.cuh.
+//             RMSNorm before it, SwiGLU and the residual behind it cost no trip through memory and no launch.
+//             Launched early, it asks for its first weights before the kernel that makes x has ended.
+//   Predicts  Gates and ups of Llama-3.2-1B, 16384 x 2048, are 67 MB: 15.4 us at 4350 GB/s. q, k, v, 3072 x 2048: 2.9 us; a launch costs as much.
+//   Measured  Not recorded yet; to be in data/measured/h200/gemv.csv.
+//   Wastes    The way of the first bytes (1 us) where no kernel runs before it that leaves room, and the last tile, which not all SMs have.
+#include "epilogues.cuh"
+#include "stream.cuh"
+
+// x (m, k), its rows x_stride apart; w (n, k) contiguous, k a multiple of 32, all on 16 bytes; norm_weight (k,) if NORM; residual (m, outputs) or
+// null; y (m, outputs), where outputs is n, or n / 2 if GATED. m at most 8 * TILES. Launch (blocks, splits), in clusters of (1, splits).
+template <class T, class Out, bool NORM, bool GATED, int TILES, int WARPS, int AHEAD, int BLOCKS>
+__global__ void __launch_bounds__(32 * WARPS, BLOCKS) gemv_stream(const T* x, const T* w, const T* norm_weight, const T* residual, Out* y, Sizes sizes) {
+    extern __shared__ __align__(16) unsigned char shared[];
+    if constexpr (GATED) {
+        stream<T, NORM, TILES, WARPS, AHEAD>(Gated<T, Out>{residual, y, sizes.n / 2}, x, w, norm_weight, sizes, shared);
+    } else {
+        stream<T, NORM, TILES, WARPS, AHEAD>(Plain<T, Out>{residual, y, sizes.n}, x, w, norm_weight, sizes, shared);
+    }
+}
