@@ -11,6 +11,7 @@ Notable:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from torch import nn
 from labkernels.errors import ArgumentError
 from labkernels.llm import kernels as run
 from labkernels.llm.config import ModelConfig
+from labkernels.llm.pretrained import MAX_SHARD_BYTES, load, save
 from labkernels.rope import rope_frequencies, rope_table
 
 
@@ -199,6 +201,21 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x, residual = block(x, residual, context)
         return self.norm(x, self.kernels["norm"], residual)[0]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        kernels: str | Mapping[str, str] = "torch",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Transformer:
+        """The model of a Hugging Face Llama folder, its weights as the file has them unless `dtype` is given: `labkernels.llm.pretrained`."""
+        return load(lambda config, dtype: cls(config, kernels, dtype=dtype), folder, device, dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+        """Written as a Hugging Face folder, which transformers reads."""
+        save(self, folder, max_shard_bytes)
 
     def _angles(self, device) -> torch.Tensor:
         """Sines and cosines of every position: read, not worked out, in every step."""
