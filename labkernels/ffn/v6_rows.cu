@@ -172,15 +172,14 @@ struct Sums<float, Strip> {
 // rows; if PAIRS, `other` is that of the row half a strip on. Teams are added in the same order each time.
 template <class T, class Strip, bool PAIRS, int SLOTS, class Finish>
 __device__ __forceinline__ void consume(Ring<SLOTS>& ring, float* room, int k, int tokens, int results, Finish finish) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, team = warp % TEAMS, side = warp / TEAMS, slots = Strip::slots(k);
+    const int warp = threadIdx.x / 32, team = warp % TEAMS, side = warp / TEAMS, slots = Strip::slots(k);
     Sums<T, Strip> sums;
     sums.first = side * Strip::OF_SIDE, sums.blocks = Strip::rows(team) / 8, sums.tokens = tokens;
     for (int slot = team; slot < slots; slot += TEAMS) {
         const int at = ring.next + slot;
         ring.wait_full(at);
         sums.multiply(ring.slot(at), Strip::columns(slot, k));
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(&ring.empty[at % SLOTS]);
+        mbarrier_arrive(&ring.empty[at % SLOTS]);
     }
     ring.next += slots;
 
@@ -225,12 +224,12 @@ __global__ void __launch_bounds__(THREADS, 1)
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < SLOTS; ++i) {
-            mbarrier_init(&full[i], PRODUCERS / 32);
-            mbarrier_init(&empty[i], SIDES);
+            mbarrier_init(&full[i], PRODUCERS);
+            mbarrier_init(&empty[i], SIDES * 32);
         }
         for (int i = 0; i < 2; ++i) {
             mbarrier_init(&told[i], 1);
-            mbarrier_init(&heard[i], CONSUMERS / 32);
+            mbarrier_init(&heard[i], CONSUMERS);
         }
     }
     __syncthreads();
@@ -238,15 +237,12 @@ __global__ void __launch_bounds__(THREADS, 1)
 
     if (threadIdx.x >= CONSUMERS) {
         const bool first = threadIdx.x == CONSUMERS;
-        const int lane = threadIdx.x % 32;
         // Copies arrive in the order in which they were asked for: with each slot that is asked for, the one LAG before it is full.
         constexpr int LAG = SLOTS > 10 ? 8 : SLOTS - 2;  // at most two strips of TEAMS slots: those of the one before the last must be told
         int begin = 0, filled = 0;  // slots that have been told full are those below `filled`
         const auto tell = [&](int below) {
             if (filled >= below) return;
-            __syncwarp();
-            for (; filled < below; ++filled)
-                if (lane == 0) mbarrier_arrive(&full[filled % SLOTS]);
+            for (; filled < below; ++filled) mbarrier_arrive(&full[filled % SLOTS]);
         };
         int turn = 0;
         if (phases & 1) {
@@ -333,8 +329,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         for (int turn = 0;; ++turn) {
             mbarrier_wait(&told[turn % 2], turn / 2 & 1);
             const int strip = strips[turn % 2], unit = strip * UNITS;
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) mbarrier_arrive(&heard[turn % 2]);
+            mbarrier_arrive(&heard[turn % 2]);
             if (strip >= strips_1) break;
             const auto finish = [&](int token, int row, float sum, float other) {
                 if (b1 != nullptr) {
