@@ -52,10 +52,15 @@ __global__ void norm_backward_columns(const T* gradient, const T* x, const float
     const int col = blockIdx.x * blockDim.x + threadIdx.x;
     if (col >= cols) return;
     float weight_sum = 0.0f, shift_sum = 0.0f;
-    for (long long row = 0; row < rows; ++row) {
-        const float g = to_float(gradient[row * gradient_stride + col * gradient_step]);
-        weight_sum += g * (to_float(x[row * x_stride + col * x_step]) - statistics[2 * row]) * statistics[2 * row + 1];
-        shift_sum += g;
+    for (long long begin = 0; begin < rows; begin += 1024) {  // sums of sums: in a single one of 100000 rows the late ones lose their last digits
+        float weight_part = 0.0f, shift_part = 0.0f;
+        for (long long row = begin; row < min(begin + 1024, static_cast<long long>(rows)); ++row) {
+            const float g = to_float(gradient[row * gradient_stride + col * gradient_step]);
+            weight_part += g * (to_float(x[row * x_stride + col * x_step]) - statistics[2 * row]) * statistics[2 * row + 1];
+            shift_part += g;
+        }
+        weight_sum += weight_part;
+        shift_sum += shift_part;
     }
     if (dweight != nullptr) dweight[col] = from_float<W>(weight_sum);
     if (dshift != nullptr) dshift[col] = from_float<W>(shift_sum);
