@@ -18,6 +18,7 @@ from labkernels.sampling import sample_tokens
 from labkernels.scaled_matmul import scaled_matmul
 from labkernels.softmax import softmax
 from labkernels.sum import sum
+from labkernels.symmetric_matmul import symmetric_matmul
 from labkernels.w8a8_matmul import w8a8_matmul
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "scaled_matmul",
     "softmax",
     "sum",
+    "symmetric_matmul",
     "swiglu",
     "swiglu_backward",
     "unpad",

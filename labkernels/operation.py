@@ -224,6 +224,7 @@ ops = Registry(
         "sum",
         "softmax",
         "matmul",
+        "symmetric_matmul",
         "scaled_matmul",
         "w8a8_matmul",
         "attention",
