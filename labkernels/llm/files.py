@@ -6,14 +6,18 @@ A rename within one folder is atomic: who opens the name sees the old file or th
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import platformdirs
+
+from labkernels.errors import CacheError
 
 
 def cache_folder(*names: str) -> Path:
@@ -64,3 +68,19 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float, waiting_for: str) -> Iterator[None]:
+    """One process at a time; the operating system opens the lock of one that dies. Raises CacheError after `timeout_s`."""
+    with open(path, "a+") as file:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CacheError(f"waited {timeout_s:g} s for another process with {waiting_for} (lock {path})") from None
+                time.sleep(0.05)
+        yield  # closing the file opens the lock
