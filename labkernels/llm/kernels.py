@@ -25,6 +25,7 @@ OPERATIONS = {
     "ffn": "the feed-forward network: its products and its activation",
     "loss": "the head and cross-entropy",
 }
+LOSS_BYTES = 256 * 2**20  # of a chunk's logits: large enough for matmuls at full speed, and few additions to the head's gradient
 CHOICES = ("torch", "labkernels")
 
 
@@ -137,9 +138,14 @@ def ffn(kernel: str, x: torch.Tensor, first: torch.nn.Module, down: torch.nn.Mod
 def loss(kernel: str, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The mean cross-entropy of x (batch, seq, embed_dim) against targets (batch, seq), float32; -100 does not count."""
     if kernel == "labkernels":
-        return lk.linear_cross_entropy(x, weight, targets)
+        return lk.linear_cross_entropy(x, weight, targets, chunk_tokens=chunk_tokens(weight.shape[0], x.dtype))
     logits = F.linear(x, weight).float()
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def chunk_tokens(vocab_size: int, dtype: torch.dtype) -> int:
+    """The tokens whose logits are there at a time with kernels["loss"] = "labkernels": as many as LOSS_BYTES hold, in steps of 256."""
+    return max(256, LOSS_BYTES // (vocab_size * dtype.itemsize) // 256 * 256)
 
 
 def document_of(cu_seqlens: torch.Tensor, tokens: int) -> torch.Tensor:

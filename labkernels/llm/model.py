@@ -6,6 +6,7 @@ Notable:
 - each operation runs on PyTorch or on this package's kernels (kernels.py), switchable at any time
 - a block hands on its result and the residual stream apart, so that their sum is fused into the next norm
 - documents packed one after the other do not see each other, and positions begin again (`cu_seqlens`)
+- a block's activations can be computed again in the backward pass (`checkpointing`)
 - the loss never holds the logits of all tokens with kernels["loss"] = "labkernels"
 """
 
@@ -22,6 +23,7 @@ from labkernels.errors import ArgumentError
 from labkernels.llm import kernels as run
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.pretrained import MAX_SHARD_BYTES, load, save
+from labkernels.llm.recompute import expect_mode, run_block
 from labkernels.rope import rope_frequencies, rope_table
 
 
@@ -136,7 +138,7 @@ class Transformer(nn.Module):
         super().__init__()
         if not isinstance(config, ModelConfig):
             raise ArgumentError(f"Transformer: config is a {type(config).__name__}; it must be a ModelConfig")
-        self.config, self.kernels = config, kernels
+        self.config, self.kernels, self.checkpointing = config, kernels, "none"
         where = {"device": device, "dtype": dtype}
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, **where)
         self.blocks = nn.ModuleList(Block(config, **where) for _ in range(config.num_layers))
@@ -153,6 +155,15 @@ class Transformer(nn.Module):
     @kernels.setter
     def kernels(self, kernels: str | Mapping[str, str]) -> None:
         self._kernels = run.resolve(kernels)
+
+    @property
+    def checkpointing(self) -> str:
+        """What blocks compute again in the backward pass: "none", "selective" or "full" (recompute.py). Can be set."""
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, mode: str) -> None:
+        self._checkpointing = expect_mode(mode)
 
     @property
     def head_weight(self) -> torch.Tensor:
@@ -199,7 +210,7 @@ class Transformer(nn.Module):
         context = Context(self.kernels, self.angles, positions, cu_seqlens)
         x, residual = run.embedding(self.kernels["embedding"], tokens, self.embedding.weight), None
         for block in self.blocks:
-            x, residual = block(x, residual, context)
+            x, residual = run_block(self.checkpointing, block, x, residual, context)
         return self.norm(x, self.kernels["norm"], residual)[0]
 
     @classmethod

@@ -1,0 +1,200 @@
+"""What a model costs, in closed form: parameters, FLOPs, and bytes of memory for training and for inference.
+
+Notable: parameters are exact. FLOPs are those that the formula needs, as MFU counts them: twice the weights of every matrix that a token is multiplied
+by, attention only over the keys that a query sees, three times as much with the backward pass, and nothing for what is computed twice. Memory is that of
+tensors, without what the allocator rounds up, CUDA's own (some 500 MB) and cuBLAS's workspaces (some 30 MB); activations are those that autograd keeps in
+eager mode. torch.compile keeps less, for it computes cheap ones again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from labkernels.errors import ArgumentError
+from labkernels.llm.config import ModelConfig
+from labkernels.llm.kernels import chunk_tokens, resolve
+from labkernels.llm.recompute import expect_mode
+from labkernels.quant.formats import FOUR_BIT, SCHEMES, padded_columns
+
+OPTIMIZER_STATES = {"sgd": (0, 0), "adamw": (2, 2), "muon": (1, 2)}  # numbers for each of a block's matrices' elements, and of all others'
+FLOAT32 = 4  # bytes
+
+
+class Memory(dict):
+    """Bytes by part; `peak` is the most that is there at a time."""
+
+    def __init__(self, parts: Mapping[str, int], peak: int):
+        super().__init__(parts)
+        self.peak = peak
+
+    def __str__(self) -> str:
+        rows = [*self.items(), ("peak", self.peak)]
+        return "\n".join(f"{name:<12}{value / 1e9:9.3f} GB" for name, value in rows)
+
+
+def parameter_table(config: ModelConfig) -> dict[str, int]:
+    """The number of parameters by part."""
+    c, q = config, config.num_heads * config.head_dim
+    norms = c.num_layers * (2 * c.embed_dim + (2 * c.head_dim if c.qk_norm else 0)) + c.embed_dim
+    return {
+        "embedding": c.vocab_size * c.embed_dim,
+        "attention": c.num_layers * (c.qkv_dim + q) * c.embed_dim,
+        "ffn": c.num_layers * (3 if c.gated else 2) * c.ffn_dim * c.embed_dim,
+        "norms": norms,
+        "head": 0 if c.tie_embeddings else c.vocab_size * c.embed_dim,
+    }
+
+
+def parameters(config: ModelConfig) -> int:
+    """The number of parameters; a tied head is counted once."""
+    return sum(parameter_table(config).values())
+
+
+def flops_per_token(config: ModelConfig, seq_len: int, training: bool = True) -> float:
+    """FLOPs for one token of sequences of seq_len, on average; with the backward pass if `training`."""
+    return sum(flop_table(config, seq_len, training).values())
+
+
+def flop_table(config: ModelConfig, seq_len: int, training: bool = True) -> dict[str, float]:
+    """The same by part: the products with weights, the scores and sums of attention, the head."""
+    table, passes = parameter_table(config), 3 if training else 1
+    keys = (seq_len + 1) / 2  # that a query sees, on average
+    scores = 2 * 2 * keys * config.num_heads * config.head_dim * config.num_layers
+    head = 2 * config.vocab_size * config.embed_dim
+    counted = {"projections": 2 * table["attention"], "scores": scores, "ffn": 2 * table["ffn"], "head": head}
+    return {name: float(passes * flops) for name, flops in counted.items()}
+
+
+def training_memory(
+    config: ModelConfig,
+    batch: int,
+    seq_len: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    kernels: str | Mapping[str, str] = "labkernels",
+    checkpointing: str = "none",
+    optimizer: str = "adamw",
+    state_dtype: torch.dtype = torch.float32,
+    master_weights: bool = True,
+    accumulate: bool = False,
+) -> Memory:
+    """Bytes of a training step of batch sequences of seq_len tokens.
+
+    Parts: weights and gradients in `dtype`; master, float32 copies of the weights, if wanted and dtype is not float32; the optimizer's states in
+    `state_dtype`; activations, what autograd keeps; loss, what is there at its end; workspace, what a block's backward pass makes. With
+    `accumulate` the gradients are kept from one backward pass to the next, and stand beside all activations; else they grow as activations go.
+    """
+    if optimizer not in OPTIMIZER_STATES:
+        raise ArgumentError(f"training_memory: optimizer is {optimizer!r}; it must be one of {', '.join(map(repr, OPTIMIZER_STATES))}")
+    count, table, tokens = parameters(config), parameter_table(config), batch * seq_len
+    in_matrices, others = OPTIMIZER_STATES[optimizer]
+    matrices = table["attention"] + table["ffn"]
+    kernels, size = resolve(kernels), dtype.itemsize
+    kept, block = activation_bytes(config, tokens, dtype, kernels, checkpointing), block_bytes(config, tokens, dtype, kernels)
+    parts = {
+        "weights": count * size,
+        "master": count * FLOAT32 if master_weights and dtype != torch.float32 else 0,
+        "optimizer": (in_matrices * matrices + others * (count - matrices)) * state_dtype.itemsize,
+        "gradients": count * size,
+        "activations": kept,
+        "loss": loss_bytes(config, tokens, dtype, kernels),
+        "workspace": (block if checkpointing != "none" else 0) + backward_bytes(config, tokens, dtype),
+    }
+    passing = parts["activations"] + max(parts["loss"], parts["workspace"])
+    always = parts["weights"] + parts["master"] + parts["optimizer"]
+    return Memory(parts, always + (parts["gradients"] + passing if accumulate else max(parts["gradients"], passing)))
+
+
+def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str], checkpointing: str = "none") -> int:
+    """What autograd keeps from the forward pass for the backward pass, without the loss."""
+    c, size, last = config, dtype.itemsize, 2 * config.embed_dim  # of the last norm: the stream and its norm
+    q, hidden = c.num_heads * c.head_dim, (2 if c.gated else 1) * c.ffn_dim
+    last += 0 if kernels["loss"] == "torch" else -c.embed_dim  # the loss has its gradient already, and needs no input
+    rstd = FLOAT32 if kernels["norm"] == "torch" else 0
+    ends = tokens * (last * size + rstd)
+    if expect_mode(checkpointing) == "none":
+        return c.num_layers * block_bytes(c, tokens, dtype, kernels) + ends
+    if checkpointing == "full":
+        return c.num_layers * tokens * c.embed_dim * size + ends
+    products = c.qkv_dim + q + c.embed_dim + hidden + c.embed_dim  # and the stream before the block
+    return c.num_layers * tokens * ((products + c.embed_dim) * size + FLOAT32 * c.num_heads) + ends
+
+
+def block_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str]) -> int:
+    """What one block keeps without checkpointing."""
+    c, q, kv = config, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    elements = 4 * c.embed_dim  # the stream and its norm, twice
+    elements += c.qkv_dim + q + kv + q  # the projections, which v is part of; q and k turned; the result
+    if kernels["attention"] == "labkernels" and dtype == torch.float32:
+        elements += q  # whose heads are joined in a copy
+    others = FLOAT32 * c.num_heads  # log-sum-exps
+    if kernels["ffn"] == "labkernels":
+        elements += (2 if c.gated else 1) * c.ffn_dim
+    else:
+        elements += (4 if c.gated else 2) * c.ffn_dim  # gate and up, silu(gate), what down_proj multiplies
+    if kernels["norm"] == "torch":
+        others += 2 * FLOAT32 + (FLOAT32 * (c.num_heads + c.num_kv_heads) if c.qk_norm else 0)
+    return tokens * (elements * dtype.itemsize + others)
+
+
+def loss_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str]) -> int:
+    """What there is at the end of the loss."""
+    if kernels["loss"] == "torch":
+        return tokens * config.vocab_size * 2 * FLOAT32  # float32 logits, and their log-softmax, later its gradient
+    chunk = min(chunk_tokens(config.vocab_size, dtype), tokens) * config.vocab_size
+    return (chunk + (tokens + config.vocab_size) * config.embed_dim) * dtype.itemsize  # a chunk's logits; the gradients, made at once
+
+
+def backward_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype) -> int:
+    """What the backward pass of one block's FFN has at a time: gradients of the stream and of the hidden layer, and that layer again."""
+    return tokens * (2 * config.embed_dim + (4 if config.gated else 3) * config.ffn_dim) * dtype.itemsize
+
+
+def inference_memory(
+    config: ModelConfig,
+    batch: int,
+    seq_len: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    quantize: str | None = None,
+    group_size: int = 128,
+    cache_dtype: torch.dtype | None = None,
+    prefill_tokens: int = 2048,
+) -> Memory:
+    """Bytes of generating with `batch` sequences of up to seq_len tokens in the cache.
+
+    Parts: weights, those of the blocks' matrices as `quantize` says (None, or a scheme of QuantLinear); the cache of keys and values; buffers: the widest
+    two layers' results for prefill_tokens at a time, a row of logits a sequence, and RoPE's table.
+    """
+    c, table = config, parameter_table(config)
+    cache = 2 * c.num_layers * c.num_kv_heads * batch * seq_len * cache_bytes(c.head_dim, cache_dtype or dtype)
+    outside = table["embedding"] + table["head"] + table["norms"]
+    q = c.num_heads * c.head_dim
+    shapes = [(c.qkv_dim, c.embed_dim), (c.embed_dim, q), ((2 if c.gated else 1) * c.ffn_dim, c.embed_dim), (c.embed_dim, c.ffn_dim)]
+    inside = c.num_layers * sum(weight_bytes(rows, columns, dtype, quantize, group_size) for rows, columns in shapes)
+    hidden = (3 if c.gated else 2) * c.ffn_dim + 2 * c.embed_dim
+    parts = {
+        "weights": inside + outside * dtype.itemsize,
+        "cache": cache,
+        "buffers": (prefill_tokens * hidden + batch * c.vocab_size) * dtype.itemsize + c.max_seq_len * c.head_dim * FLOAT32,
+    }
+    return Memory(parts, sum(parts.values()))
+
+
+def weight_bytes(rows: int, columns: int, dtype: torch.dtype, quantize: str | None = None, group_size: int = 128) -> int:
+    """Bytes of a weight (rows, columns), or of the quantised one with its scales, and int4's zeros."""
+    if quantize is None:
+        return rows * columns * dtype.itemsize
+    if quantize not in SCHEMES:
+        raise ArgumentError(f"weight_bytes: quantize is {quantize!r}; it must be None or one of {', '.join(map(repr, SCHEMES))}")
+    stored = padded_columns(columns, quantize, group_size)
+    if quantize not in FOUR_BIT:
+        return rows * stored + rows * FLOAT32
+    return rows * stored // 2 + rows * (stored // group_size) * (4 if quantize == "int4" else 2) + (0 if quantize == "int4" else 16 * FLOAT32)
+
+
+def cache_bytes(head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one key or value in the cache; those of 8 bits have a float32 scale each."""
+    return head_dim * dtype.itemsize + (FLOAT32 if dtype.itemsize == 1 else 0)
