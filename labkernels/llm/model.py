@@ -192,6 +192,8 @@ class Transformer(nn.Module):
         to batch * seq, with every row's beginning among them; a document sees itself alone. `positions` ([batch,] seq) are 0, 1, 2 ... in each
         row or document unless given.
         """
+        if targets is not None and targets.shape != tokens.shape:
+            raise ArgumentError(f"Transformer: targets has shape {tuple(targets.shape)}; it must be tokens' {tuple(tokens.shape)}")
         x = self.hidden(tokens, cu_seqlens, positions)
         if targets is None:
             return nn.functional.linear(x, self.head_weight)
@@ -203,6 +205,9 @@ class Transformer(nn.Module):
         """(batch, seq) to what the head takes, (batch, seq, embed_dim): after the last norm."""
         if tokens.dim() != 2:
             raise ArgumentError(f"Transformer: tokens has shape {tuple(tokens.shape)}; it must be (batch, seq)")
+        if cu_seqlens is not None and (cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1):
+            found = f"{str(cu_seqlens.dtype).removeprefix('torch.')} of shape {tuple(cu_seqlens.shape)}"
+            raise ArgumentError(f"Transformer: cu_seqlens is {found}; it must be int32 of shape (documents + 1,)")
         if positions is None and cu_seqlens is not None:
             positions = run.positions_in_documents(cu_seqlens, *tokens.shape)
         elif positions is None and tokens.shape[1] > self.config.max_seq_len:
