@@ -56,6 +56,7 @@ class LoadedKernel:
         self.pack = ArgumentPacker(name, cubin.signature)
         self._device_index = device_index
         self._driver = cupy.cuda.driver
+        self._is_hopper = torch.cuda.get_device_capability(device_index) >= (9, 0)  # or newer: it knows clusters and early launches
         try:
             with torch.cuda.device(device_index), cupy.cuda.Device(device_index):
                 self._raw = cupy.RawModule(path=str(cubin.path)).get_function(cubin.symbol)
@@ -63,7 +64,7 @@ class LoadedKernel:
                 self._max_threads = self._raw.max_threads_per_block
                 self._static_shared = self._raw.shared_size_bytes
                 self._registers = self._raw.num_regs
-                self.cluster = self._declared_cluster(device_index)
+                self.cluster = self._declared_cluster()
                 self._memory = _ArgumentMemory(tuple(p.size for p in cubin.signature), device_index)
         except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             raise _launch_error(name, "cannot be loaded", error) from error
@@ -71,15 +72,22 @@ class LoadedKernel:
         self._shared_allowed = _WITHOUT_OPT_IN - self._static_shared
 
     def launch(
-        self, grid: tuple[int, int, int], block: tuple[int, int, int], values: list[bytes], shared_mem: int, cluster: tuple | None = None
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        values: list[bytes],
+        shared_mem: int,
+        cluster: tuple | None = None,
+        early: bool = False,
     ) -> None:
         """Launch on torch's current stream, without waiting. Raises ArgumentError, LaunchError.
 
         `cluster` is for kernels that have no cluster of their own: see the attribute `cluster`, the shape that `__cluster_dims__` say.
+        `early` is for kernels that wait themselves for the kernel before; GPUs before Hopper wait anyway.
         """
         if torch.cuda.current_device() != self._device_index:
             with torch.cuda.device(self._device_index):
-                return self.launch(grid, block, values, shared_mem, cluster)
+                return self.launch(grid, block, values, shared_mem, cluster, early)
         if block[0] * block[1] * block[2] > self._max_threads:
             raise ArgumentError(
                 f"{self.name}: block {block} has {block[0] * block[1] * block[2]} threads; with {self._registers} registers a "
@@ -88,26 +96,27 @@ class LoadedKernel:
         if shared_mem > self._shared_allowed:
             self._allow_shared(shared_mem)
         stream = torch.cuda.current_stream(self._device_index).cuda_stream
-        if cluster is not None:
-            return self._launch_clusters(grid, block, values, shared_mem, stream, cluster)
+        if cluster is not None or early and self._is_hopper:
+            return self._launch_with_attributes(grid, block, values, shared_mem, stream, cluster, early)
         try:
             self._driver.launchKernel(self._function.ptr, *grid, *block, shared_mem, stream, self._memory.fill(values), 0)
         except self._driver.CUDADriverError as error:
             raise _launch_error(self.name, "the GPU refuses the launch", error) from error
 
-    def _launch_clusters(self, grid, block, values, shared_mem, stream: int, cluster: tuple[int, int, int]) -> None:
-        if torch.cuda.get_device_capability(self._device_index) < (9, 0):
+    def _launch_with_attributes(self, grid, block, values, shared_mem, stream: int, cluster: tuple | None, early: bool) -> None:
+        if not self._is_hopper:
             name = torch.cuda.get_device_name(self._device_index)
             raise ArgumentError(f"{self.name}: clusters run on GPUs of compute capability 9.0 and newer; this one is {name}")
         from cuda.bindings import driver
 
-        config = _cluster_config(grid, block, shared_mem, stream, cluster)
+        config = _launch_config(grid, block, shared_mem, stream, cluster, early)
         (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(self._function.ptr), self._memory.fill(values), 0)
         if error != driver.CUresult.CUDA_SUCCESS:
-            raise _launch_error(self.name, f"the GPU refuses the launch in clusters of {cluster}", error.name)
+            how = f" in clusters of {cluster}" if cluster else ""
+            raise _launch_error(self.name, f"the GPU refuses the {'early ' if early else ''}launch{how}", error.name)
 
-    def _declared_cluster(self, device_index: int) -> tuple[int, int, int] | None:
-        if torch.cuda.get_device_capability(device_index) < (9, 0):
+    def _declared_cluster(self) -> tuple[int, int, int] | None:
+        if not self._is_hopper:
             return None
         shape = tuple(self._driver.funcGetAttribute(attribute, self._function.ptr) for attribute in _REQUIRED_CLUSTER)
         return shape if shape[0] else None
@@ -148,19 +157,27 @@ class _ArgumentMemory(threading.local):
 
 
 @functools.lru_cache(maxsize=256)
-def _cluster_config(grid, block, shared_mem: int, stream: int, cluster: tuple[int, int, int]):
-    """What cuLaunchKernelEx is told of a launch in clusters."""
+def _launch_config(grid, block, shared_mem: int, stream: int, cluster: tuple[int, int, int] | None, early: bool):
+    """What cuLaunchKernelEx is told of a launch in clusters, or of one that does not wait for the kernel before."""
     from cuda.bindings import driver
 
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
+    attributes = []
+    if early:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(attribute)
+    if cluster is not None:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
+        attributes.append(attribute)
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid
     config.blockDimX, config.blockDimY, config.blockDimZ = block
     config.sharedMemBytes = shared_mem
     config.hStream = stream
-    config.attrs, config.numAttrs = [attribute], 1
+    config.attrs, config.numAttrs = attributes, len(attributes)
     return config
 
 

@@ -64,6 +64,7 @@ class Kernel:
         args: Sequence,
         shared_mem: int = 0,
         cluster: int | Sequence[int] | None = None,
+        early: bool = False,
     ) -> None:
         """Launch `grid` blocks of `block` threads each: on the GPU for `cuda` tensors, in the emulator for `cpu` tensors.
 
@@ -71,6 +72,9 @@ class Kernel:
         labkernels.cuda.arguments. `shared_mem` is dynamic shared memory in bytes a block. `cluster` is how many blocks along each
         axis run together as a cluster (sm_90), at most 8 in all, where the kernel has no `__cluster_dims__`. On a GPU the launch goes
         to torch's current stream and does not wait. Without any tensor it runs on the GPU if there is one.
+
+        `early` lets it begin before the kernel launched before it on the stream has ended (programmatic dependent launch, sm_90): all that it
+        may not do before that stands behind its grid_dependency_wait() (include/fence.cuh). Elsewhere it is a launch like any other.
 
         Raises ArgumentError before the launch if it cannot work; CompileError if the source does not compile; LaunchError.
         """
@@ -81,7 +85,7 @@ class Kernel:
             if cluster is not None or loaded.cluster is not None:
                 shape = self._cluster(grid, cluster, loaded.cluster)
                 cluster = None if loaded.cluster else shape
-            loaded.launch(grid, block, loaded.pack(args, device), shared_mem, cluster)
+            loaded.launch(grid, block, loaded.pack(args, device), shared_mem, cluster, early)
         else:
             from labkernels.cuda import emulator
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.variants import c_type, ceil_div, kernel, processors, vector_width
 
@@ -256,10 +255,7 @@ def _add_up(problem: Backward, partial: torch.Tensor, dweight, dshift) -> None:
     kinds, count, cols = partial.shape
     made = _made("v2_backward.cu", "sum_partials", (problem.types[1], SLICES))
     grid, block, args = (ceil_div(cols, 32), kinds), (32, SLICES), (partial, dweight, dshift, count, cols)
-    if can_launch_early(partial.device):
-        launch_early(made, partial.device, (*grid, 1), (*block, 1), args)  # it waits for the partial sums itself
-    else:
-        made(grid, block, args)
+    made(grid, block, args, early=True)  # it waits for the partial sums itself
 
 
 def registers_backward(problem: Backward, blocks: int | None = None):

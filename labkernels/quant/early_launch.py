@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 
-from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.kernel import Kernel
 from labkernels.quant.formats import QuantizedWeight
 
@@ -21,18 +20,18 @@ _SETTLED = "labkernels_settled"  # an attribute of a weight's packed tensor: the
 
 
 def launch(kernel: Kernel, weight: QuantizedWeight, grid: tuple[int, int], block: int, args: Sequence, shared_mem: int, cluster=None) -> None:
-    """As kernel(grid, block, args, shared_mem, cluster); early where the GPU can and the weight has rested since its last launch.
+    """As kernel(grid, block, args, shared_mem, cluster); early where the weight has rested since its last launch.
 
     Never while a CUDA graph is captured: its kernels run when it is replayed, after who knows what.
     """
     versions = _versions(weight)
-    if versions is None or not can_launch_early(weight.packed.device) or torch.cuda.is_current_stream_capturing():
+    on_gpu = weight.packed.is_cuda
+    if versions is None or not on_gpu or torch.cuda.is_current_stream_capturing():
         return kernel(grid, block, args, shared_mem, cluster)
-    if getattr(weight.packed, _SETTLED, None) != versions:
-        kernel(grid, block, args, shared_mem, cluster)
+    rested = getattr(weight.packed, _SETTLED, None) == versions
+    kernel(grid, block, args, shared_mem, cluster, early=rested)
+    if not rested:
         setattr(weight.packed, _SETTLED, versions)
-        return None
-    launch_early(kernel, weight.packed.device, (*grid, 1), (block, 1, 1), args, shared_mem, (*cluster, 1) if cluster else None)
 
 
 def _versions(weight: QuantizedWeight) -> tuple | None:
