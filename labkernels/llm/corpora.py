@@ -5,7 +5,7 @@
     corpus("folder/")        any folder of text, JSON lines or Parquet; or one file
     corpus("shakespeare"), corpus("tinystories"), corpus("fineweb-edu", files=2)       downloaded when first read (1 MB, 2.2 GB, 2.2 GB a file)
 
-`max_bytes` takes no more than that. Files of a folder come in the order of a hash of their names, so that the first few megabytes are a
+`max_bytes` ends it with the document that reaches so much. Files of a folder come in the order of a hash of their names, so that the first few megabytes are a
 fair sample; exact copies come once.
 """
 
@@ -63,7 +63,7 @@ class Corpus:
         seen: set[bytes] | None = None if any(file.public for file in self.files) else set()
         for file in self.files:
             for text in documents.read_documents(file.locate(), self.largest_document):
-                encoded = text.encode("utf-8", "surrogatepass")
+                encoded = text.encode()
                 if seen is not None:
                     digest = hashlib.blake2b(encoded, digest_size=12).digest()
                     if digest in seen:
@@ -97,7 +97,7 @@ class Corpus:
 def corpus(name: str | Path = "stdlib", *, max_bytes: int | None = None, files: int = 1) -> Corpus:
     """A corpus by name, or the text in a folder or file. Nothing is read or downloaded yet, but a folder's list of files.
 
-    `max_bytes` ends it after that many bytes of text; `files` (1 to 14) is for fineweb-edu. Raises ArgumentError.
+    `max_bytes` ends it with the document that reaches so many bytes of text; `files` (1 to 14) is for fineweb-edu. Raises ArgumentError.
     """
     if max_bytes is not None and max_bytes <= 0:
         raise ArgumentError(f"corpus: max_bytes must be positive, got {max_bytes}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from labkernels.errors import ArgumentError, ToolchainError
-from labkernels.llm.tokenizer import END_OF_TEXT
+from labkernels.llm.tokenizer import END_OF_TEXT, without_surrogates
 
 LARGEST = 1 << 20  # characters: a text without separators is cut into documents of at most this
 _BLOCK = 1 << 20
@@ -33,7 +33,7 @@ def read_documents(path: Path, largest: int = LARGEST) -> Iterator[str]:
         documents = _text_file(path, name, largest)
     for document in documents:
         if document and not document.isspace():
-            yield document
+            yield without_surrogates(document)
 
 
 def _text_file(path: Path, name: str, largest: int) -> Iterator[str]:

@@ -38,8 +38,8 @@ _BATCH_BYTES = 2 << 20  # text tokenised at once, by all cores
 
 def prepare(
     source: Corpus | str | Path = "stdlib",
-    *,
     vocab_size: int = 8192,
+    *,
     tokenizer: Tokenizer | None = None,
     folder: str | Path | None = None,
     validation_fraction: float = 0.05,
@@ -222,7 +222,7 @@ def _build(source, folder, key, tokenizer, vocab_size, validation_fraction, toke
             for batch in _batches(split_documents(source.documents(), validation_fraction)):
                 encoded = tokenizer.encode_documents([text for _, text in batch])
                 for (split, text), ids in zip(batch, encoded, strict=True):
-                    size = len(text.encode("utf-8", "surrogatepass"))
+                    size = len(text.encode())
                     writers[split].add(ids, size)
                     bar.update(size)
         splits = {split: writer.finish() for split, writer in writers.items()}
@@ -259,7 +259,7 @@ def split_documents(documents: Iterable[Document], validation_fraction: float) -
     for document in documents:
         split, text = document.split, document.text
         if split is None:
-            number = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+            number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
             if number >= limit and not validated and (waiting is None or number < waiting[0]):
                 waiting, (number, text) = (number, text), waiting or (0, "")
             split = "train" if number >= limit else "validation"

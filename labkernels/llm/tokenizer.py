@@ -81,7 +81,7 @@ class Tokenizer:
         backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, to_bytes])
         backend.decoder = tokenizers.decoders.ByteLevel()
         backend.train_from_iterator(
-            iter(texts),
+            map(without_surrogates, texts),
             tokenizers.trainers.BpeTrainer(
                 vocab_size=vocab_size,
                 min_frequency=2,
@@ -143,13 +143,13 @@ class Tokenizer:
         own, for Llama's the one that begins a text; what `Tokenizer.train` makes adds none."""
         if not isinstance(text, str):
             raise ArgumentError(f"Tokenizer.encode: text must be a str, got {type(text).__name__}")
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self.backend.encode(without_surrogates(text), add_special_tokens=add_special_tokens).ids
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of documents to learn from: all cores, and what looks like a special token stays text. Ends with `eos_id`."""
         before = [self.bos_id] if self.adds_bos else []
         after = [] if self.eos_id is None else [self.eos_id]
-        encoded = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = self._literal.encode_batch_fast([without_surrogates(text) for text in texts], add_special_tokens=False)
         return [before + one.ids + after for one in encoded]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
@@ -202,6 +202,15 @@ class Tokenizer:
     def _special(self, name: str) -> int | None:
         token = self.settings.get(name)
         return None if token is None else self.backend.token_to_id(_content(token))
+
+
+def without_surrogates(text: str) -> str:
+    """Halves of surrogate pairs, which JSON can hold and UTF-8 cannot, become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _content(token: str | dict) -> str:
