@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,13 +64,14 @@ def best_config(tokens: int, embed: int, ffn: int, gated: bool, blocks: int, ite
 
 
 _kernels: dict[tuple, Kernel] = {}
-_progress: dict[tuple, torch.Tensor] = {}
+_progress: dict[tuple, Iterator[torch.Tensor]] = {}
 _spare: dict[int, list[torch.Tensor]] = {}
 
 
 def progress(device: torch.device) -> torch.Tensor:
-    """Three zeros, which the kernel leaves as zeros. Launches that may run at the same time get different ones: each stream has its own, and so
-    has each launch that is captured, whose graph may be replayed on any stream."""
+    """Three zeros, which the kernel leaves as zeros. Launches that may run at the same time get different ones: each stream has two, which take
+    turns, since a launch may begin before the one before has ended; and so has each launch that is captured, whose graph may be replayed on any
+    stream."""
     if device.type != "cuda":
         return torch.zeros(4, dtype=torch.int32)
     if torch.cuda.is_current_stream_capturing():
@@ -79,8 +82,8 @@ def progress(device: torch.device) -> torch.Tensor:
         torch.cuda.current_stream(device).synchronize()
     key = device.index, torch.cuda.current_stream(device).cuda_stream
     if key not in _progress:
-        _progress[key] = torch.zeros(4, dtype=torch.int32, device=device)
-    return _progress[key]
+        _progress[key] = itertools.cycle(torch.zeros((2, 4), dtype=torch.int32, device=device).unbind())
+    return next(_progress[key])
 
 
 def v6_rows(x, w1, w2, b1=None, b2=None, activation="gelu") -> torch.Tensor:

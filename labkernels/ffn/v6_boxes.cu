@@ -16,6 +16,7 @@
 // Strips of W1 are handed out by a counter, so that nobody waits for a block that has not begun to run: then the blocks need not all fit on the
 // GPU at once, and no cooperative launch is needed.
 #include "activation.cuh"
+#include "fence.cuh"
 #include "ldmatrix.cuh"
 #include "mma.cuh"
 #include "named_barrier.cuh"
@@ -157,25 +158,46 @@ __global__ void __launch_bounds__(THREADS, 1)
 
     if (threadIdx.x >= CONSUMERS) {
         if (threadIdx.x > CONSUMERS) return;
+        bool begun = false;  // has the kernel before ended?
+        const auto wait_for_kernel_before = [&] {
+            if (!begun) grid_dependency_wait();
+            if (!begun) grid_dependency_launch();
+            begun = true;
+        };
         if (phases & 1) {
+            const int slots = (boxes_1 + BOXES_1 - 1) / BOXES_1;
+            int asked = 0;  // slots whose columns of x are on their way: the weights do not come from the kernel before, x may
+            const auto ask_for_x = [&](int below) {
+                wait_for_kernel_before();
+                for (; asked < below; ++asked) {
+                    const int first = asked % slots * BOXES_1, count = min(BOXES_1, boxes_1 - first);
+                    for (int i = 0; i < count; ++i)
+                        tma_load(ring.slot(asked) + i * First::BOX_BYTES + First::WEIGHT_BYTES, x, &full[asked % SLOTS], (first + i) * BOX, 0);
+                }
+            };
             for (int turn = 0;; ++turn) {
                 const int tile = both ? static_cast<int>(atomicAdd(&progress->claimed, 1u)) : block + turn * blocks;
-                const int boxes = tile < tiles_1 ? boxes_1 : 1;  // a tile that there is not ends the phase; it comes as a slot without bytes
-                for (int box = 0; box < boxes; box += BOXES_1) {
-                    const int at = ring.next++, count = tile < tiles_1 ? min(BOXES_1, boxes - box) : 0;
+                if (tile >= tiles_1) {  // ends the phase; it comes as a slot without bytes
+                    ask_for_x(ring.next);
+                    const int at = ring.next++;
+                    ring.wait_empty(at);
+                    tile_of[at % SLOTS] = tile;
+                    mbarrier_arrive_expect_tx(&full[at % SLOTS], 0);
+                    break;
+                }
+                for (int box = 0; box < boxes_1; box += BOXES_1) {
+                    const int at = ring.next++, count = min(BOXES_1, boxes_1 - box);
                     Mbarrier* const arrived = &full[at % SLOTS];
                     ring.wait_empty(at);
                     tile_of[at % SLOTS] = tile;
                     mbarrier_arrive_expect_tx(arrived, count * First::BOX_BYTES);
                     for (int i = 0; i < count; ++i) {
                         char* const to = ring.slot(at) + i * First::BOX_BYTES;
-                        const int column = (box + i) * BOX;
-                        tma_load(to, w1, arrived, column, tile * UNITS);
-                        if (GATED) tma_load(to + UNITS * BOX_ROW, w1, arrived, column, ffn + tile * UNITS);
-                        tma_load(to + First::WEIGHT_BYTES, x, arrived, column, 0);
+                        tma_load(to, w1, arrived, (box + i) * BOX, tile * UNITS);
+                        if (GATED) tma_load(to + UNITS * BOX_ROW, w1, arrived, (box + i) * BOX, ffn + tile * UNITS);
                     }
+                    if (begun || at + 1 >= SLOTS) ask_for_x(at + 1);
                 }
-                if (tile >= tiles_1) break;
             }
         }
         if (phases & 2) {
@@ -189,6 +211,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                 for (int j = 0; j < count; ++j)
                     tma_load(ring.slot(at) + j * Second::BOX_BYTES, w2, &full[at % SLOTS], (box + j) * BOX, (block + i / slots * blocks) * ROWS);
                 if (!h_is_there && i + 1 < min(SLOTS - 1, total)) continue;
+                wait_for_kernel_before();
                 if (!h_is_there && both) ring.wait_empty(begin - 1 + SLOTS);  // the slot that told the end: this block has done its part
                 if (!h_is_there && both)
                     while (atomicAdd(&progress->done, 0u) < static_cast<unsigned>(tiles_1)) __nanosleep(20);
@@ -204,6 +227,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                 }
             }
         }
+        wait_for_kernel_before();
         // The last one out leaves zeros: block 0, which always has a tile of W2, has seen the last one of W1 done.
         if (both && atomicAdd(&progress->left, 1u) == blocks - 1) {
             atomicExch(&progress->claimed, 0u);

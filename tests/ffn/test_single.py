@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from labkernels.cuda import sanitizing
+from labkernels.cuda.settled import settled
 from labkernels.ffn import boxes, single
 from labkernels.ffn.reference import reference
 from labkernels.ffn.single import Config, best_config, configured
@@ -116,3 +117,29 @@ def test_captured_in_a_graph_it_runs_on_any_stream_beside_others(configured):
         graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(want, one) for one in [*captured, *results])
+
+
+@pytest.mark.gpu
+def test_early_launches_see_what_was_written_before_them():
+    x, w1, w2, b1, b2 = network(2, 1024, 2816, device="cuda")
+    for turn in range(20):
+        chain, want = x, x
+        for _ in range(4):  # each begins before the one before has ended, and reads what that one writes
+            chain = boxes.v6_boxes(chain, w1, w2, b1, b2, "swiglu")
+            want = boxes.v6_two_kernels(want, w1, w2, b1, b2, "swiglu")
+        assert torch.equal(chain, want)
+        torch.neg(w1, out=w1)  # PyTorch counts this: the next launch waits
+        assert_right(boxes.v6_boxes(x, w1, w2, b1, b2, "swiglu"), (x, w1, w2, b1, b2))
+
+
+def test_a_weight_that_was_written_to_has_not_settled(monkeypatch):
+    monkeypatch.setattr("labkernels.cuda.settled.can_launch_early", lambda device: True)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: type("Stream", (), {"cuda_stream": 0}))
+    first, second = torch.ones(2), torch.ones(3)
+    assert [settled(first, second) for _ in range(3)] == [False, True, True]
+    second.add_(1)
+    assert [settled(first, second) for _ in range(2)] == [False, True]
+    assert not settled(first, torch.ones(3)), "another weight beside it"
+    with torch.inference_mode():
+        assert not settled(torch.ones(2)), "counts no versions"
