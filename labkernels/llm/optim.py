@@ -78,14 +78,16 @@ class AdamW(torch.optim.Optimizer):
         for state, p in zip(states, params):
             if state["step"].device != p.device:
                 state["step"] = state["step"].to(p.device)
+        steps = [state["step"] for state in states]
         found = None if factor is None else (~factor.isfinite()).float().reshape(1)
+        torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
             params,
             [p.grad for p in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            [state["step"] for state in states],
+            steps,
             lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -96,10 +98,8 @@ class AdamW(torch.optim.Optimizer):
             grad_scale=None if factor is None else factor.reshape(1).reciprocal(),
             found_inf=found,
         )
-        if factor is None:
-            torch._foreach_add_([state["step"] for state in states], 1)
-        else:
-            torch._foreach_add_([state["step"] for state in states], (1 - found).squeeze())
+        if found is not None:
+            torch._foreach_sub_(steps, found.squeeze())  # a step that was skipped does not count
 
     def _one(self, p: torch.Tensor, group: dict, factor: torch.Tensor | None) -> None:
         state = self.state[p]
@@ -173,8 +173,7 @@ def gradient_norm(params: Iterable[torch.Tensor]) -> torch.Tensor:
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    norms = torch._foreach_norm([g if g.dtype == torch.float32 or g.is_cuda else g.float() for g in grads])
-    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)))
 
 
 def clip_factor(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
