@@ -66,6 +66,10 @@ _HOME = {  # picture: the file it lives in
     "packed_word": "quantised",
     "error_by_bits": "quantised",
     "operator_layers": "operators",
+    "decoder_block": "transformer",
+    "stacked_projection": "transformer",
+    "parameter_budget": "transformer",
+    "packed_documents": "transformer",
 }
 __all__ = list(_HOME)
 
