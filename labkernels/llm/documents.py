@@ -59,21 +59,31 @@ def _text_file(path: Path, name: str, largest: int) -> Iterator[str]:
 
 
 def cut(blocks: Iterable[str], largest: int, separator: str | None = END_OF_TEXT) -> Iterator[str]:
-    """Texts between separators. One longer than `largest` characters is cut after its last blank line before, or line, or right there."""
-    rest = ""
+    """Texts between separators, without the line ends next to those. One longer than `largest` characters is cut after its last blank line before,
+    or line, or right there. How the text is cut into `blocks` makes no difference."""
+    rest, after_separator = "", False
+    half = len(separator) - 1 if separator else 0  # of a separator could be the end of a block
     for block in blocks:
         rest += block
         if separator is not None:
             *whole, rest = rest.split(separator)
             for text in whole:
-                yield from _pieces(text.strip("\r\n"), largest, everything=True)
-        *pieces, rest = _pieces(rest, largest)
-        yield from pieces
-    yield from _pieces(rest.strip("\r\n") if separator is not None else rest, largest, everything=True)
+                *pieces, last = _pieces(text.lstrip("\r\n") if after_separator else text, largest)
+                yield from [*pieces, last.rstrip("\r\n")]
+                after_separator = True
+        if after_separator:
+            rest = rest.lstrip("\r\n")
+            after_separator = not rest
+        if len(rest) > largest + half:
+            sure = len(rest) - half
+            *pieces, left = _pieces(rest[:sure], largest)
+            rest = left + rest[sure:]
+            yield from pieces
+    yield from _pieces(rest, largest)
 
 
-def _pieces(text: str, largest: int, everything: bool = False) -> list[str]:
-    """Pieces of at most `largest`, then what is left, which without `everything` may still grow."""
+def _pieces(text: str, largest: int) -> list[str]:
+    """Pieces of at most `largest`; the last may be empty, and grow."""
     pieces = []
     start = 0
     while len(text) - start > largest:
