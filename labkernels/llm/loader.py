@@ -195,7 +195,7 @@ class Loader:
         first = position + self.rank * self.batch_size
         samples = [self.sample(number) for number in range(first, first + self.batch_size)]
         tokens = torch.from_numpy(np.stack([tokens for tokens, _ in samples]).astype(np.int64))  # (batch, seq + 1)
-        batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), tokens_counted=self.batch_size * self.seq_len)
+        batch = Batch(tokens[:, :-1].clone(), tokens[:, 1:].clone(), tokens_counted=self.batch_size * self.seq_len)
         if self.boundaries:
             self._keep_boundaries(batch, [begins for _, begins in samples])
         if self.device.type != "cuda":
