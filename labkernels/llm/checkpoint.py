@@ -20,6 +20,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import time
@@ -114,7 +115,10 @@ class CheckpointStore:
         if found is None:
             return None
         folder, manifest, skipped = found
-        state = torch.load(folder / "state.pt", map_location=map_location, weights_only=True) if (folder / "state.pt").is_file() else {}
+        try:
+            state = torch.load(folder / "state.pt", map_location=map_location, weights_only=True) if (folder / "state.pt").is_file() else {}
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{folder.name}: state.pt holds other things than numbers, text and tensors, and is not read: {error}") from error
         if (folder / "model.safetensors").is_file():
             state["model"] = safetensors.torch.load_file(folder / "model.safetensors", device=str(map_location))
         return Checkpoint(manifest["step"], folder, state, tuple(skipped))
