@@ -1,0 +1,10 @@
+# reason: exception AssertionError
+def gradients(kernels):
+    model.kernels = kernels
+    model.zero_grad()
+    model(tokens, targets).backward()
+    return [weight.grad.clone() for weight in model.parameters()]
+
+theirs, ours = gradients("torch"), gradients({operation: "labkernels"})
+model.kernels = "torch"
+return max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(theirs, ours))

@@ -1,0 +1,5 @@
+# reason: exception AssertionError
+positions = torch.cat([torch.arange(end - begin) for begin, end in zip(cu_seqlens, cu_seqlens[1:])])
+targets = torch.full_like(tokens, -100)
+targets[:-1] = tokens[1:]
+return positions, targets
