@@ -28,6 +28,7 @@ def test_an_unknown_operation_is_named():
 
 def test_recording_takes_the_operations_asked_for(tmp_path, monkeypatch):
     recorded = []
-    monkeypatch.setattr(benchmark, "record", lambda folder, names, say: recorded.append((folder, names)))
-    assert run("softmax", "--record", tmp_path)[0] == 0 and run("--record", tmp_path)[0] == 0
-    assert recorded == [(tmp_path, ["softmax"]), (tmp_path, list(ops))]
+    monkeypatch.setattr(benchmark, "record", lambda folder, names, *limits, say: recorded.append((folder, names, limits)))
+    assert run("softmax", "--record", tmp_path, "--budget-ms", 30, "--longest-call-ms", 60, "--seconds", 90)[0] == 0
+    assert run("--record", tmp_path)[0] == 0
+    assert recorded == [(tmp_path, ["softmax"], (30.0, 60.0, 90.0)), (tmp_path, list(ops), (100.0, 800.0, float("inf")))]

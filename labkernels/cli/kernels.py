@@ -13,6 +13,9 @@ from labkernels.errors import ArgumentError
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="operations by name; default: all")] = None,
     record: Annotated[Path | None, typer.Option(help="write the figures of the book into this folder; needs a GPU", file_okay=False)] = None,
+    budget_ms: Annotated[float, typer.Option(min=1.0, help="with --record: what the samples of a row may take")] = 100.0,
+    longest_call_ms: Annotated[float, typer.Option(min=1.0, help="with --record: a call expected to take longer is left out")] = 800.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="with --record: after so long no further operation is begun")] = float("inf"),
 ) -> None:
     """Time every variant of an operation beside its peers and the limit; without a GPU, show the recorded figures."""
     from labkernels.lab import bench as benchmark
@@ -22,7 +25,7 @@ def bench(
         if unknown := set(ops or ()) - set(registry):
             raise ArgumentError(f"no operation is called {sorted(unknown)[0]!r}; there are {', '.join(registry)}")
         if record is not None:
-            benchmark.record(record, ops or list(registry), say=typer.echo)
+            benchmark.record(record, ops or list(registry), budget_ms, longest_call_ms, seconds, say=typer.echo)
             return
         for name in ops or registry:
             typer.echo(f"{benchmark.bench(name)}\n")

@@ -19,10 +19,18 @@ from labkernels.operation import Op, as_dtype, ops, product_of
 LONGEST_CALL_MS = 800.0  # what one call may be expected to take; longer ones are left out, and their rows say so
 
 
-def record(folder: str | Path, op_names: Sequence[str] = tuple(ops), budget_ms: float = 100.0, say: Callable = print) -> None:
+def record(
+    folder: str | Path,
+    op_names: Sequence[str] = tuple(ops),
+    budget_ms: float = 100.0,
+    longest_call_ms: float = LONGEST_CALL_MS,
+    seconds: float = float("inf"),
+    say: Callable = print,
+) -> None:
     """Measure the ceilings and every sweep of these operations, and write `folder`/ceilings.csv and one csv for each operation.
 
-    Each file is written when its operation is done. `budget_ms` is the time spent on each row's samples. Prints tables at the end.
+    Each file is written when its operation is done. `budget_ms` is the time spent on each row's samples, `longest_call_ms` what one call may be
+    expected to take. After `seconds` no further operation is begun: those left are named. Prints tables at the end.
     """
     if not torch.cuda.is_available():
         raise LabKernelsError("bench --record: figures are recorded on an NVIDIA GPU, and this machine has none")
@@ -32,15 +40,20 @@ def record(folder: str | Path, op_names: Sequence[str] = tuple(ops), budget_ms: 
     ceilings = measure_ceilings()
     _ceilings_frame(ceilings).to_csv(folder / "ceilings.csv", index=False, float_format="%.6g")
     summaries = []
-    for name in op_names:
-        frame = measure_sweeps(ops[name], ceilings, budget_ms)
+    for number, name in enumerate(op_names):
+        if time.perf_counter() - start > seconds:
+            say(f"not measured, {seconds:.0f} s have passed: {', '.join(op_names[number:])}")
+            break
+        frame = measure_sweeps(ops[name], ceilings, budget_ms, longest_call_ms)
         frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         summaries.append(_summary(ops[name], frame))
         say(f"{name}: {len(frame)} rows after {time.perf_counter() - start:.0f} s")
     say("\n".join([*map(str, summaries), _ceilings_frame(ceilings)[["name", "value", "unit"]].to_string(index=False)]))
 
 
-def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable = measure) -> pandas.DataFrame:
+def measure_sweeps(
+    op: Op, ceilings: Ceilings, budget_ms: float, longest_call_ms: float = LONGEST_CALL_MS, timer: Callable = measure
+) -> pandas.DataFrame:
     """One row for each variant and peer at each point of the operation's recorded sweeps."""
     entries = [Entry.of(op, name) for name in (*op.variants, *op.peers)]
     pace: dict[tuple, float] = {}  # milliseconds per FLOP or byte of an entry and dtype, as last measured: sweeps go from small to large
@@ -56,7 +69,7 @@ def measure_sweeps(op: Op, ceilings: Ceilings, budget_ms: float, timer: Callable
             work = op.flops(**shape) or op.bytes_moved(dtype, **shape)
             for entry in entries:
                 expected_ms = pace.get((entry.name, dtype), 0.0) * work
-                if expected_ms > LONGEST_CALL_MS:
+                if expected_ms > longest_call_ms:
                     note = f"left out: about {expected_ms / 1e3:.1f} s a call"
                     rows.append(empty_row(op, entry, dtype, shape, note) | environment() | {"limit_ms": ceilings.limit_ms(op, dtype, shape)})
                     continue

@@ -289,6 +289,15 @@ def test_peak_memory_is_what_a_call_adds_its_result_included():
     assert peak == 5 << 20 and result.numel() == 1 << 20 and kept.numel() == 3 << 20
 
 
+def test_recording_names_the_operations_that_time_was_too_short_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(record, "measure_ceilings", lambda: CEILINGS)
+    said = []
+    record.record(tmp_path, ["softmax", "sum"], seconds=-1.0, say=said.append)
+    assert said[0] == "not measured, -1 s have passed: softmax, sum"
+    assert [path.name for path in tmp_path.iterdir()] == ["ceilings.csv"]
+
+
 @pytest.mark.gpu
 def test_recording_writes_every_file(tmp_path):
     record.record(tmp_path, op_names=["sum"], budget_ms=5.0)
