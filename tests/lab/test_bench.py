@@ -292,6 +292,7 @@ def test_peak_memory_is_what_a_call_adds_its_result_included():
 def test_recording_names_the_operations_that_time_was_too_short_for(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(record, "measure_ceilings", lambda: CEILINGS)
+    monkeypatch.setattr(record, "environment", dict)
     said = []
     record.record(tmp_path, ["softmax", "sum"], seconds=-1.0, say=said.append)
     assert said[0] == "not measured, -1 s have passed: softmax, sum"
