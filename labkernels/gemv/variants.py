@@ -17,13 +17,13 @@ FOLDER = Path(__file__).parent
 WARPS = 8  # of a block of v1 and v2
 STEP = 32  # of k, that v3's warps take at a time
 MOST_ROWS = 64  # of x, in v3
-MOST_SHARED = 220 * 1024  # bytes that a block of v3 may ask for
+MOST_SHARED = 224 * 1024  # bytes that a block of v3 may ask for
 SUMS = 17  # as in stream.cuh
 
 
 @dataclass(frozen=True)
 class Stream:
-    """v3's template arguments and its grid: `warps` of a block and `splits` blocks of a cluster share k; each warp has `ahead` steps on their way;
+    """v3's template arguments and its grid: `warps` of a block and `splits` blocks of a cluster share k; each warp has `ahead` steps of 1 KB on their way;
     registers allow `blocks` on an SM, of which `resident` are launched: where there is room left, the next kernel's blocks begin early."""
 
     warps: int
@@ -35,7 +35,7 @@ class Stream:
     def shared_mem(self, m: int, k: int, norm: bool) -> int:
         parts = self.warps * self.splits
         staged = self.warps * ceil_div(k // STEP, parts) * 64 * (m + norm)
-        return staged + 4 * SUMS * 2 * m * (self.warps + (self.splits if self.splits > 1 else 0))
+        return 1024 * self.warps * self.ahead + staged + 4 * SUMS * 2 * m * (self.warps + (self.splits if self.splits > 1 else 0))
 
     @functools.cached_property
     def cluster(self) -> tuple[int, int, int] | None:
@@ -93,23 +93,14 @@ def stream_for(device: torch.device, m: int, n: int, k: int, norm: bool) -> Stre
     """How to cut the work. Up to 8 rows of x it does not depend on how many there are: then neither do the bits of a row's result."""
     rows = 8 * column_tiles(m)
     config = Stream(2, 4) if device.type == "cpu" else _tuned(rows)
-    tiles, at_once = ceil_div(n, 16), processor_count(device) * config.resident
-    while config.splits < 8 and k // STEP >= 2 * config.warps * config.splits and uneven(tiles, at_once, config.splits) > 1.2:
-        config = replace(config, splits=2 * config.splits)
-    while config.splits < 8 and config.shared_mem(rows, k, norm) > MOST_SHARED // 2:
+    while config.splits < 8 and config.shared_mem(rows, k, norm) > MOST_SHARED:  # a cluster's barriers cost 2 us: only where x does not fit
         config = replace(config, splits=2 * config.splits)
     return config
 
 
-def uneven(tiles: int, at_once: int, splits: int) -> float:
-    """How much longer the block with the most tiles works than if all had as many."""
-    clusters = max(1, at_once // splits)
-    return ceil_div(tiles, clusters) * clusters / tiles
-
-
 def _tuned(rows: int) -> Stream:
     """What was fastest on an H200, of those that spill no registers."""
-    return Stream(8, 8) if rows <= 16 else Stream(8, 4)
+    return Stream(8, 12)
 
 
 @functools.cache

@@ -1,15 +1,12 @@
-// Loads of what is read once and never again, such as a weight that meets one row of activations.
+// Copies of what is read once and never again, such as a weight that meets one row of activations.
 #pragma once
+#include "shared_address.cuh"
 
-// 16 bytes that nobody writes while the kernel runs: not kept in L1, and L2 fetches the 128 bytes that they are of.
-__device__ __forceinline__ uint4 load_stream(const uint4* source) {
-#ifndef LK_EMULATOR
-    uint4 found;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
-                 : "l"(source));
-    return found;
+// As cp_async_l2 (cp_async.cuh), 16 bytes into shared memory past L1, and L2 fetches the 128 bytes that they are of.
+__device__ __forceinline__ void cp_async_stream(void* shared, const void* global) {
+#ifdef LK_EMULATOR
+    lk::copy_async<16>(shared, global, 16);
 #else
-    return *source;
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)) : "memory");
 #endif
 }
