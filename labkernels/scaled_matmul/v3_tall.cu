@@ -1,4 +1,4 @@
-// Scaled matmul, v3: 256 rows a block, 128 of them a warpgroup's (sm_90a).
+// Scaled matmul, v3: 256 rows a block, 128 of them a warpgroup's; 128 where that leaves fewer multiprocessors without work (sm_90a).
 //   Idea      v2's tile of 128 x 128 reads 64 bytes from L2 for each clock that its products take, more than L2 gives, since a second set of
 //             sums left no registers for a larger one. But the set that the tensor cores fill need not be as large as the tile: a warpgroup
 //             multiplies the upper 64 of its rows, adds up, then the lower 64, with the same columns of B. While it adds up, the other
@@ -6,21 +6,22 @@
 //             fetched while it is multiplied, into shared memory: v2 waits for them, element by element, when all is done.
 //   Predicts  Where v2 waits for L2 and at its tiles' ends, a third less of the one, and 10 clocks in place of 60 for two elements of the other.
 //   Measured  data/measured/h200/scaled_matmul.csv: at 4096^3 0.126 -> 0.107 ms (torch._scaled_mm 0.103), at m = 8192, n = 28672, k = 4096 1.69 -> 1.48
-//             (1.50). Fetching B for two blocks at once (CLUSTER = 2) made nothing faster.
+//             (1.50). Fetching B for two blocks at once (CLUSTER = 2) made nothing faster. Nor did letting one warpgroup begin two stages before
+//             the other, so that they end tiles in turn: two of four stages are then no longer ahead, and every shape took 1 to 20% longer.
+//   128 rows  (HALVES = 1) take 0.54 of the time that 256 do, for half the products: only where the last round of tiles would be emptier.
 //   Wastes    Both warpgroups end a tile at the same time, and the tensor cores wait until it is written; the last wave of tiles.
 //
 // With PROMOTE the sums are float32's, begun anew every 128 of k; without, the tensor cores' own, as in v2_hopper.
 #include "stages.cuh"
 
-constexpr int HALVES = 2, OWN_ROWS = 64 * HALVES, ROWS = OWN_ROWS * CONSUMERS;
-
 // a, b and c: tensor maps of (m, k), (n, k) and the result (m, n). Scales: one a row of a, one a column of b. CLUSTER blocks, one above the
 // other, share their columns of B. Tiles are taken in bands of `band` rows of tiles.
-template <class Out, int COLUMNS, int STAGES, int SLABS, bool PROMOTE, int CLUSTER>
+template <class Out, int HALVES, int COLUMNS, int STAGES, int SLABS, bool PROMOTE, int CLUSTER>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     scaled_matmul_tall(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, int m, int n,
                        int k, const float* scale_a, const float* scale_b, const Out* bias, int band) {
     static_assert(COLUMNS <= GROUP, "a thread fetches the scale of a column");
+    constexpr int OWN_ROWS = 64 * HALVES, ROWS = OWN_ROWS * CONSUMERS;
     using Memory = Layout<__nv_fp8_e4m3, ROWS, COLUMNS, STAGES, SLABS>;
     extern __shared__ __align__(1024) char dynamic[];
     __shared__ float2 of_columns[CONSUMERS][COLUMNS];  // scale and bias
@@ -90,16 +91,16 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
             for (int step = 0; step < steps; ++step) {
                 mbarrier_wait(&full[ring.stage], ring.parity);
                 wgmma_fence();
-                multiply(0, sums[0], step > 0);
-                multiply(1, sums[1], step > 0);
+#pragma unroll
+                for (int half = 0; half < HALVES; ++half) multiply(half, sums[half], step > 0);
                 if (step > 0) {
                     wgmma_wait<HALVES>();
                     release(ring.stage > 0 ? ring.stage - 1 : STAGES - 1);
                 }
                 ring.advance();
             }
-            wgmma_wait<0>(sums[0]);
-            wgmma_wait<0>(sums[1]);
+#pragma unroll
+            for (int half = 0; half < HALVES; ++half) wgmma_wait<0>(sums[half]);
             release(ring.stage > 0 ? ring.stage - 1 : STAGES - 1);
         }
 

@@ -53,7 +53,7 @@ PROMOTED = {  # configurations of v2_promoted, by columns
 }
 @dataclass(frozen=True)
 class Tall:
-    """A block's tile of the result, 256 x `columns`; `stages` of 128 of k in flight; `slabs` of the result on their way out; `promote`: sums in
+    """A block's tile of the result, `rows` x `columns`; `stages` of 128 of k in flight; `slabs` of the result on their way out; `promote`: sums in
     float32; `cluster` blocks, one above the other, that share their columns of b."""
 
     columns: int = 128
@@ -62,17 +62,21 @@ class Tall:
     promote: bool = True
     cluster: int = 1
     band: int = 8
+    rows: int = 256
 
     @property
     def shared_mem(self) -> int:
-        return self.stages * (256 + self.columns) * 128 + self.slabs * 8192 + 16 * self.stages
+        return self.stages * (self.rows + self.columns) * 128 + self.slabs * 8192 + 16 * self.stages
 
 
 TALL = {  # configurations of v3_tall
     "128": Tall(),
     "128_cluster": Tall(cluster=2),
     "128_fast": Tall(promote=False),
+    "128_low": Tall(stages=6, slabs=4, rows=128),
+    "128_low_fast": Tall(stages=6, slabs=4, rows=128, promote=False),
 }
+LOW_COST = 0.54  # of a round of tiles of 128 rows, beside one of 256: measured on an H200, 14.5 us and 26.8 with k = 4096
 HOPPER = {  # of v2_hopper, by rows and columns
     "128x256": hopper.Config(128, 256, 2, 4, 4),
     "256x128": hopper.Config(256, 128, 2, 4, 4),
@@ -100,11 +104,16 @@ def v2_promoted(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> 
 
 
 def v3_tall(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
-    return tall("128", a, b, scale_a, scale_b, bias, out_dtype)
+    return tall("128_low" if _low(a, b) else "128", a, b, scale_a, scale_b, bias, out_dtype)
 
 
 def v3_tall_fast(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> torch.Tensor:
-    return tall("128_fast", a, b, scale_a, scale_b, bias, out_dtype)
+    return tall("128_low_fast" if _low(a, b) else "128_fast", a, b, scale_a, scale_b, bias, out_dtype)
+
+
+def _low(a, b) -> bool:
+    """Are tiles of 128 rows done earlier than those of 256?"""
+    return LOW_COST * _rounds(a, b, 128, 128) < _rounds(a, b, 256, 128)
 
 
 def _rounds(a, b, rows: int, columns: int) -> int:
@@ -144,8 +153,8 @@ def tall(config: str | Tall, a, b, scale_a, scale_b, bias=None, out_dtype=torch.
     out = torch.empty((m, n), dtype=out_dtype, device=a.device)
     if not out.numel():
         return out
-    maps = tensor_map(a, (256, 128), 128), tensor_map(b.t(), (config.columns // config.cluster, 128), 128), tensor_map(out, (64, 64), 128)
-    tiles = ceil_div(m, 256 * config.cluster) * ceil_div(n, config.columns)
+    maps = tensor_map(a, (config.rows, 128), 128), tensor_map(b.t(), (config.columns // config.cluster, 128), 128), tensor_map(out, (64, 64), 128)
+    tiles = ceil_div(m, config.rows * config.cluster) * ceil_div(n, config.columns)
     blocks = min(processors(a) // config.cluster, tiles) * config.cluster
     args = (*maps, m, n, k, each(scale_a, m), each(scale_b, n), bias, config.band)
     _tall(config, out_dtype)(blocks, 384, args, config.shared_mem, config.cluster if config.cluster > 1 else None)
@@ -154,7 +163,7 @@ def tall(config: str | Tall, a, b, scale_a, scale_b, bias=None, out_dtype=torch.
 
 @functools.lru_cache(None)
 def _tall(config: Tall, out_dtype: torch.dtype) -> Kernel:
-    sizes = (config.columns, config.stages, config.slabs, str(config.promote).lower(), config.cluster)
+    sizes = (config.rows // 128, config.columns, config.stages, config.slabs, str(config.promote).lower(), config.cluster)
     return Kernel(FOLDER / "v3_tall.cu", f"scaled_matmul_tall<{c_type(out_dtype)}, {', '.join(map(str, sizes))}>")
 
 
@@ -190,13 +199,6 @@ def _on_hopper(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> s
     return hopper_refusal(a)
 
 
-def _enough_tiles(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> str | None:
-    refusal = _on_hopper(a, b, scale_a, scale_b, bias, out_dtype)
-    if refusal is None and a.is_cuda and 1.6 * _rounds(a, b, 256, 128) > _rounds(a, b, 128, 128):
-        return "takes results of more tiles: with tiles half as tall, the multiprocessors have less to do, one after the other"
-    return refusal
-
-
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -220,14 +222,14 @@ VARIANTS = {
             v3_tall_fast,
             "a warpgroup has 128 rows; the sums stay in the tensor cores",
             FOLDER / "v3_tall.cu",
-            _enough_tiles,
+            _on_hopper,
         ),
         Variant(
             "v3_tall",
             v3_tall,
             "a warpgroup has 128 rows, which it multiplies and adds up 64 at a time; scales wait in shared memory",
             FOLDER / "v3_tall.cu",
-            _enough_tiles,
+            _on_hopper,
         ),
     )
 }
