@@ -5,11 +5,25 @@ how many such tests there are, so that a green run on a laptop never looks like 
 """
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import matplotlib
 import pytest
 import torch
 
+from tests import warm_kernels
+
 matplotlib.use("agg")
+
+
+@pytest.fixture(scope="session")
+def jupyter_path() -> Iterator[str]:
+    """For `warm_kernels.used`: where Jupyter finds kernels that have imported torch and labkernels before they start."""
+    from labkernels.classroom.execute import cpu_environment    # needs nbclient, which a machine for GPU tests may lack
+
+    with warm_kernels.started(cpu_environment()) as path:
+        yield path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +33,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.user_properties.append(("gpu", True))
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_collection_finish() -> None:
+    set_aside()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        set_aside()
+
+
+def set_aside() -> None:
+    """What is alive after a file of tests stays: the garbage collector need not walk over it again, a third of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from labkernels.classroom.book import Lab, make
+from tests import warm_kernels
 
 SMALL_LAB = '''\
 # %% [markdown]
@@ -39,6 +40,13 @@ def small_book(root) -> Lab:
     return lab
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm(jupyter_path):
+    """Labs run in kernels that start warm."""
+    with warm_kernels.used(jupyter_path):
+        yield
+
+
 @pytest.fixture
 def small_lab(tmp_path) -> Lab:
     """A book of one lab, not made yet."""
@@ -46,19 +54,21 @@ def small_lab(tmp_path) -> Lab:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Lab:
+def made_once(tmp_path_factory, jupyter_path) -> Lab:
     """The small lab, made; copy it before changing anything."""
     lab = small_book(tmp_path_factory.mktemp("book"))
-    make(lab)
+    with warm_kernels.used(jupyter_path):
+        make(lab)
     return lab
 
 
 @pytest.fixture(scope="session")
-def made_sample(tmp_path_factory) -> Lab:
+def made_sample(tmp_path_factory, jupyter_path) -> Lab:
     """A book whose one lab is sample_lab.py, made."""
     root = tmp_path_factory.mktemp("sample_book")
     (root / "solutions").mkdir()
     lab = Lab(root, "99_sample")
     shutil.copy(Path(__file__).with_name("sample_lab.py"), lab.source)
-    make(lab)
+    with warm_kernels.used(jupyter_path):
+        make(lab)
     return lab
