@@ -3,6 +3,7 @@ for its named reason.
 
 All of it takes one run of one kernel. At each exercise, before the lab's own solution, the starter and the wrong answers are put
 in its place one after the other, each followed by the cells up to and including the tests; then the lab goes on as written.
+Nobody looks at what it shows: no picture is rendered, and nothing compiled for GPUs to report registers.
 """
 from __future__ import annotations
 
@@ -21,6 +22,10 @@ from labkernels.classroom.source import BookError
 from labkernels.classroom.student import student_edition
 
 STARTER, SOLUTION = "the blank starter", "the solution"
+_QUIET = """\
+from labkernels.lab import compile_report, style
+compile_report.compile_report = lambda kernels: None
+style.Picture._repr_html_ = lambda picture: None"""
 _PROBE = 'print(__import__("labkernels.classroom.reasons", fromlist=["reasons"]).last_reason())'
 
 
@@ -96,7 +101,7 @@ def expand(notebook: NotebookNode, exercises: list[Exercise], attempts: list[Att
     """The lab with all attempts in it, each before the solution that it stands for."""
     at_solution = {exercise.solution: exercise for exercise in exercises}
     at_tests = {exercise.tests: exercise for exercise in exercises}
-    cells = []
+    cells = [nbformat.v4.new_code_cell(_QUIET)]
     for position, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
