@@ -57,7 +57,7 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm of x + residual, and the sum."""
     if kernel == "labkernels":
-        return lk.add_rms_norm(x, residual, weight, eps=eps)
+        return lk.add_rms_norm(x.to(residual.dtype), residual, weight, eps=eps)  # under autocast the stream is float32, and what is added is not
     total = x + residual
     return F.rms_norm(total, total.shape[-1:], weight, eps), total
 

@@ -197,6 +197,19 @@ def test_bfloat16_is_near_float32():
             assert got.dtype == torch.bfloat16 and (got.float() - want).abs().mean() < 0.02 * want.abs().mean()
 
 
+@pytest.mark.parametrize("kernels", ["torch", "labkernels"])
+def test_under_autocast_weights_stay_float32_and_products_are_not(kernels):
+    model = make(kernels)
+    want, gradients = step(model, tokens(), tokens(seed=2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(tokens(), tokens(seed=2))
+    model.zero_grad()
+    loss.backward()
+    assert loss.item() == pytest.approx(want, rel=0.01) and loss.item() != want
+    for name, weight in model.named_parameters():
+        assert weight.grad.dtype == torch.float32 and (weight.grad - gradients[name]).norm() < 0.05 * gradients[name].norm(), name
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
