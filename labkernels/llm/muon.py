@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from labkernels.errors import ArgumentError
+from labkernels.llm.optim import ExactState
 from labkernels.symmetric_matmul import symmetric_matmul
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of X, (X X^T) X and (X X^T)^2 X: small singular values grow threefold a step, all end near 1
@@ -24,7 +25,7 @@ BATCH_ELEMENTS = 1 << 28  # what is iterated at a time, in elements: 0.5 GB in b
 
 
 def newton_schulz(g: torch.Tensor, steps: int = 5, kernel: str = "labkernels") -> torch.Tensor:
-    """g (rows, columns) or (batch, rows, columns) to about U V^T of its singular value decomposition, singular values 0.7 to 1.2; of g's shape and dtype.
+    """g (rows, columns) or (batch, rows, columns) to about U V^T of its singular value decomposition, singular values near 1, but for tiny ones; of g's shape and dtype.
 
     `kernel`: "labkernels" takes symmetric_matmul for the symmetric products, "torch" computes them whole.
     """
@@ -47,7 +48,7 @@ def _whole(x: torch.Tensor, c: torch.Tensor | None = None, alpha: float = 1.0, b
     return (torch.baddbmm if x.dim() == 3 else torch.addmm)(c, x, x.mT, alpha=alpha, beta=beta)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(ExactState):
     """Muon for matrices (Nesterov momentum, decoupled weight decay). For the rest, embeddings, head and norms, use `AdamW` beside it.
 
     A group may have "rows", how many rows belong to each of the matrices stacked in its weights. bfloat16 weights keep a float32 master. `step(factor)`
@@ -120,11 +121,6 @@ class Muon(torch.optim.Optimizer):
         weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
         if weight is not p:
             p.copy_(weight)
-
-    @staticmethod
-    def _process_value_according_to_param_policy(param, value, param_id, param_groups, key=None):
-        """States keep the dtype that they were saved in."""
-        return value.to(param.device)
 
 
 def muon_groups(model: nn.Module) -> list[dict]:

@@ -24,7 +24,20 @@ MASTERS = ("float32", "stochastic", "none")
 PER_BLOCK = 8 * 256  # elements
 
 
-class AdamW(torch.optim.Optimizer):
+class ExactState(torch.optim.Optimizer):
+    """An optimiser whose state is loaded in the dtypes that it was saved in: PyTorch's would round float32 masters and moments to the weight's."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(saved, own, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, torch.Tensor):
+                    self.state[p][name] = value.detach().to("cpu" if value.dim() == 0 and name == "step" else p.device, copy=True)
+
+
+class AdamW(ExactState):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101), float32 arithmetic whatever the weights are.
 
     `master`: what remembers the small bits of bfloat16 weights. "float32": a copy beside each; "stochastic": nothing, the weight is rounded up or down
@@ -113,11 +126,6 @@ class AdamW(torch.optim.Optimizer):
         local = [getattr(t, "_local_tensor", t) for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state.get("master")) if t is not None]
         update = adamw_kernel if p.is_cuda else adamw_torch
         update(*local[:4], local[4] if len(local) > 4 else None, factor, self.master == "stochastic", seed, **numbers)
-
-    @staticmethod
-    def _process_value_according_to_param_policy(param, value, param_id, param_groups, key=None):
-        """States keep the dtype that they were saved in: PyTorch would cast float32 moments to the weight's."""
-        return value if key == "step" else value.to(param.device)
 
 
 def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, correction1, correction2) -> None:

@@ -109,7 +109,7 @@ class Trainer:
         c = self.config
         adam = {"lr": c.lr, "betas": c.betas}
         if c.optimizer == "adamw-torch":
-            return [torch.optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam, foreach=False)]
+            return [torch.optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam)]
         adam |= {"master": c.master, "moment_dtype": torch.float32 if c.moments == "float32" else torch.bfloat16, "seed": c.seed}
         if c.optimizer == "adamw":
             return [optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam)]
@@ -120,7 +120,7 @@ class Trainer:
 
     def compiled(self) -> Callable[..., torch.Tensor]:
         """What maps inputs and targets to the loss. A block's graph serves all blocks, so "blocks" compiles for seconds where "whole" takes a minute."""
-        if self.config.compile == "blocks":
+        if self.config.compile == "blocks" or self.config.compile == "auto" and self.device.type == "cuda":
             for block in self.model.blocks:
                 block.compile()
         return torch.compile(self.model) if self.config.compile == "whole" else self.model
@@ -321,7 +321,7 @@ class _Later:
     """Numbers on a GPU, copied to the host behind what is launched; `read()` waits for them alone."""
 
     def __init__(self, numbers: torch.Tensor):
-        self._ready = None
+        self._ready, self._source = None, numbers
         if numbers.is_cuda:
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
@@ -329,6 +329,10 @@ class _Later:
             self._ready.record()
         else:
             self._numbers = numbers
+
+    def tensor(self) -> torch.Tensor:
+        """The numbers where they were made."""
+        return self._source
 
     def read(self) -> list[float]:
         if self._ready is not None:

@@ -14,7 +14,7 @@ CHOICES = {
     "precision": ("float32", "bf16"),
     "master": MASTERS,
     "moments": ("float32", "bf16"),
-    "compile": ("none", "blocks", "whole"),
+    "compile": ("auto", "none", "blocks", "whole"),
     "checkpointing": ("none", "selective", "full"),
     "optimizer": ("adamw", "adamw-torch", "muon"),
     "schedule": tuple(SCHEDULES),
@@ -51,7 +51,7 @@ class TrainConfig:
     moments: str = "float32"  # of AdamW's two moments: "float32" or "bf16"
     fp8: str = "none"  # products of the blocks in 8-bit floats (Hopper): one scale a "tensor", or a "row"; "none"
     # Speed and memory
-    compile: str = "none"  # by torch.compile: "blocks" (one graph for all), the "whole" model, "none"
+    compile: str = "auto"  # by torch.compile: "blocks" (one graph for all), the "whole" model, "none"; "auto": blocks on a GPU
     checkpointing: str = "none"  # what the backward pass computes again: "none", "selective" (all but products and attention), "full" (blocks)
     # The optimiser
     optimizer: str = "adamw"  # "adamw" (one fused kernel a tensor), "adamw-torch" (PyTorch's, not fused), "muon" (with adamw for what is no matrix)

@@ -1,0 +1,92 @@
+"""`labkernels train`: its options are the fields of `TrainConfig`, and their help is what stands behind each field there."""
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labkernels.cli.complaints import complaints
+from labkernels.errors import ArgumentError
+
+_AS_PAIRS = ("model", "kernels")  # fields that take NAME=VALUE, several times
+_SOURCE = Path(__file__).parents[1] / "llm" / "train_config.py"
+_FIELD = re.compile(r"^    # (?P<panel>.+)$|^    (?P<name>\w+): (?P<kind>[^=\n]+) = (?P<default>.+?)  # (?P<help>.+)$", re.MULTILINE)
+_KINDS = {"str": str, "int": int, "float": float, "bool": bool, "Any": str, "dict[str, Any]": str, "tuple[float, float]": str}
+
+
+def train(**options: Any) -> None:
+    """Train a model on this machine; with checkpoints in --folder the same command continues it."""
+    with complaints():
+        train_with(options)
+
+
+def train_with(options: dict[str, Any]):
+    """Train as the options say; under torchrun on several GPUs. Returns the trainer."""
+    from labkernels.llm.train import TrainConfig, Trainer
+
+    options = {**options, "model": pairs("--model", options["model"]), "kernels": _kernels(options["kernels"])}
+    trainer = Trainer(TrainConfig(**options))
+    trainer.train()
+    return trainer
+
+
+def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
+    """["num_layers=2", "qk_norm=true"] as {"num_layers": 2, "qk_norm": True}."""
+    found = {}
+    for text in given or ():
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ArgumentError(f"{option} is {text!r}; it must be NAME=VALUE")
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _kernels(given: list[str] | None) -> Any:
+    if not given:
+        return "auto"
+    return given[0] if len(given) == 1 and "=" not in given[0] else pairs("--kernels", given)
+
+
+def _signature() -> inspect.Signature:
+    """Of a function with an option for each field of TrainConfig, as typer reads it. From the source: importing it takes seconds of PyTorch."""
+    parameters, panel = [], None
+    for found in _FIELD.finditer(_SOURCE.read_text()):
+        name = found["name"]
+        if found["panel"]:
+            panel = found["panel"]
+            continue
+        if name == "betas":
+            continue
+        kind, default = _KINDS[found["kind"].removesuffix(" | None")], found["default"]
+        if name in _AS_PAIRS:
+            kind, default = list[str] | None, "None"
+        elif found["kind"].endswith(" | None"):
+            kind = kind | None
+        option = typer.Option(help=_help(name, found["help"]), rich_help_panel=panel)
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=ast.literal_eval(default), annotation=Annotated[kind, option])
+        )
+    return inspect.Signature(parameters)
+
+
+def _help(name: str, text: str) -> str:
+    if name == "model":
+        return "NAME=VALUE, a field of the preset to change, such as num_layers=2; can be given several times"
+    return text + ("; as OPERATION=KERNEL, several times" if name == "kernels" else "")
+
+
+train.__signature__ = _signature()
+train.__annotations__ = {p.name: p.annotation for p in train.__signature__.parameters.values()}
