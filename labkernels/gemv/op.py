@@ -78,7 +78,7 @@ def make_inputs(generator, device, dtype, *, m: int, n: int, k: int, norm=False,
     outputs = n // 2 if gated else n
     return {
         "x": x,
-        "w": normal(n, k, scale=k**-0.5),
+        "w": normal(n, k, scale=max(k, 1) ** -0.5),
         "norm_weight": (1 + normal(k, scale=0.2)).to(dtype) if norm else None,
         "residual": normal(m, outputs) if residual else None,
         "activation": "swiglu" if gated else None,

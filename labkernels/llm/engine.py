@@ -75,7 +75,7 @@ class Engine:
         cache_tokens: int | None = None,
         cache_dtype: str | torch.dtype | None = None,
         page_size: int | None = None,
-        chunk_tokens: int = 2048,
+        chunk_tokens: int = 4096,
         share_prefixes: bool = True,
         lookahead: int = 8,
         memory: float = 0.9,
@@ -86,6 +86,9 @@ class Engine:
         self.max_seq_len = self.config.max_seq_len if max_seq_len is None else max_seq_len
         if not 2 <= self.max_seq_len <= self.config.max_seq_len:
             raise ArgumentError(f"Engine: max_seq_len is {max_seq_len}; it must be from 2 to the model's {self.config.max_seq_len}")
+        for name, value in (("max_batch", max_batch), ("chunk_tokens", chunk_tokens)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"Engine: {name} is {value!r}; it must be an int of at least 1")
         if lookahead < 1 or not 0 < memory <= 1:
             raise ArgumentError(f"Engine: lookahead is {lookahead}, memory {memory}; they must be at least 1, and above 0 to 1")
         page_size = page_size or (64 if self.device.type == "cuda" else 16)

@@ -37,9 +37,6 @@ class Scheduler:
     """
 
     def __init__(self, cache: EngineCache, max_batch: int, chunk_tokens: int, max_seq_len: int):
-        for name, value in (("max_batch", max_batch), ("chunk_tokens", chunk_tokens)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"Engine: {name} is {value!r}; it must be an int of at least 1")
         self.cache, self.max_batch, self.chunk_tokens, self.max_seq_len = cache, max_batch, chunk_tokens, max_seq_len
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in the order of their arrival

@@ -1,0 +1,94 @@
+"""A weight times a few rows: what it costs, what it refuses, and that a row's bits are its own."""
+
+import pytest
+import torch
+
+import labkernels as lk
+from labkernels.errors import ArgumentError
+from labkernels.gemv.op import OP
+from labkernels.gemv.variants import Stream, column_tiles, stream_for, streamed
+
+
+def inputs(m, n, k, dtype=torch.bfloat16, **options):
+    return OP.make_inputs(torch.Generator().manual_seed(1), "cpu", dtype, m=m, n=n, k=k, **options)
+
+
+def test_the_reference_is_the_layers_of_pytorch():
+    given = inputs(3, 12, 32, torch.float32, norm=True, gated=True, residual=True)
+    x, w = given["x"], given["w"]
+    norm = torch.nn.RMSNorm(32, 1e-5)
+    norm.weight.data = given["norm_weight"]
+    gate, up = (norm(x) @ w.T).chunk(2, 1)
+    torch.testing.assert_close(OP.reference(**given), torch.nn.functional.silu(gate) * up + given["residual"])
+
+
+def test_bytes_and_flops_are_those_of_the_weight():
+    assert OP.bytes_moved(torch.bfloat16, m=1, n=2048, k=8192) == 2 * (2048 * 8192 + 2048 + 8192)
+    assert OP.flops(m=4, n=8, k=16) == 2 * 4 * 8 * 16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_up_to_8_rows_a_rows_bits_do_not_depend_on_the_others(dtype):
+    given = inputs(8, 48, 256, dtype, norm=True, gated=True)
+    whole = lk.functional.gemv(**given)
+    for rows in (slice(0, 1), slice(2, 5), slice(7, 8)):
+        assert torch.equal(lk.functional.gemv(**{**given, "x": given["x"][rows]}), whole[rows])
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_a_cluster_that_shares_k_gives_the_same_sums(splits):
+    given = inputs(3, 40, 512, norm=True, residual=True)
+    wanted = OP.reference(**{name: value.double() if isinstance(value, torch.Tensor) else value for name, value in given.items()})
+    found = streamed(Stream(2, 4, splits=splits), **given)
+    torch.testing.assert_close(found.double(), wanted, atol=0.05, rtol=0.02)
+
+
+def test_the_residual_may_be_written_in_place():
+    given = inputs(2, 32, 64, residual=True)
+    wanted = lk.functional.gemv(**given)
+    streamed(Stream(2, 4), **given, out=given["residual"])
+    assert torch.equal(given["residual"], wanted)
+
+
+def test_float32_may_come_out_of_16_bits():
+    given = inputs(2, 32, 64)
+    found = lk.functional.gemv(**given, out_dtype=torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found.bfloat16(), lk.functional.gemv(**given))
+
+
+def test_nothing_to_compute_gives_zeros_or_the_residual():
+    given = inputs(0, 8, 32)
+    assert lk.functional.gemv(**given).shape == (0, 8)
+    given = inputs(2, 8, 0, residual=True)
+    assert torch.equal(lk.functional.gemv(**given), given["residual"])
+
+
+@pytest.mark.parametrize(
+    "change, culprit",
+    [
+        ({"w": torch.zeros(8, 31)}, "31"), ({"w": torch.zeros(8, 32).bfloat16().T.contiguous().T}, "contiguous"), ({"activation": "gelu"}, "gelu"),
+        ({"norm_weight": torch.ones(31)}, "norm_weight"), ({"residual": torch.ones(2, 9)}, "residual"), ({"out_dtype": torch.float16}, "out_dtype"),
+        ({"x": torch.zeros(2, 32).long()}, "x is int64"), ({"w": torch.zeros(7, 32).bfloat16(), "activation": "swiglu"}, "gates"),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_named(change, culprit):
+    with pytest.raises(ArgumentError, match=culprit):
+        lk.functional.gemv(**{**inputs(2, 8, 32), **change})
+
+
+def test_every_layer_of_llama_fits_the_stream():
+    device = torch.device("cpu")
+    for n, k in ((3072, 2048), (16_384, 2048), (2048, 8192), (4096, 14_336), (8192, 28_672)):
+        for m in (1, 8):
+            assert stream_for(device, m, n, k, True).shared_mem(m, k, True) <= 227 * 1024
+    assert [column_tiles(m) for m in (1, 8, 9, 17, 64)] == [1, 1, 2, 4, 8]
+
+
+def test_registers_are_enough_for_what_was_measured():
+    from labkernels.cuda.variants import kernel
+    from labkernels.gemv.variants import FOLDER, _tuned
+
+    config = _tuned(8)
+    for norm, gated in (("true", "true"), ("false", "false")):
+        built = kernel(FOLDER / "v3_stream.cu", "gemv_stream", torch.bfloat16, torch.bfloat16, norm, gated, 1, config.warps, config.ahead, config.blocks)
+        assert built.resources("sm_90a").spill_store_bytes == 0
