@@ -1,6 +1,6 @@
 """A small training that is killed at random moments until it has come through; run by test_survival.py in a process of its own.
 
-    python survivor.py FOLDER SEED KILLS SECONDS      -> a line of JSON: kills, how many of them hit a checkpoint half written, attempts, digests
+    python survivor.py loop|trainer FOLDER SEED KILLS SECONDS      -> a line of JSON: kills, how many of them hit a checkpoint half written, attempts, digests
 
 torch is imported once: every attempt is a fork, which takes milliseconds.
 """
@@ -25,6 +25,7 @@ from labkernels.llm.loader import Loader
 from labkernels.llm.rng import rng_state, set_rng_state
 from labkernels.llm.shards import TokenDataset, prepare
 from labkernels.llm.signals import StopSignals
+from labkernels.llm.train import TrainConfig, Trainer
 
 STEPS = 12
 
@@ -63,18 +64,51 @@ def train(folder: Path, data: TokenDataset, steps: int = STEPS, after_step=lambd
                 break
         store.wait()
     loader.close()
+    return write_digest(folder, done, model)
+
+
+def train_with_trainer(folder: Path, data: TokenDataset, steps: int = STEPS, after_step=lambda step: None) -> str:
+    """The same by labkernels.llm.train.Trainer, which makes its checkpoints in the background."""
+    shape = dict(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, ffn_dim=64, max_seq_len=32)
+    config = TrainConfig(
+        preset="10m", model=shape, precision="float32", kernels="torch", device="cpu", seq_len=16, batch_size=2, accumulate=2, warmup=2,
+        schedule="constant", steps=steps, save_every=1, keep=2, sample_tokens=2, folder=str(folder / "run"),
+    )  # fmt: skip
+
+    class Watched(Trainer):
+        def train_step(self):
+            found = super().train_step()
+            with open(folder / "losses.txt", "a") as log:
+                log.write(f"{found['step']} {found['numbers'].read()[0].hex()}\n")
+            after_step(found["step"])
+            return found
+
+    trainer = Watched(config, data)
+    trainer.train()
+    return write_digest(folder, trainer.step, trainer.model)
+
+
+def store_of(folder: Path) -> CheckpointStore:
+    """Of either of the two."""
+    return CheckpointStore(folder / "run" / "checkpoints" if (folder / "run" / "checkpoints").is_dir() else folder / "run")
+
+
+def write_digest(folder: Path, done: int, model: torch.nn.Module) -> str:
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
     (folder / "digest.txt").write_text(f"{done} {digest}")
     return digest
 
 
-def attempt(folder: Path, data: TokenDataset) -> int:
+HOW = {"loop": train, "trainer": train_with_trainer}
+
+
+def attempt(folder: Path, data: TokenDataset, how: str) -> int:
     """The process that trains."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            train(folder, data)
+            HOW[how](folder, data)
             code = 0
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -84,15 +118,15 @@ def attempt(folder: Path, data: TokenDataset) -> int:
     return pid
 
 
-def main(folder: Path, seed: int, kills: int, seconds: float) -> dict:
+def main(how: str, folder: Path, seed: int, kills: int, seconds: float) -> dict:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     data = prepare(folder / "texts", 300, folder=folder / "tokens")
     for name in ("warm", "whole"):
         (folder / name).mkdir()
-    train(folder / "warm", data)  # what is imported at first use is here, and not in each attempt
+    HOW[how](folder / "warm", data)  # what is imported at first use is here, and not in each attempt
     begun = time.monotonic()
-    os.waitpid(attempt(folder / "whole", data), 0)  # uninterrupted
+    os.waitpid(attempt(folder / "whole", data, how), 0)  # uninterrupted
     whole_s = time.monotonic() - begun
     want = (folder / "whole" / "digest.txt").read_text()
     draw, killed, half_written, rounds, mismatches = random.Random(seed), 0, 0, 0, 0
@@ -101,7 +135,7 @@ def main(folder: Path, seed: int, kills: int, seconds: float) -> dict:
         here = folder / f"round{rounds}"
         here.mkdir()
         while not (here / "digest.txt").exists() and time.monotonic() - begun < 2 * seconds:
-            pid = attempt(here, data)
+            pid = attempt(here, data, how)
             deadline = time.monotonic() + (draw.uniform(0, whole_s / 2) if killed < kills else 60.0)
             ended = 0
             while not ended and time.monotonic() < deadline:
@@ -111,7 +145,7 @@ def main(folder: Path, seed: int, kills: int, seconds: float) -> dict:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 killed += 1
-                half_written += any((here / "run").glob(".*.unfinished"))
+                half_written += any(store_of(here).folder.glob(".*.unfinished"))
             elif status:
                 return {"error": (here / "error.txt").read_text()}
         if not (here / "digest.txt").exists():
@@ -125,7 +159,7 @@ def main(folder: Path, seed: int, kills: int, seconds: float) -> dict:
     return {"kills": killed, "half_written": half_written, "rounds": rounds, "mismatches": mismatches, "whole_s": round(whole_s, 3), "error": None}
 
 
-__all__ = ["STEPS", "CheckpointError", "CheckpointStore", "train"]
+__all__ = ["HOW", "STEPS", "CheckpointError", "CheckpointStore", "store_of", "train"]
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))))
