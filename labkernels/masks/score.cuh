@@ -4,6 +4,8 @@
 
 #include "vector.cuh"
 
+constexpr float LOG2_E = 1.4426950408889634f;
+
 struct RowStrides {
     long long batch, head, query;
 };
@@ -43,26 +45,28 @@ __device__ float masked_score(float x, const void* mask, MaskLayout layout, Scor
     return x * scale;
 }
 
-// The scores of N neighbouring keys, from `key` on, all within the row: what a mask says of them is read at once if it can be.
+// The scores of N neighbouring keys, from `key` on, all within the row, times log2(e), which `scale` has in it: then e^score is one instruction.
+// What a mask says of them is read at once if it can be.
 template <class T, int N>
-__device__ void masked_scores(float (&x)[N], const void* mask, const MaskLayout& layout, const ScoreRow& row, int key, float scale) {
-    float add[N];
+__device__ __forceinline__ void masked_scores(float (&x)[N], const void* mask, const MaskLayout& layout, const ScoreRow& row, int key, float scale) {
+    const long long at = row.mask + key * layout.key;
+    if (layout.kind == 0) {
 #pragma unroll
-    for (int j = 0; j < N; ++j) add[j] = 0.0f;
-    if (layout.kind != 0) {
-        const long long at = row.mask + key * layout.key;
-        if (layout.kind == 1) {
-            const unsigned char* bytes = static_cast<const unsigned char*>(mask) + at;
-            Vector<unsigned char, N> shown;
-            if (layout.whole) {
-                shown = *reinterpret_cast<const Vector<unsigned char, N>*>(bytes);
-            } else {
+        for (int j = 0; j < N; ++j) x[j] *= scale;
+    } else if (layout.kind == 1) {
+        const unsigned char* bytes = static_cast<const unsigned char*>(mask) + at;
+        Vector<unsigned char, N> shown;
+        if (layout.whole) {
+            shown = *reinterpret_cast<const Vector<unsigned char, N>*>(bytes);
+        } else {
 #pragma unroll
-                for (int j = 0; j < N; ++j) shown.element[j] = bytes[j * layout.key];
-            }
+            for (int j = 0; j < N; ++j) shown.element[j] = bytes[j * layout.key];
+        }
 #pragma unroll
-            for (int j = 0; j < N; ++j) add[j] = shown.element[j] ? 0.0f : -CUDART_INF_F;
-        } else if (layout.whole && layout.kind == 2) {
+        for (int j = 0; j < N; ++j) x[j] = shown.element[j] ? x[j] * scale : -CUDART_INF_F;
+    } else {
+        float add[N];
+        if (layout.whole && layout.kind == 2) {
             load_vector(static_cast<const T*>(mask) + at, add);
         } else if (layout.whole) {
             load_vector(static_cast<const float*>(mask) + at, add);
@@ -73,7 +77,11 @@ __device__ void masked_scores(float (&x)[N], const void* mask, const MaskLayout&
                 add[j] = layout.kind == 2 ? to_float(static_cast<const T*>(mask)[next]) : static_cast<const float*>(mask)[next];
             }
         }
-    }
 #pragma unroll
-    for (int j = 0; j < N; ++j) x[j] = key + j < row.end ? x[j] * scale + add[j] : -CUDART_INF_F;
+        for (int j = 0; j < N; ++j) x[j] = fmaf(add[j], LOG2_E, x[j] * scale);
+    }
+    if (key + N > row.end) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) x[j] = key + j < row.end ? x[j] : -CUDART_INF_F;
+    }
 }

@@ -114,3 +114,11 @@ def test_rows_in_registers_do_not_spill(arch):
 
     for sizes in ((32, 4, 8), (256, 2, 8), (1024, 4, 8)):
         assert kernel(FOLDER / "v2_softmax_registers.cu", "masked_softmax_registers", torch.bfloat16, *sizes).resources(arch).spill_store_bytes == 0
+
+
+def test_warps_that_see_nothing_do_not_spoil_a_long_row():
+    x = torch.randn(1, 1, 3, 2048, generator=torch.Generator().manual_seed(0)).bfloat16() - 600  # 2^600 is no float
+    shown = torch.arange(2048) >= 1500
+    want = torch.softmax(x.double().masked_fill(~shown, -torch.inf), -1)
+    got = lk.functional.masked_softmax(x, shown)
+    assert torch.isfinite(got).all() and torch.allclose(got.double(), want, rtol=1e-2, atol=1e-6)
