@@ -17,14 +17,16 @@ from labkernels.ffn.single import MOST_TOKENS, progress
 from labkernels.operation import Variant, dtype_name
 
 FILE = Path(__file__).with_name("v6_boxes.cu")
-BOX, THREADS = 64, 288
-SHARED_BYTES, SLOT_BYTES = 226 * 1024, 48 * 1024  # that a block may have, and that a slot should have
+BOX, THREADS, TEAMS = 64, 288, 2
+SHARED_BYTES = 226 * 1024  # that a block may have
 
 
 @dataclass(frozen=True)
 class Config:
-    """The template arguments: rows of W1 (of gates and of ups each) and boxes of 64 columns in a slot, the same of W2, and the slots."""
+    """The template arguments: room for so many tokens; rows of W1 (of gates and of ups each) and boxes of 64 columns in a slot, the same of W2; and
+    the slots."""
 
+    tokens: int
     units: int
     boxes_1: int
     rows: int
@@ -33,32 +35,59 @@ class Config:
     gated: bool
 
     @property
+    def slot_bytes(self) -> int:
+        return max(slot_bytes(self.units, self.boxes_1, self.tokens), slot_bytes(self.rows, self.boxes_2, self.tokens))
+
+    @property
     def shared_mem(self) -> int:
-        first = self.units * (2 if self.gated else 1)
-        return self.slots * slot_bytes(first, self.boxes_1, self.rows, self.boxes_2) + room_bytes(first, self.rows)
+        return self.slots * self.slot_bytes + room_bytes(self.units, self.rows, self.tokens, self.gated)
 
 
-def slot_bytes(first: int, boxes_1: int, rows: int, boxes_2: int) -> int:
-    return max((first + 16) * 128 * boxes_1, (rows + 16) * 128 * boxes_2)
+def slot_bytes(rows: int, boxes: int, tokens: int) -> int:
+    """Rows of weights and tokens, as many boxes of 128 bytes of each; the next slot begins on 1024."""
+    return ceil_div((rows + tokens) * boxes * 2 * BOX, 1024) * 1024
 
 
-def room_bytes(first: int, rows: int) -> int:
-    """For the sums of both teams, each a float for 16 tokens and a row."""
-    return 2 * MOST_TOKENS * 4 * (ceil_div(max(first, rows), 32) * 32 + 8)
+def room_bytes(units: int, rows: int, tokens: int, gated: bool) -> int:
+    """For the sums, a float for each token and row: of both halves of a gated strip, or of both teams."""
+    first = stride(2 * units) if gated else TEAMS * stride(units)
+    return 4 * tokens * max(first, TEAMS * stride(rows))
 
 
-def best_config(embed: int, ffn: int, gated: bool, blocks: int) -> Config:
-    """Strips as long as a block's share, if that fits: then each block has one of W1 and one of W2."""
+def stride(rows: int) -> int:
+    return ceil_div(rows, 32) * 32 + 8
+
+
+def best_config(tokens: int, embed: int, ffn: int, gated: bool, blocks: int) -> Config:
+    """Strips as long as a block's share, if that fits: then each block has one of W1 and one of W2. Six slots, or as many as leave room for three
+    boxes of W1; and boxes as many as fit, an odd number."""
 
     def share(rows: int, most: int) -> int:
         turns = ceil_div(rows, blocks * most)
         return ceil_div(ceil_div(rows, blocks * turns), 8) * 8
 
+    room = next(room for room in (4, 8, 16) if room >= tokens)
     units, rows = share(ffn, 112 if gated else 192), share(embed, 64)
-    first = units * (2 if gated else 1)
-    boxes_1, boxes_2 = (min(8, max(1, SLOT_BYTES // ((each + 16) * 128))) for each in (first, rows))
-    slots = (SHARED_BYTES - room_bytes(first, rows)) // slot_bytes(first, boxes_1, rows, boxes_2)
-    return Config(units, boxes_1, rows, boxes_2, min(slots // 2 * 2, 12), gated)
+    for slots in (6, 4, 2):
+        most = (SHARED_BYTES - room_bytes(units, rows, room, gated)) // slots
+        boxes_1, boxes_2 = (_odd_boxes(columns, height, room, most) for columns, height in ((embed, units), (ffn, rows)))
+        if boxes_1 >= min(3, embed // BOX // 2):
+            break
+    return Config(room, units, boxes_1, rows, boxes_2, slots, gated)
+
+
+def _odd_boxes(columns: int, rows: int, tokens: int, most_bytes: int) -> int:
+    """The most boxes that a slot of so many bytes has room for; one, where columns do not come by 64."""
+    if columns % BOX:
+        return 1
+    fitting = [n for n in range(1, min(columns // BOX, 15) + 1, 2) if slot_bytes(rows, n, tokens) <= most_bytes]
+    return max(fitting, default=1)
+
+
+def _map(matrix: torch.Tensor, boxes: int, rows: int):
+    """Of a matrix whose columns come by 64, `boxes` of these at a time; or one at a time, of a matrix of any number of columns."""
+    by_64 = matrix.unflatten(1, (-1, BOX)) if boxes > 1 else matrix.unsqueeze(1)
+    return tensor_map(by_64, (rows, boxes, BOX), 128)
 
 
 _kernels: dict[tuple, Kernel] = {}
@@ -79,13 +108,13 @@ def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="g
     y = torch.empty((tokens, embed), dtype=x.dtype, device=x.device)
     blocks = blocks or (processors(x) if x.is_cuda else 1)  # the emulator's blocks need not run at the same time
     at_once = {"cuda": blocks, "cpu": 4}.get(x.device.type, 132)  # small strips in the emulator; without memory, an H200's
-    config = config or best_config(embed, ffn, gated, at_once)
+    config = config or best_config(tokens, embed, ffn, gated, at_once)
     h = torch.empty((tokens, ffn), dtype=x.dtype, device=x.device)
     maps = (
-        tensor_map(x, (MOST_TOKENS, BOX), 128),
-        tensor_map(w1, (config.units, BOX), 128),
-        tensor_map(h, (MOST_TOKENS, BOX), 128),
-        tensor_map(w2, (config.rows, BOX), 128),
+        _map(x, config.boxes_1, config.tokens),
+        _map(w1, config.boxes_1, config.units),
+        _map(h, config.boxes_2, config.tokens),
+        _map(w2, config.boxes_2, config.rows),
     )
     args = (*maps, b1, b2, h, y, tokens, embed, ffn, progress(x.device))
     kernel = _kernel(config, x.dtype, activation)
@@ -100,7 +129,7 @@ def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="g
 def _kernel(config: Config, dtype: torch.dtype, activation: str) -> Kernel:
     key = config, dtype, activation
     if key not in _kernels:
-        sizes = (activation_number(activation), config.units, config.boxes_1, config.rows, config.boxes_2, config.slots)
+        sizes = (activation_number(activation), config.tokens, config.units, config.boxes_1, config.rows, config.boxes_2, config.slots)
         _kernels[key] = Kernel(FILE, f"ffn_boxes<{c_type(dtype)}, {', '.join(map(str, sizes))}>")
     return _kernels[key]
 

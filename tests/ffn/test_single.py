@@ -74,8 +74,9 @@ def test_refusals_are_told():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("phases", [(3,), (1, 2)])
 def test_boxes_of_every_number_and_partial_ones(phases, device):
-    config = boxes.Config(16, 1, 16, 2, 4, True)
-    for tokens, embed, ffn in ((1, 72, 40), (16, 200, 328)):
+    config = boxes.Config(16, 16, 1, 16, 1, 4, True)
+    wide = boxes.Config(8, 16, 3, 16, 5, 2, True)
+    for tokens, embed, ffn, config in ((1, 72, 40, config), (16, 200, 328, config), (7, 256, 384, wide), (3, 64, 192, wide)):
         tensors = network(tokens, embed, ffn, device=device)
         first = boxes.configured(config, *tensors, "swiglu", phases=phases, blocks=1)
         assert_right(first, tensors)
@@ -83,8 +84,8 @@ def test_boxes_of_every_number_and_partial_ones(phases, device):
 
 
 def test_boxes_compile_without_spills():
-    config = boxes.best_config(4096, 11008, True, 132)
-    assert (config.units, config.boxes_1, config.rows, config.boxes_2, config.slots) == (88, 2, 32, 8, 4)
+    config = boxes.best_config(1, 4096, 11008, True, 132)
+    assert (config.units, config.boxes_1, config.rows, config.boxes_2, config.slots) == (88, 3, 32, 7, 6)
     resources = boxes._kernel(config, torch.bfloat16, "swiglu").resources("sm_90a")
     assert resources.spill_store_bytes == resources.stack_bytes == 0
     assert config.shared_mem + resources.shared_bytes <= 227 * 1024
