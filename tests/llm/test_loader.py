@@ -181,18 +181,3 @@ def test_mistakes_are_named(split, options, says):
 def test_too_little_to_evaluate_is_said(split):
     with pytest.raises(ArgumentError, match="fewer than the 5000 of one batch"):
         next(Loader(split, 5000, 16).one_epoch())
-
-
-@pytest.mark.gpu
-def test_batches_arrive_on_the_gpu_while_it_works(split):
-    want = take(Loader(split, 4, 16, boundaries=True), 40)
-    loader = Loader(split, 4, 16, boundaries=True, device="cuda", prefetch=3)
-    got = []
-    for _ in range(40):
-        batch = next(loader)
-        torch.cuda._sleep(3_000_000)  # the next copies run beside this
-        got.append(batch.inputs + 0)
-        assert batch.cu_seqlens.is_cuda and batch.positions.is_cuda
-        del batch
-    assert torch.equal(torch.cat(got).cpu(), want)
-    loader.close()
