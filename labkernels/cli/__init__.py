@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import typer
 
-from labkernels.cli import book, kernels, train
+from labkernels.cli import book, data, kernels, train
 
 app = typer.Typer(help="The LabKernels workbook: its book, its courses, its benchmarks.", no_args_is_help=True, add_completion=False)
 
@@ -13,3 +13,4 @@ app.command()(kernels.bench)
 app.command()(kernels.resources)
 app.command()(kernels.info)
 app.command()(train.train)
+app.add_typer(data.app, name="data")
