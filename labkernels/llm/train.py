@@ -35,6 +35,7 @@ from labkernels.llm.loader import Batch, Loader
 from labkernels.llm.model import Transformer
 from labkernels.llm.monitor import Monitor
 from labkernels.llm.muon import Muon, muon_groups
+from labkernels.llm.out_of_memory import explained_out_of_memory
 from labkernels.llm.rng import rng_state, set_rng_state
 from labkernels.llm.shards import TokenDataset, prepare
 from labkernels.llm.signals import StopSignals
@@ -132,7 +133,7 @@ class Trainer:
         c, begun, launched = self.config, time.perf_counter(), None
         before = self.seconds
         self.model.train()
-        with self.monitor() as monitor, StopSignals() as stop:
+        with self.monitor() as monitor, StopSignals() as stop, self.explained():
             self.rows = monitor.rows
             while not self.done() and not stop.anywhere(self.device):
                 this = self.train_step()
@@ -157,6 +158,23 @@ class Trainer:
             self.save()
         self.loader.close()
         return self.rows
+
+    def explained(self) -> contextlib.AbstractContextManager:
+        """Where there is too little memory the error says what a step needs, and what would need less."""
+        c = self.config
+        return explained_out_of_memory(
+            self.model.config,
+            c.batch_size,
+            self.seq_len,
+            self.device,
+            dtype=c.dtype,
+            kernels=self.model.kernels,
+            checkpointing=c.checkpointing,
+            optimizer="muon" if c.optimizer == "muon" else "adamw",
+            state_dtype=torch.float32 if c.moments == "float32" else torch.bfloat16,
+            master_weights=c.master == "float32",
+            accumulate=c.accumulate > 1,
+        )
 
     def train_step(self) -> dict[str, Any]:
         """One update of the weights, launched. Returns what `report` will read."""

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from labkernels.cli import app
-from labkernels.errors import ArgumentError
+from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.llm.corpora import corpus
 from labkernels.llm.evaluate import evaluate, sample
 from labkernels.llm.monitor import read_log
@@ -120,6 +120,17 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(data, options, capsys):
     assert all(torch.equal(a, b) for a, b in zip(seen[1], seen[2])), "a skipped step changes no weight"
     assert not all(torch.equal(a, b) for a, b in zip(seen[0], seen[1]))
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_out_of_memory_is_told_with_what_would_need_less(data):
+    trainer = Trainer(config(precision="bf16"), data)
+
+    def no_room(batches):
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    trainer.backward = no_room
+    with pytest.raises(LabKernelsError, match="out of memory in a step of 4 x 32 tokens(.|\n)*what to change"):
+        trainer.train()
 
 
 def test_minutes_end_it_and_the_schedule_with_it(data):
