@@ -52,9 +52,9 @@ def _sum_rows(grad: torch.Tensor, ordered: torch.Tensor, order: torch.Tensor, vo
     find(ceil_div(vocab + 1, THREADS), THREADS, (ordered, ordered.dtype == torch.int64, begins, len(order), vocab))
     width = vector_width(16 // grad.element_size(), grad)
     backward = kernel(FOLDER / "v2_backward_rows.cu", "embedding_backward_rows", grad.dtype, width)
-    grid = ceil_div(vocab, ROWS), ceil_div(grad.shape[1], 32 * SLICES * width)
+    slices = ceil_div(grad.shape[1], 32 * SLICES * width)
     pointers = (grad, begins, order, order.dtype == torch.int64, out)
-    backward(grid, THREADS, (*pointers, *out.shape, grad.stride(0), _number(padding_token)))
+    backward(ceil_div(vocab, ROWS) * slices, THREADS, (*pointers, *out.shape, grad.stride(0), _number(padding_token), slices))
     return out
 
 

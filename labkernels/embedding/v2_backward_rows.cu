@@ -3,7 +3,9 @@
 //   Idea      A bisection is 15 loads one after the other. All at once, a thread each, they take the time of one, and not that of one for every
 //             element. Most rows have no place: their zeros are written 16 bytes at a time. A row with few places is summed by one warp, FLIGHT
 //             of them on their way at once; one with many by all 8 warps, each a contiguous share, whose sums are then added in order. So the
-//             bits are the same each time.
+//             bits are the same each time. Nearly all bytes are zeros that are written: blocks that run at the same time have neighbouring rows,
+//             and all columns of them, so that memory is written in long pieces. And so frequent tokens, whose numbers are often neighbours too,
+//             are not all one block's.
 //   Predicts  The time of the bytes, and that of the sort before it.
 //   Measured  Not recorded yet; to be in data/measured/h200/embedding_backward.csv.
 //   Wastes    A sort of 64-bit numbers, of which 17 bits count: 8 passes where 2 would do.
@@ -11,7 +13,12 @@
 #include "sorted_tokens.cuh"
 #include "warp.cuh"
 
-constexpr int ROWS = 32, WARPS = 8, FLIGHT = 4, SLICES = 2, MANY = 32;
+#ifndef LK_FLIGHT
+#define LK_FLIGHT 4
+#define LK_SLICES 2
+#define LK_BLOCKS 3
+#endif
+constexpr int ROWS = 32, WARPS = 8, FLIGHT = LK_FLIGHT, SLICES = LK_SLICES, MANY = 32;
 
 // begins[t] = how many of n sorted tokens are smaller than t, for t = 0 ... vocab.
 __global__ void find_begins(const void* sorted, bool wide, int* begins, int n, long long vocab) {
@@ -51,33 +58,40 @@ __device__ void add_places(const T* grad, const void* order, bool wide, int begi
 
 // out (vocab, cols) contiguous: row t is the sum of grad's rows order[begins[t]] ... order[begins[t + 1] - 1], as float32. grad (n, cols), its
 // rows grad_row elements apart; order int64 if `wide`, else int32. cols, strides and addresses are multiples of WIDTH.
-// Block (x, y) has rows 32 x ... and columns 32 * WIDTH * SLICES * y ...
+// Launch ceil(vocab / ROWS) * slices blocks: block i has columns 32 * WIDTH * SLICES * (i % slices) ..., and every (gridDim.x / slices)-th row.
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(32 * WARPS, 3)  // without the 3 the compiler saves registers and has one load under way
+__global__ void __launch_bounds__(32 * WARPS, LK_BLOCKS)  // without this the compiler saves registers and has one load under way
 embedding_backward_rows(const T* grad, const int* begins, const void* order, bool wide, T* out, long long vocab, int cols,
-                        long long grad_row, long long padding_token) {
-    __shared__ int begin_of[ROWS + 1];
+                        long long grad_row, long long padding_token, int slices) {
+    __shared__ int begin_of[ROWS], count_of[ROWS];
+    __shared__ unsigned with_many;
     __shared__ float partial[WARPS][SLICES * WIDTH][32];
-    const long long first_row = blockIdx.x * (long long)ROWS;
-    const int col = (blockIdx.y * SLICES * 32 + lane_id()) * WIDTH;
-    if (threadIdx.x <= ROWS) begin_of[threadIdx.x] = begins[min(first_row + threadIdx.x, vocab)];
+    const long long stride = gridDim.x / slices, first_row = blockIdx.x / slices;
+    const int col = (blockIdx.x % slices * SLICES * 32 + lane_id()) * WIDTH;
+    if (threadIdx.x < ROWS) {
+        const long long row = first_row + threadIdx.x * stride;
+        const bool summed = row < vocab && row != padding_token;
+        const int begin = summed ? begins[row] : 0, count = summed ? begins[row + 1] - begin : 0;
+        begin_of[threadIdx.x] = begin, count_of[threadIdx.x] = count;
+        const unsigned many = __ballot_sync(FULL_WARP, count > MANY);
+        if (threadIdx.x == 0) with_many = many;
+    }
     __syncthreads();
-
-    for (int r = warp_id(); r < ROWS; r += WARPS) {
-        const long long row = first_row + r;
-        if (row >= vocab) break;
-        const int begin = begin_of[r], count = row == padding_token ? 0 : begin_of[r + 1] - begin;
-        if (count > MANY) continue;
-        float sum[SLICES][WIDTH] = {};
-        add_places(grad, order, wide, begin, begin + count, col, cols, grad_row, sum);
+    const auto write = [&](long long row, const float(&sum)[SLICES][WIDTH]) {
 #pragma unroll
         for (int s = 0; s < SLICES; ++s)
             if (col + s * 32 * WIDTH < cols) store_vector(out + row * cols + col + s * 32 * WIDTH, sum[s]);
+    };
+
+    for (int r = warp_id(); r < ROWS; r += WARPS) {
+        const long long row = first_row + r * stride;
+        if (row >= vocab || count_of[r] > MANY) continue;
+        float sum[SLICES][WIDTH] = {};
+        if (count_of[r] > 0) add_places(grad, order, wide, begin_of[r], begin_of[r] + count_of[r], col, cols, grad_row, sum);
+        write(row, sum);
     }
-    for (int r = 0; r < ROWS; ++r) {  // what is left for all warps together
-        const long long row = first_row + r;
-        const int begin = begin_of[r], count = begin_of[r + 1] - begin;
-        if (count <= MANY || row >= vocab || row == padding_token) continue;
+    for (unsigned left = with_many; left; left &= left - 1) {  // for all warps together
+        const int r = __ffs(left) - 1, begin = begin_of[r], count = count_of[r];
         const int share = (count + WARPS - 1) / WARPS, mine = min(begin + warp_id() * share, begin + count);
         float sum[SLICES][WIDTH] = {};
         add_places(grad, order, wide, mine, min(mine + share, begin + count), col, cols, grad_row, sum);
@@ -92,9 +106,7 @@ embedding_backward_rows(const T* grad, const int* begins, const void* order, boo
                 for (int w = 0; w < WARPS; ++w) total += partial[w][i][lane_id()];
                 sum[i / WIDTH][i % WIDTH] = total;
             }
-#pragma unroll
-            for (int s = 0; s < SLICES; ++s)
-                if (col + s * 32 * WIDTH < cols) store_vector(out + row * cols + col + s * 32 * WIDTH, sum[s]);
+            write(first_row + r * stride, sum);
         }
         __syncthreads();
     }
