@@ -3,8 +3,8 @@
     python tests/compute_sanitizer.py --record build/compute_sanitizer.csv --tools racecheck,memcheck softmax attention/v6_hopper
 
 writes a row for each tool and variant: how often it was launched, and how many errors were reported of its kernels; rows that the file has of
-others stay. Without names it takes all operations and tools. Each operation runs in a process of its own, `--launch softmax`, which the tool
-watches. PyTorch's kernels, which make the inputs, are watched by initcheck alone, which must see every write. The exit status tells whether
+others stay. Without names it takes all operations and tools, `--jobs` of them at a time. Each runs in a process of its own, `--launch softmax`,
+which the tool watches. PyTorch's kernels, which make the inputs, are watched by initcheck alone, which must see every write. The exit status tells whether
 there were errors.
 """
 
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,8 +79,8 @@ def errors_in(text: str, kernels: dict[str, str]) -> Counter:
     return +errors
 
 
-def watched(tool: str, place: str) -> list[dict]:
-    """The rows of one operation, or of one of its variants, under one tool."""
+def watched(tool: str, place: str, time_limit_s: float) -> list[dict]:
+    """The rows of one operation, or of one of its variants, under one tool. ValueError if it did not come to its end."""
     from labkernels.lab.resource_table import kernels_in_sources
 
     name, _, _ = place.partition("/")
@@ -87,7 +88,10 @@ def watched(tool: str, place: str) -> list[dict]:
     filters = [part for kernel in ours for part in ("--kernel-name", kernel)]
     command = ["compute-sanitizer", "--tool", tool, *TOOLS[tool], *filters, sys.executable, __file__, "--launch", place]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    ran = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False, timeout=time_limit_s)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{tool}, {place}: not done after {time_limit_s:.0f} s") from None
     line = next((line for line in ran.stdout.splitlines() if line.startswith(FOUND)), None)
     if line is None:
         raise ValueError(f"{tool}, {place}: the launches did not come to their end\n{ran.stdout[-3000:]}{ran.stderr[-3000:]}")
@@ -123,6 +127,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--launch", metavar="OP", help="launch the variants of one operation, or one of them, here")
     parser.add_argument("--record", type=Path, default=ROOT / "build" / "compute_sanitizer.csv", metavar="FILE", help="the table")
     parser.add_argument("--tools", default=",".join(TOOLS), help=f"some of {', '.join(TOOLS)}")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--seconds", type=float, default=600.0, help="what one process may take")
     parser.add_argument("names", nargs="*", metavar="OP[/VARIANT]", help="operations; all of them if none is named")
     options = parser.parse_args(arguments)
     if options.launch:
@@ -130,14 +136,23 @@ def main(arguments: list[str]) -> int:
         return 0
     from labkernels.operation import ops
 
-    errors = 0
-    for name in options.names or ops:
-        for tool in options.tools.split(","):
-            rows = watched(tool, name)
+    places = options.names or list(ops)
+    unclean = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = {pool.submit(watched, tool, place, options.seconds): (tool, place) for tool in options.tools.split(",") for place in places}
+        for done in as_completed(waiting):
+            tool, place = waiting[done]
+            try:
+                rows = done.result()
+            except ValueError as error:
+                unclean += 1
+                print(error, flush=True)
+                continue
             record(rows, options.record)
-            errors += sum(row["errors"] for row in rows)
-            print(f"{tool} {name}: {sum(row['calls'] for row in rows)} calls of {len(rows)} variants, {sum(row['errors'] for row in rows)} errors", flush=True)
-    return 1 if errors else 0
+            errors = sum(row["errors"] for row in rows)
+            unclean += errors > 0
+            print(f"{tool} {place}: {sum(row['calls'] for row in rows)} calls of {len(rows)} variants, {errors} errors", flush=True)
+    return 1 if unclean else 0
 
 
 if __name__ == "__main__":
