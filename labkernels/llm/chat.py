@@ -79,7 +79,7 @@ def _raise_exception(message: str):
 
 
 class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks what the assistant says, for those who train on it; here it is text like any other."""
+    """`{% generation %} ... {% endgeneration %}` marks what the assistant says, for those who train on it; here it is text like all."""
 
     tags = {"generation"}
 

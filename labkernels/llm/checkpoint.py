@@ -17,34 +17,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
-import pickle
 import re
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import psutil
-import safetensors.torch
 import torch
 
-from labkernels.errors import ArgumentError, LabKernelsError
-from labkernels.llm.files import sha256, sync_folder
+from labkernels.errors import ArgumentError
+from labkernels.llm.checkpoint_files import CheckpointError, check, looks_whole, read_state, seal, write_state
+from labkernels.llm.files import sync_folder
 
-FORMAT = 1
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "check"]
+
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class CheckpointError(LabKernelsError):
-    """A checkpoint could not be written or read; the text says which ones are whole."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ class CheckpointStore:
         """Write a checkpoint of nested dicts, lists, numbers, strings and tensors; state["model"] is a flat dict of tensors.
 
         Returns its folder. With `background` the state is copied to the CPU and written by a thread while training goes on; then None is
-        returned, and the next `save`, or `wait`, tells if it failed. Raises CheckpointError (see `on_error`), and whatever the state was wrong in.
+        returned, and the next `save`, or `wait`, tells if it failed. Raises CheckpointError (see `on_error`).
         """
         self.wait()
         if background:
@@ -115,12 +107,7 @@ class CheckpointStore:
         if found is None:
             return None
         folder, manifest, skipped = found
-        try:
-            state = torch.load(folder / "state.pt", map_location=map_location, weights_only=True) if (folder / "state.pt").is_file() else {}
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{folder.name}: state.pt holds other things than numbers, text and tensors, and is not read: {error}") from error
-        if (folder / "model.safetensors").is_file():
-            state["model"] = safetensors.torch.load_file(folder / "model.safetensors", device=str(map_location))
+        state = read_state(folder, map_location)
         return Checkpoint(manifest["step"], folder, state, tuple(skipped))
 
     def find(self, step: int | None = None) -> tuple[Path, dict, list[str]] | None:
@@ -129,7 +116,8 @@ class CheckpointStore:
         if not candidates:
             if step is None:
                 return None
-            raise CheckpointError(f"there is no checkpoint of step {step} in {self.folder}, but of {[_step_of(one) for one in self.folders()]}")
+            steps = ", ".join(str(_step_of(folder)) for folder in self.folders()) or "none"
+            raise CheckpointError(f"there is no checkpoint of step {step} in {self.folder}; there are those of steps {steps}")
         skipped = []
         for folder in reversed(candidates):
             try:
@@ -152,12 +140,7 @@ class CheckpointStore:
 
     def _save(self, step: int, state: dict) -> Path:
         with self.writing(step, _bytes_of(state)) as folder:
-            rest = {name: value for name, value in state.items() if name != "model"}
-            if "model" in state:
-                tensors = {name: value.detach().contiguous() for name, value in state["model"].items()}
-                _save_tensors(tensors, folder / "model.safetensors")
-            with open(folder / "state.pt", "wb") as file:
-                _save_state(rest, file)
+            write_state(folder, state)
         return self.folders()[-1]
 
     def _begin(self, step: int, needed_bytes: int) -> tuple[Path, str]:
@@ -180,26 +163,14 @@ class CheckpointStore:
         return unfinished, name
 
     def _commit(self, unfinished: Path, name: str, step: int) -> None:
-        paths = sorted(path for path in unfinished.rglob("*") if path.is_file())
-        for path in paths:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        files = {path.relative_to(unfinished).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
-        manifest = {"format": FORMAT, "step": step, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "files": files}
-        manifest["torch"] = torch.__version__
-        with open(unfinished / "manifest.json", "w") as file:
-            json.dump({**manifest, "sha256": _digest(manifest)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        for folder in {unfinished, *(path.parent for path in paths)}:
-            sync_folder(folder)
+        seal(unfinished, step)
         os.rename(unfinished, self.folder / name)  # fails if the name is taken: two processes must not write here
         sync_folder(self.folder)
         self._prune(self.keep)
 
     def _prune(self, keep: int) -> None:
         """Delete what is older than the newest `keep` whole ones; if none is whole, nothing."""
-        whole = [folder for folder in self.folders() if _looks_whole(folder)]
+        whole = [folder for folder in self.folders() if looks_whole(folder)]
         if len(whole) < keep:
             return
         oldest = whole[-keep]
@@ -221,7 +192,7 @@ class CheckpointStore:
             return None
 
     def _failure(self, step: int, error: OSError, needed_bytes: int) -> CheckpointError:
-        whole = [folder.name for folder in self.folders() if _looks_whole(folder)]
+        whole = [folder.name for folder in self.folders() if looks_whole(folder)]
         kept = f"the newest whole one is {whole[-1]}" if whole else "there is none before it"
         if error.errno in _NO_ROOM:
             need = f", it needs {needed_bytes / 1e9:.3g} GB" if needed_bytes else ""
@@ -229,85 +200,8 @@ class CheckpointStore:
         return CheckpointError(f"the checkpoint of step {step} cannot be written to {self.folder}: {error}; {kept}")
 
 
-def check(folder: Path) -> dict:
-    """The manifest of a checkpoint whose every byte is as it was written. Raises CheckpointError that names the file."""
-    manifest = _read_manifest(folder)
-    for name, facts in manifest["files"].items():
-        if sha256(folder / name) != facts["sha256"]:
-            raise CheckpointError(f"{folder.name}: {name} has been altered: its SHA-256 is not the manifest's")
-    return manifest
-
-
-def _read_manifest(folder: Path) -> dict:
-    """With the files' sizes compared."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        stated = manifest.pop("sha256")
-        if stated != _digest(manifest):
-            raise ValueError("it has been altered")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder.name}: its manifest cannot be read ({error})") from error
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{folder.name} has format {manifest['format']}, this version reads {FORMAT}")
-    for name, facts in manifest["files"].items():
-        try:
-            size = (folder / name).stat().st_size
-        except OSError:
-            raise CheckpointError(f"{folder.name}: {name} is missing") from None
-        if size != facts["bytes"]:
-            what = "is truncated" if size < facts["bytes"] else "is too long"
-            raise CheckpointError(f"{folder.name}: {name} {what}, {size} of {facts['bytes']} bytes")
-    return manifest
-
-
-def _looks_whole(folder: Path) -> bool:
-    try:
-        _read_manifest(folder)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _digest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def _step_of(folder: Path) -> int:
     return int(_NAME.fullmatch(folder.name)[2])
-
-
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path)
-    except safetensors.SafetensorError as error:  # the system's number stands in its text
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, os.strerror(int(number[1])) if number else str(error)) from error
-
-
-def _save_state(state: dict, file: BinaryIO) -> None:
-    """torch.save, but a write that fails is told as the OSError it was."""
-
-    class Watched:
-        error: OSError | None = None
-
-        def write(self, block) -> int:
-            try:
-                return file.write(block)
-            except OSError as error:
-                self.error = error
-                raise
-
-        def flush(self) -> None:
-            file.flush()
-
-    watched = Watched()
-    try:
-        torch.save(state, watched)
-        file.flush()
-    except RuntimeError:
-        if watched.error is not None:
-            raise watched.error from None
-        raise
 
 
 def _copied(value):

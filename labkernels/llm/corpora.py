@@ -3,10 +3,10 @@
     corpus("stdlib")         the Python standard library of this machine: real text, no download; some 30 MB with its tests
     corpus("python")         that and every package installed beside it: some hundreds of MB
     corpus("folder/")        any folder of text, JSON lines or Parquet; or one file
-    corpus("shakespeare"), corpus("tinystories"), corpus("fineweb-edu", files=2)       downloaded when first read (1 MB, 2.2 GB, 2.2 GB a file)
+    corpus("shakespeare"), corpus("tinystories"), corpus("fineweb-edu", files=2)    downloaded when first read: 1 MB, 2.2 GB, 2.2 GB a file
 
-`max_bytes` ends it with the document that reaches so much. Files of a folder come in the order of a hash of their names, so that the first few megabytes are a
-fair sample; exact copies come once.
+`max_bytes` ends it with the document that reaches so much. Files of a folder come in the order of a hash of their names, so that the first
+few megabytes are a fair sample; exact copies come once.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _walk(folder: Path, suffixes: tuple[str, ...] | None = None) -> Iterator[Cor
 
 
 def _first(files, max_bytes: int | None, folder: Path) -> tuple[CorpusFile, ...]:
-    """In the order of their names' hashes, as many as `max_bytes` could need: copies and what is no text take up no room, hence twice that."""
+    """In the order of their names' hashes, as many as `max_bytes` could need: some are copies or no text, hence twice that."""
     ordered = sorted(files, key=lambda file: hashlib.sha256(file.name.encode("utf-8", "surrogatepass")).digest())
     if not ordered:
         raise ArgumentError(f"corpus: there is no file with text in {folder}")

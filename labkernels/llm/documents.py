@@ -59,8 +59,8 @@ def _text_file(path: Path, name: str, largest: int) -> Iterator[str]:
 
 
 def cut(blocks: Iterable[str], largest: int, separator: str | None = END_OF_TEXT) -> Iterator[str]:
-    """Texts between separators, without the line ends next to those. One longer than `largest` characters is cut after its last blank line before,
-    or line, or right there. How the text is cut into `blocks` makes no difference."""
+    """Texts between separators, without the line ends next to those. One longer than `largest` characters is cut after the last blank line
+    before that, or line, or right there. How the text is cut into `blocks` makes no difference."""
     rest, after_separator = "", False
     half = len(separator) - 1 if separator else 0  # of a separator could be the end of a block
     for block in blocks:

@@ -72,7 +72,7 @@ def _download(file: PublicFile, path: Path, progress: bool) -> None:
             answered_no = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 416, 429)
             if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # nothing beyond what is here: begin anew
                 unfinished.unlink(missing_ok=True)
-            unreachable = not unfinished.exists() and isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
+            unreachable = type(error) is urllib.error.URLError and not unfinished.exists()
             if attempt == ATTEMPTS or answered_no or unreachable:
                 raise DownloadError(_no_network(file, path, error)) from error
             time.sleep(min(2.0**attempt, 10.0) / 2)

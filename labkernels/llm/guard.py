@@ -27,7 +27,7 @@ class TrainingError(LabKernelsError):
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """`str()` of it is the report. `kind` is "not_finite", "spike", or "new_level": a step that was not skipped, since spikes have become the rule."""
+    """`str()` of it is the report. `kind` is "not_finite", "spike", or "new_level": that was taken, as spikes had become the rule."""
 
     step: int
     kind: str
@@ -39,14 +39,15 @@ class SkippedStep:
         if self.kind == "new_level":
             return f"step {self.step}: the loss stays near {self.loss:.4g} (before: {self.usual:.4g}); taken as the new level"
         if self.kind == "spike":
-            return f"step {self.step} skipped: its loss {self.loss:.4g} is far above the usual {self.usual:.4g} (gradient norm {self.grad_norm:.3g})"
+            return f"step {self.step} skipped: loss {self.loss:.4g}, far above the usual {self.usual:.4g}, gradient norm {self.grad_norm:.3g}"
         return f"step {self.step} skipped: loss {self.loss:.4g}, gradient norm {self.grad_norm:.3g} (usual loss {self.usual:.4g})"
 
 
 class LossGuard:
     """A spike is a loss above the running mean by `deviations` standard deviations and by `least_rise` of the mean, after `warm_up` steps.
 
-    After `patience` spikes in a row the next is taken: the level has changed. After `give_up` steps in a row that are not finite `events` raises.
+    After `patience` spikes in a row the next is taken: the level has changed. After `give_up` steps in a row that are not finite, `events`
+    raises.
     """
 
     def __init__(
@@ -119,8 +120,8 @@ class LossGuard:
                 self.skipped += kind != _NEW_LEVEL
             if not_finite >= self.give_up:
                 raise TrainingError(
-                    f"{int(not_finite)} steps in a row had a loss or gradient that is not finite, up to step {step}; none of them was taken. "
-                    f"Resume with a lower learning rate or a longer warm-up, and look at the data there"
+                    f"{int(not_finite)} steps in a row had a loss or gradient that is not finite, up to step {step}; none was taken. "
+                    "Resume with a lower learning rate or a longer warm-up, and look at the data there"
                 )
         return found
 

@@ -18,15 +18,15 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from labkernels.errors import ArgumentError, LabKernelsError
-from labkernels.llm.shards import TokenSplit
+from labkernels.llm.token_dataset import TokenSplit
 
 IGNORED = -100  # a target that does not count
 _WAIT_S = 300.0  # for one batch; disks that sleep longer are broken
@@ -41,25 +41,28 @@ class Batch:
     """One step's (or micro-step's) share of this rank. With `boundaries` documents do not see each other."""
 
     inputs: torch.Tensor  # (batch, seq) int64
-    targets: torch.Tensor  # (batch, seq) int64; the token after each input, IGNORED where that begins another document and boundaries are kept
+    targets: torch.Tensor  # (batch, seq) int64: the token after each input; with `boundaries` IGNORED where that begins another document
     positions: torch.Tensor | None = None  # (batch, seq) int64: 0 at each document's first token in its row
     cu_seqlens: torch.Tensor | None = None  # (pieces + 1,) int32: where documents begin in batch * seq tokens, rows one after the other
     max_seqlen: int | None = None  # tokens of the longest piece
     tokens_counted: int = 0  # targets that are not IGNORED
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()}
-        return Batch(**moved, max_seqlen=self.max_seqlen, tokens_counted=self.tokens_counted)
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return Batch(**{name: value.pin_memory() for name, value in self._tensors()}, max_seqlen=self.max_seqlen, tokens_counted=self.tokens_counted)
+        return self._each(torch.Tensor.pin_memory)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         for _, value in self._tensors():
             value.record_stream(stream)
 
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return replace(self, **{name: change(value) for name, value in self._tensors()})
+
     def _tensors(self) -> list[tuple[str, torch.Tensor]]:
-        return [(name, value) for name in ("inputs", "targets", "positions", "cu_seqlens") if (value := getattr(self, name)) is not None]
+        names = ("inputs", "targets", "positions", "cu_seqlens")
+        return [(name, value) for name in names if (value := getattr(self, name)) is not None]
 
 
 class Loader:
@@ -79,7 +82,8 @@ class Loader:
         device: torch.device | str = "cpu",
         prefetch: int = 2,
     ):
-        for name, value, least in (("batch_size", batch_size, 1), ("seq_len", seq_len, 1), ("world_size", world_size, 1), ("prefetch", prefetch, 0)):
+        leasts = {"batch_size": (batch_size, 1), "seq_len": (seq_len, 1), "world_size": (world_size, 1), "prefetch": (prefetch, 0)}
+        for name, (value, least) in leasts.items():
             if value < least:
                 raise ArgumentError(f"Loader: {name} must be at least {least}, got {value}")
         if not 0 <= rank < world_size:
@@ -91,7 +95,9 @@ class Loader:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.samples_per_epoch = (split.tokens - 1) // seq_len
         if self.samples_per_epoch < 1:
-            raise ArgumentError(f"Loader: the split has {split.tokens} tokens, not the {seq_len + 1} of one sample; take a smaller seq_len or more text")
+            raise ArgumentError(
+                f"Loader: the split has {split.tokens} tokens, not the {seq_len + 1} of one sample; take a smaller seq_len or more text"
+            )
         self.position = 0  # samples of all ranks that were handed out
         self._prefetch = prefetch
         self._pending: deque[tuple[int, Future]] = deque()
@@ -135,7 +141,9 @@ class Loader:
         step = self.batch_size * self.world_size
         count = self.samples_per_epoch // step
         if count == 0:
-            raise ArgumentError(f"Loader: the split has {self.samples_per_epoch} samples of {self.seq_len} tokens, fewer than the {step} of one batch")
+            raise ArgumentError(
+                f"Loader: the split has {self.samples_per_epoch} samples of {self.seq_len} tokens, fewer than the {step} of one batch"
+            )
         for number in range(min(count, max_batches or count)):
             batch, ready = self._make(number * step)
             if ready is not None:
@@ -151,7 +159,7 @@ class Loader:
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ArgumentError(
-                    f"Loader: the checkpoint's data has {name} {state.get(name)!r}, this has {value!r}: it would not continue the same samples"
+                    f"Loader: the checkpoint's data has {name} {state.get(name)!r}, this has {value!r}; it would not be the same samples"
                 )
         self.position = int(state["position"])
         self._pending.clear()

@@ -1,9 +1,9 @@
-"""Out of memory, told so that one knows what to change: what the step needs by the estimate, what there is, and what each remedy would need.
+"""Out of memory, told so that one knows what to change: what the step needs by the estimate, what there is, what each remedy would need.
 
     with explained_out_of_memory(config, batch=16, seq_len=2048, checkpointing="none", optimizer="adamw"):
         loss = model(inputs, targets); loss.backward(); optimizer.step()
 
-The options are those of labkernels.llm.estimate.training_memory, by which the remedies are judged too; they are told as fields of TrainConfig.
+The options are those of labkernels.llm.estimate.training_memory, which judges the remedies too; they are told as TrainConfig's fields.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class OutOfMemory(LabKernelsError):
 
 
 @contextlib.contextmanager
-def explained_out_of_memory(config: ModelConfig, batch: int, seq_len: int, device: torch.device | str = "cuda", **options) -> Iterator[None]:
+def explained_out_of_memory(
+    config: ModelConfig, batch: int, seq_len: int, device: torch.device | str = "cuda", **options
+) -> Iterator[None]:
     """Turns torch.OutOfMemoryError, of a GPU or of the CPU's allocator, into OutOfMemory."""
     try:
         yield
@@ -58,7 +60,8 @@ def remedies_for(config: ModelConfig, batch: int, seq_len: int, **options) -> li
     changes: list[tuple[str, int, dict]] = []
     kernels = resolve(options.get("kernels", "labkernels"))
     if kernels["loss"] == "torch":
-        changes.append(('kernels={"loss": "labkernels", ...}, which never holds the logits', batch, {"kernels": {**kernels, "loss": "labkernels"}}))
+        ours = {"kernels": {**kernels, "loss": "labkernels"}}
+        changes.append(('kernels={"loss": "labkernels", ...}, which never holds the logits', batch, ours))
     for mode in ("selective", "full"):
         if options.get("checkpointing", "none") in ("none", "selective") and mode != options.get("checkpointing", "none"):
             changes.append((f"checkpointing={mode!r}", batch, {"checkpointing": mode}))
@@ -88,13 +91,14 @@ def _on_device(device: torch.device, estimated: int) -> list[str]:
         return []
     free, total = torch.cuda.mem_get_info(device)
     used, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    lines = [f"the GPU has {total / _GB:.1f} GB, {free / _GB:.1f} GB of it free; this process holds {reserved / _GB:.1f} GB, {used / _GB:.1f} GB in use"]
+    here = f"this process holds {reserved / _GB:.1f} GB, {used / _GB:.1f} GB in use"
+    lines = [f"the GPU has {total / _GB:.1f} GB, {free / _GB:.1f} GB of it free; {here}"]
     if total - free - reserved > 0.05 * total:
         lines.append(f"other processes hold some {(total - free - reserved) / _GB:.1f} GB of it")
     if reserved - used > _WASTED * total:
         lines.append(
-            f"{(reserved - used) / _GB:.1f} GB are held in pieces that do not fit: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True may be all it takes"
+            f"{(reserved - used) / _GB:.1f} GB are held in pieces too small: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True may help"
         )
     if estimated < 0.9 * (reserved + free):
-        lines.append("by the estimate it should fit: look for tensors that are kept from step to step (losses with their graph, lists of logits)")
+        lines.append("by the estimate it should fit: look for tensors that are kept from step to step, such as losses with their graph")
     return lines

@@ -1,24 +1,22 @@
-"""A corpus as tokens on disk: written once, memory-mapped after that, described by a manifest.
+"""A corpus becomes tokens on disk, once; labkernels.llm.token_dataset reads them.
 
     data = prepare(corpus("stdlib", max_bytes=4_000_000), vocab_size=4096)      seconds; the second time nothing
     data.tokenizer, data.vocab_size, data["train"].tokens, data["validation"].documents
 
 The folder holds tokenizer.json, manifest.json and, for each split, shards of whole documents: `train-00000.tokens.npy` (uint16, or uint32
-where the vocabulary has more than 65536) and `train-00000.starts.npy` (where each document begins, and the end). numpy.load opens them.
+where the vocabulary has more than 65536) and `train-00000.starts.npy` (where each document begins, and the end).
 A document's split is decided by a hash of its text: copies never stand on both sides, and more text moves no document across.
 No more than one shard is in memory.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -29,10 +27,11 @@ from tqdm import tqdm
 from labkernels.errors import ArgumentError
 from labkernels.llm.corpora import Corpus, Document, corpus
 from labkernels.llm.files import cache_folder, locked, sha256, sync_folder, write_file
+from labkernels.llm.token_dataset import FORMAT, SPLITS, TokenDataset
 from labkernels.llm.tokenizer import Tokenizer
 
-SPLITS = ("train", "validation")
-FORMAT = 1  # raise it when shards of before must not be read any more
+__all__ = ["TokenDataset", "prepare", "split_documents"]
+
 _BATCH_BYTES = 2 << 20  # text tokenised at once, by all cores
 
 
@@ -78,119 +77,6 @@ def prepare(
         if not _holds(folder, key):
             _build(source, folder, key, tokenizer, vocab_size, validation_fraction, tokenizer_bytes, shard_tokens, progress)
     return TokenDataset.open(folder)
-
-
-@dataclass
-class TokenSplit:
-    """The documents of one split. `starts` are where each begins in the split's tokens, as if the shards were one array."""
-
-    folder: Path
-    entry: dict
-    dtype: np.dtype
-
-    @property
-    def tokens(self) -> int:
-        return self.entry["tokens"]
-
-    @property
-    def documents(self) -> int:
-        return self.entry["documents"]
-
-    @property
-    def bytes(self) -> int:
-        """Of text, for bits per byte."""
-        return self.entry["bytes"]
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """(documents,) int64: tokens of each document, its end token included."""
-        parts = [np.diff(self._load(shard["starts"]).astype(np.int64)) for shard in self.entry["shards"]]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-    @functools.cached_property
-    def starts(self) -> np.ndarray:
-        """(documents + 1,) int64."""
-        return np.concatenate([[0], np.cumsum(self.lengths)])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens `start` to `stop` - 1 of the split, without a copy where they are in one shard."""
-        first = int(np.searchsorted(self._ends, start, side="right"))
-        if stop <= self._ends[first]:
-            begin = self._ends[first] - self.entry["shards"][first]["tokens"]
-            return self._maps[first][start - begin : stop - begin]
-        return np.concatenate([self.read(start, int(self._ends[first])), self.read(int(self._ends[first]), stop)])
-
-    def document(self, index: int) -> np.ndarray:
-        return self.read(int(self.starts[index]), int(self.starts[index + 1]))
-
-    @functools.cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([shard["tokens"] for shard in self.entry["shards"]])
-
-    @functools.cached_property
-    def _maps(self) -> list[np.ndarray]:
-        return [self._load(shard["file"]) for shard in self.entry["shards"]]
-
-    def _load(self, name: str) -> np.ndarray:
-        try:
-            return np.load(self.folder / name, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"TokenDataset: {self.folder / name} is missing or broken ({error}); delete the folder and prepare it anew") from error
-
-
-@dataclass
-class TokenDataset:
-    """What `prepare` made: `data["train"]` and `data["validation"]` are TokenSplits."""
-
-    folder: Path
-    manifest: dict
-    splits: dict[str, TokenSplit] = field(init=False)
-
-    def __post_init__(self):
-        dtype = np.dtype(self.manifest["dtype"])
-        self.splits = {name: TokenSplit(self.folder, entry, dtype) for name, entry in self.manifest["splits"].items()}
-
-    @classmethod
-    def open(cls, folder: str | Path) -> TokenDataset:
-        """Raises ArgumentError if there is no manifest, or a shard has not the size it says."""
-        folder = Path(folder)
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"TokenDataset: {folder} holds no prepared tokens: {error}") from error
-        if manifest.get("format") != FORMAT:
-            raise ArgumentError(f"TokenDataset: {folder} has format {manifest.get('format')}, this version reads {FORMAT}; prepare it anew")
-        for name, facts in manifest["files"].items():
-            size = (folder / name).stat().st_size if (folder / name).is_file() else None
-            if size != facts["bytes"]:
-                what = "is missing" if size is None else f"has {size} bytes, not {facts['bytes']}"
-                raise ArgumentError(f"TokenDataset: {folder / name} {what}; delete the folder and prepare it anew")
-        return cls(folder, manifest)
-
-    def verify(self) -> None:
-        """Read everything and compare its checksums. Raises ArgumentError that names the file."""
-        for name, facts in self.manifest["files"].items():
-            if sha256(self.folder / name) != facts["sha256"]:
-                raise ArgumentError(f"TokenDataset: {self.folder / name} is not what was written; delete the folder and prepare it anew")
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.folder)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.manifest["vocab_size"]
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same tokens: what a checkpoint compares before it continues."""
-        shards = [[shard["file"], self.manifest["files"][shard["file"]]["sha256"]] for split in SPLITS for shard in self[split].entry["shards"]]
-        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
-
-    def __getitem__(self, split: str) -> TokenSplit:
-        if split not in self.splits:
-            raise ArgumentError(f"TokenDataset: there is no split {split!r}, only {', '.join(self.splits)}")
-        return self.splits[split]
 
 
 def _holds(folder: Path, key: str) -> bool:

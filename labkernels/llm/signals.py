@@ -31,7 +31,7 @@ class StopSignals:
         return self.received is not None
 
     def anywhere(self, device: torch.device | str = "cpu") -> bool:
-        """Whether any rank was told to stop. Collective: every rank calls it after the same steps. `device`: where the backend's tensors live."""
+        """Whether any rank was told to stop. All ranks call it after the same steps. `device`: where the backend's tensors live."""
         if not (dist.is_available() and dist.is_initialized()):
             return self.requested
         flag = torch.tensor([float(self.requested)], device=device)

@@ -15,8 +15,8 @@ _BROKEN = "\ufffd"  # what decoding puts in the place of an incomplete character
 class TextStream:
     """`push(id)` returns the text that is certain by now, possibly empty; `finish()` what was held back.
 
-    All that is returned, joined, is `decode` of all ids. (But for bytes that are no UTF-8 in SentencePiece's vocabularies, whose decoder gives up
-    a whole run of bytes for one that is wrong, later than a stream can know.)
+    All that is returned, joined, is `decode` of all ids. (But for bytes that are no UTF-8 in SentencePiece's vocabularies: for one that is
+    wrong their decoder gives up a whole run of bytes, later than a stream can know.)
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool = True):

@@ -97,13 +97,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From a folder with tokenizer.json, as Hugging Face models have it; tokenizer_config.json and the like are read if they are there."""
+        """From a folder with tokenizer.json, as Hugging Face models have it; tokenizer_config.json and its like are read if there."""
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
             hint = ""
             if (folder / "tokenizer.model").is_file():
-                hint = "; it has a SentencePiece tokenizer.model, which transformers' AutoTokenizer turns into tokenizer.json (save_pretrained)"
+                hint = "; it has a SentencePiece tokenizer.model: transformers' AutoTokenizer reads it and saves tokenizer.json"
             raise ArgumentError(f"Tokenizer.load: there is no tokenizer.json in {folder}{hint}")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
