@@ -39,7 +39,7 @@ class SkippedStep:
         if self.kind == "new_level":
             return f"step {self.step}: the loss stays near {self.loss:.4g} (before: {self.usual:.4g}); taken as the new level"
         if self.kind == "spike":
-            return f"step {self.step} skipped: loss {self.loss:.4g}, far above the usual {self.usual:.4g}, gradient norm {self.grad_norm:.3g}"
+            return f"step {self.step} skipped: loss {self.loss:.4g} far above the usual {self.usual:.4g}; gradient norm {self.grad_norm:.3g}"
         return f"step {self.step} skipped: loss {self.loss:.4g}, gradient norm {self.grad_norm:.3g} (usual loss {self.usual:.4g})"
 
 
