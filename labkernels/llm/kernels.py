@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 from labkernels import functional as lk
 from labkernels.errors import ArgumentError
@@ -104,8 +103,8 @@ def _our_attention(q, k, v, cu_seqlens):
 def _packed_attention(q, k, v, cu_seqlens):
     batch, heads, seq, head_dim = q.shape
     if q.is_cuda and q.dtype != torch.float32:
-        ends = cu_seqlens, cu_seqlens
-        out = varlen_attn(*_packed(q, k, v), *ends, seq, seq, window_size=(-1, 0), enable_gqa=heads != k.shape[1])
+        # what torch.nn.attention.varlen calls, whose options change from version to version
+        out = torch.ops.aten._flash_attention_forward(*_packed(q, k, v), cu_seqlens, cu_seqlens, seq, seq, 0.0, True, False)[0]
         return out.view(batch, seq, heads, head_dim).transpose(1, 2)
     document = document_of(cu_seqlens, batch * seq).view(batch, 1, seq)
     mask = (document[..., :, None] == document[..., None, :]).tril()  # (batch, 1, seq, seq)

@@ -43,7 +43,7 @@ def _kept() -> frozenset:
 
     names = ("cudnn", "efficient", "flash")
     attention = [getattr(_aten, f"_scaled_dot_product_{name}_attention").default for name in names]
-    attention += [_aten._scaled_dot_product_flash_attention_for_cpu.default, torch.ops.torch_attn._varlen_attn.default]
+    attention += [_aten._scaled_dot_product_flash_attention_for_cpu.default, _aten._flash_attention_forward.default]
     products = [_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten._scaled_mm.default]
     return frozenset([*attention, *products, _ours.attention.default, _ours.attention_varlen.default, _ours.matmul.default, _ours.ffn.default])
 
