@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def stride(rows: int) -> int:
     return ceil_div(rows, 32) * 32 + 8
 
 
+@functools.lru_cache(256)
 def best_config(tokens: int, embed: int, ffn: int, gated: bool, blocks: int) -> Config:
     """Strips as long as a block's share, if that fits: then each block has one of W1 and one of W2. Six slots, or as many as leave room for three
     boxes of W1; and boxes as many as fit, an odd number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ class Config:
         return self.slots * self.slot_bytes + 4 * self.tokens * max(strides[0], TEAMS * strides[1])
 
 
+@functools.lru_cache(256)
 def best_config(tokens: int, embed: int, ffn: int, gated: bool, blocks: int, item: int = 2) -> Config:
     """Strips as long as a block's share, if that fits: then each block has one of W1 and one of W2. Slots as wide as there is memory for."""
 
