@@ -40,16 +40,22 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
         mean = row_mean<THREADS>(value, cols, meeting[0]);
         stay_packed(value);
     }
-    Packed<W, WIDTH> weights[VECTORS];
-    load_packed<THREADS>(weight, weights, cols, first, 1.0f);
+    // Weight and shift come from L1 when they are wanted, each time, and hold no registers in between.
+    const auto of_column = [&](const W* source, int k, float otherwise) {
+        Packed<W, WIDTH> share[1];
+        load_packed<THREADS>(source, share, cols, first + k * THREADS * WIDTH, otherwise);
+        return share[0];
+    };
     float part[1 + NARROW] = {};
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
+        Packed<W, WIDTH> weights;
+        if constexpr (NARROW) weights = of_column(weight, k, 1.0f);
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) {
             const float above = !LAYER || inside(k) ? value[k][j] - mean : 0.0f;
             part[0] += above * above;
-            if constexpr (NARROW) part[1] = fmaxf(part[1], fabsf(value[k][j] * weights[k][j]));
+            if constexpr (NARROW) part[1] = fmaxf(part[1], fabsf(value[k][j] * weights[j]));
         }
     }
     row_sums<THREADS, NARROW>(part, meeting[1]);
@@ -59,15 +65,16 @@ norm_packed(const T* x, const T* residual, const T* bias, const W* weight, const
         if (first == 0) scale[row] = factor * part[1] / LARGEST<OUT>;
         factor = part[1] > 0.0f ? LARGEST<OUT> / part[1] : 0.0f;
     }
-    Packed<W, WIDTH> shifts[VECTORS];
-    if constexpr (LAYER) load_packed<THREADS>(shift, shifts, cols, first, 0.0f);
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
+        const Packed<W, WIDTH> weights = of_column(weight, k, 1.0f);
+        Packed<W, WIDTH> shifts;
+        if constexpr (LAYER) shifts = of_column(shift, k, 0.0f);
         float result[WIDTH];
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) {
-            result[j] = (value[k][j] - mean) * factor * weights[k][j];
-            if constexpr (LAYER) result[j] += shifts[k][j];
+            result[j] = (value[k][j] - mean) * factor * weights[j];
+            if constexpr (LAYER) result[j] += shifts[j];
         }
         if (inside(k)) store_vector(y + row * cols + first + k * THREADS * WIDTH, result);
     }
