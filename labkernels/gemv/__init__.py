@@ -17,7 +17,8 @@ def gemv(
     x (m, k) float32, bfloat16 or float16, m small: the weight is read once for 64 rows at most; w (n, k) of x's dtype. norm_weight (k,): RMSNorm
     of x first, with eps. activation "swiglu": the first n / 2 rows of w are gates, the others ups, and the result has n / 2 columns. residual of
     the result's shape, of x's dtype. Returns (m, n or n / 2) of out_dtype, x's or float32. Sums are float32; in 16 bits x * norm_weight is
-    rounded once. A row's result does not depend on the others as long as there are at most 8. Raises ArgumentError. Forward only.
+    rounded once. A row's result does not depend on the others as long as there are at most 4, or 8 if
+    k is at most 8192. Raises ArgumentError. Forward only.
     """
     from labkernels.gemv.op import OP
 

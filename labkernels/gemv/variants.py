@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent
 WARPS = 8  # of a block of v1 and v2
 STEP = 32  # of k, that v3's warps take at a time
 MOST_ROWS = 64  # of x, in v3
+LEAST_AHEAD = 4  # steps of v3
 MOST_SHARED = 224 * 1024  # bytes that a block of v3 may ask for
 SUMS = 17  # as in stream.cuh
 
@@ -90,17 +91,22 @@ def launch_stream(run, config: Stream, device: torch.device, tiles: int, args: t
 
 @functools.lru_cache(maxsize=4096)
 def stream_for(device: torch.device, m: int, n: int, k: int, norm: bool) -> Stream:
-    """How to cut the work. Up to 8 rows of x it does not depend on how many there are: then neither do the bits of a row's result."""
-    rows = 8 * column_tiles(m)
-    config = Stream(2, 4) if device.type == "cpu" else _tuned(rows)
-    while config.splits < 8 and config.shared_mem(rows, k, norm) > MOST_SHARED:  # a cluster's barriers cost 2 us: only where x does not fit
-        config = replace(config, splits=2 * config.splits)
+    """How to cut the work. Who adds up what does not depend on m among up to 4 rows of x, nor up to 8 where k is no more than 8192: then neither do
+    the bits of a row's result."""
+    rows = 4 if m <= 4 else 8 * column_tiles(m)
+    config = Stream(2, 4) if device.type == "cpu" else _tuned(n, k)
+    while config.splits < 8 and replace(config, ahead=LEAST_AHEAD).shared_mem(rows, k, norm) > MOST_SHARED:
+        config = replace(config, splits=2 * config.splits)  # a cluster's barriers cost 2 us: only where x does not fit
+    while config.shared_mem(m, k, norm) > MOST_SHARED // config.resident and config.ahead > LEAST_AHEAD:
+        config = replace(config, ahead=config.ahead - 2) if config.ahead > 6 or config.resident == 1 else replace(config, resident=1, ahead=12)
     return config
 
 
-def _tuned(rows: int) -> Stream:
-    """What was fastest on an H200, of those that spill no registers."""
-    return Stream(8, 12)
+def _tuned(n: int, k: int) -> Stream:
+    """What was fastest on an H200 with one row of x, of those that spill no registers; launched early, each after one of its kind."""
+    if n >= 8192:
+        return Stream(8, 12, resident=2)
+    return Stream(16, 12, blocks=1) if k >= 4096 else Stream(8, 12)
 
 
 @functools.cache

@@ -100,6 +100,7 @@ def measure_peer(model: Transformer, mode: str, batch: int, prompt: int, new: in
 def launches(engine: Engine) -> float:
     """Kernels a decode step, as PyTorch's profiler counts them; nan where it cannot."""
     try:
+        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         request = engine.submit([1] * 16, SamplingParams(max_new_tokens=66, ignore_eos=True))
@@ -109,7 +110,8 @@ def launches(engine: Engine) -> float:
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             engine.step()
             torch.cuda.synchronize()
-        count = sum(event.count for event in seen.key_averages() if "mem" not in event.key.lower()[:4])
+        on_gpu = [event for event in seen.key_averages() if event.device_type == DeviceType.CUDA]
+        count = sum(event.count for event in on_gpu if not event.key.startswith("Mem"))
         steps = len(request.tokens) - before
         engine.cancel(request)
         return count / steps
