@@ -3,10 +3,16 @@ from __future__ import annotations
 
 import typer
 
-from labkernels.cli import book, data, kernels, train
+from labkernels.cli import book, data, generate, kernels, lab, memory, quantize, serve, train
 
-app = typer.Typer(help="The LabKernels workbook: its book, its courses, its benchmarks.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="The LabKernels workbook: its labs, its kernels, its language models.", no_args_is_help=True, add_completion=False)
 
+app.command()(lab.lab)
+app.command()(generate.generate)
+app.command()(generate.chat)
+app.command()(serve.serve)
+app.command()(memory.estimate_memory)
+app.command()(quantize.quantize)
 app.command()(book.book)
 app.command()(book.course)
 app.command()(kernels.bench)

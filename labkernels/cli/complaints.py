@@ -1,6 +1,7 @@
-"""What is shown of a mistake: a message, and exit status 1; a traceback is for mistakes of ours."""
+"""What is shown of a mistake: one message, and exit status 1; a traceback is for mistakes of ours."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,9 +12,32 @@ from labkernels.errors import LabKernelsError
 
 @contextmanager
 def complaints() -> Iterator[None]:
-    """What the package raises on purpose is shown as a message, without a traceback, and ends the command with status 1."""
+    """What the package raises on purpose, memory that runs out and files that cannot be read or written end the command with a message and status 1."""
     try:
         yield
     except LabKernelsError as error:
-        typer.echo(str(error), err=True)
+        _end(str(error))
+    except BrokenPipeError:  # whoever read has had enough: `labkernels generate ... | head`
+        sys.stderr.close()
         raise typer.Exit(1) from None
+    except UnicodeDecodeError as error:
+        _end(f"what was given as text is not UTF-8: {error}")
+    except OSError as error:
+        _end(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        _end(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}; take a smaller --batch-size or context, --quantize int4 "
+            "or --optimize-memory (`labkernels estimate-memory` says what each needs)"
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Is it torch's way to say that a GPU, or the CPU's allocator, has no more?"""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _end(message: str) -> None:
+    typer.echo(message, err=True)
+    raise typer.Exit(1) from None

@@ -1,0 +1,45 @@
+"""`labkernels quantize`: a folder's weights in 8 or 4 bits, in a folder of their own."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkernels.cli.complaints import complaints
+from labkernels.cli.options import Choices, Device, Json, Model, Scheme
+
+
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="the folder for the quantised model; new, or empty unless --overwrite", file_okay=False)],
+    scheme: Annotated[Scheme, typer.Option("--to", help="int8 and fp8: a scale for each row; int4 and nf4: for each group of a row")] = Scheme.int4,
+    group_size: Annotated[int | None, typer.Option(help="weights that share a scale, of int4 and nf4: 32, 64 or 128; smaller is more exact and a little larger")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is in the folder")] = False,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Quantise a model layer by layer, and write it with its tokenizer, to be loaded without the original."""
+    from labkernels.cli.loading import check_memory, loading
+    from labkernels.errors import ArgumentError
+    from labkernels.llm.quantized import load_model, local_folder, save_quantized
+
+    with complaints():
+        if scheme is Scheme.none:
+            raise ArgumentError("--to is none; it must be int8, fp8, int4 or nf4")
+        source = local_folder(model)
+        if out.exists() and source.resolve() == out.resolve():
+            raise ArgumentError(f"{out} is the model's own folder; give another one for the quantised model")
+        if out.is_dir() and any(out.iterdir()) and not overwrite:
+            raise ArgumentError(f"{out} is not empty; give another folder, or --overwrite")
+        choices = Choices(quantize=scheme, device=device, context=2, batch_size=1)
+        check_memory(str(source), choices)
+        with loading(str(source), choices):
+            made, folder = load_model(source, scheme.value, group_size=group_size, device="cuda" if device is None and choices.on_gpu else device)
+        save_quantized(made, out, source=folder)
+        before, after = (sum(path.stat().st_size for path in where.glob("*.safetensors")) for where in (folder, out))
+        if as_json:
+            typer.echo(json.dumps({"model": model, "out": str(out), "scheme": scheme.value, "bytes_before": before, "bytes_after": after}))
+        else:
+            typer.echo(f"{out}: {scheme.value}, {after / 1e9:.3f} GB of {before / 1e9:.3f} GB; next: labkernels generate {out} \"Once upon a time\"")
