@@ -16,7 +16,6 @@ from labkernels.operation import Op, Tolerance, Variant, dtype_name
 from labkernels.sampling.peers import PEERS, Drawn
 from labkernels.sampling.reference import adjusted, draw, kept
 
-FEW = 128  # top_k up to which clusters look for a bound first
 INTEGERS = (torch.int32, torch.int64)
 SETTINGS = {  # name: (dtypes of a tensor, smallest, largest)
     "temperature": ((torch.float32,), 0.0, float("inf")),
@@ -105,15 +104,7 @@ def run(logits, temperature, top_k, top_p, min_p, repetition_penalty, previous, 
     if wrong is not None:
         raise ArgumentError(f"sample_tokens: {wrong}")
     variant = OP.pick(**inputs)
-    if variant.name == "v4_look_again" and not _few(logits, temperature, top_k) and OP.variants["v3_cluster"].accepts(**inputs) is None:
-        variant = OP.variants["v3_cluster"]  # where thresholds are searched for, it has the row in shared memory
     return variant.fn(**inputs, return_logprobs=return_logprobs)
-
-
-def _few(logits, temperature, top_k) -> bool:
-    """Can a bound leave few candidates? Settings in tensors are expected to."""
-    unknown = isinstance(temperature, torch.Tensor) or isinstance(top_k, torch.Tensor)
-    return unknown or not temperature or 0 < top_k <= FEW or logits.shape[1] <= 4 * FEW
 
 
 def shape(rows: int, vocab: int, **settings) -> dict:

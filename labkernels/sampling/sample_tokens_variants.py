@@ -15,9 +15,9 @@ from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 NAIVE_STEPS = 1 << 26  # reads of v1, at most: two passes for each token that may be kept
-SHARED_BYTES = 35_168  # sizeof of v3's struct Shared, and v4's
+SHARED_BYTES = 35_168  # sizeof of the struct Shared of v3 to v5
 MOST_SHARED = 227 * 1024
-CLUSTER_KERNELS = {"v3_cluster": "sample_cluster", "v4_look_again": "sample_look_again"}
+CLUSTER_KERNELS = {"v3_cluster": "sample_cluster", "v4_look_again": "sample_look_again", "v5_race": "sample_race"}
 
 
 def v1_naive(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0, position=0, return_logprobs=False):  # fmt: skip
@@ -50,11 +50,16 @@ def v4_look_again(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeti
     return configured("v4_look_again", *row_read(*logits.shape, processors(logits)), logits, *given)
 
 
+def v5_race(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None, seed=0, position=0, return_logprobs=False):  # fmt: skip
+    given = (temperature, top_k, top_p, min_p, repetition_penalty, previous, seed, position, return_logprobs)
+    return configured("v5_race", *row_raced(*logits.shape, processors(logits)), logits, *given)
+
+
 def configured(
     version: str, blocks: int, threads: int, logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, previous=None,
     seed=0, position=0, return_logprobs=False,
 ):  # fmt: skip
-    """v3 or v4 with clusters of so many blocks (1, 2, 4 or 8) of so many threads, at most 4096 threads in all."""
+    """v3, v4 or v5 with clusters of so many blocks (1, 2, 4 or 8) of so many threads, at most 4096 threads in all."""
     settings = _settings(logits, temperature, top_k, top_p, min_p, repetition_penalty, seed, position)
     tokens, logprobs = _results(logits, return_logprobs)
     if len(tokens):
@@ -86,6 +91,12 @@ def row_read(rows: int, vocab: int, at_once: int) -> tuple[int, int]:
         if vocab <= 4096 * blocks:
             return blocks, min(512, _threads(vocab, blocks))
     return 8 if 8 * rows <= at_once else 4, 512
+
+
+def row_raced(rows: int, vocab: int, at_once: int) -> tuple[int, int]:
+    """Blocks and threads for v5: as v4 where there are few rows; else as many threads in twice the blocks, of which one that waits holds up fewer."""
+    blocks, threads = row_read(rows, vocab, at_once)
+    return (8, 256) if (blocks, threads) == (4, 512) and vocab > 4096 * 4 else (blocks, threads)
 
 
 def _threads(vocab: int, blocks: int) -> int:
@@ -166,6 +177,13 @@ VARIANTS = {
             v4_look_again,
             "nothing is kept: threads with a large maximum read their part once more",
             FOLDER / "v4_look_again.cu",
+            _on_hopper,
+        ),
+        Variant(
+            "v5_race",
+            v5_race,
+            "without a small k: who wins is drawn first, and then asked whether it belongs to the nucleus",
+            FOLDER / "v5_race.cu",
             _on_hopper,
         ),
     )

@@ -6,7 +6,7 @@
 //   Measured  data/measured/h200/sample_tokens.csv.
 //   Wastes    Latency: a cluster's barrier, a bound, a barrier, a handful of comparisons, each of which waits for the one before. Without a small k
 //             the radix search reads the row from L2 in each of its passes.
-#include "candidates.cuh"
+#include "look_again.cuh"
 
 // As in v3, without the floats in dynamic shared memory: behind Shared there are only the words for previous tokens.
 template <class T, int WIDTH>
@@ -33,19 +33,8 @@ __global__ void __launch_bounds__(512, 2) sample_look_again(const T* logits, lon
     const RowInMemory<T> row = {logits + row_number * row_stride + first, previous_count ? before : nullptr,
                                 mask ? mask + row_number * mask_stride + first : nullptr, s.penalty};
 
-    float mine = -CUDART_INF_F;
-    bool without = false;  // NaN or +inf, which have no distribution
-    constexpr int AT_ONCE = WIDTH == 1 ? 6 : 8;  // loads, as registers allow
-#pragma unroll AT_ONCE
-    for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
-        float vector[WIDTH];
-        row.load(i, vector);
-#pragma unroll
-        for (int j = 0; j < WIDTH; ++j) {
-            without |= !(vector[j] < CUDART_INF_F);
-            mine = fmaxf(mine, vector[j]);
-        }
-    }
+    bool without = false;
+    const float mine = largest_of<WIDTH>(row, count, without);
     const float maximum = share_maxima(shared, team, mine, without);
     if (!(maximum > -CUDART_INF_F)) {
         if (team.rank == 0 && threadIdx.x == 0) {
@@ -55,35 +44,13 @@ __global__ void __launch_bounds__(512, 2) sample_look_again(const T* logits, lon
         return;
     }
 
-    if (rule.keep <= FEW || vocab <= CANDIDATES) {
-        if (logprobs) {
-            Amount everything = 0;
-            for (int i = WIDTH * threadIdx.x; i < count; i += WIDTH * blockDim.x) {
-                float vector[WIDTH];
-                row.load(i, vector);
-#pragma unroll
-                for (int j = 0; j < WIDTH; ++j) everything += mass(weight(vector[j], maximum, rule.scale));
-            }
-            add_everything(shared, team, everything);
-        }
-        const float bound = find_bound(shared, team, rule);
-        unsigned reach = __ballot_sync(FULL_WARP, mine >= bound);
-        for (; reach; reach &= reach - 1) {  // the warp reads that lane's part, a vector each: one wait for L2, not one after the other
-            const int thread = __ffs(reach) - 1 - lane_id() + threadIdx.x;
-            for (int i = WIDTH * (thread + lane_id() * blockDim.x); i < count; i += WIDTH * 32 * blockDim.x) {
-                float vector[WIDTH];
-                row.load(i, vector);
-#pragma unroll
-                for (int j = 0; j < WIDTH; ++j) collect(shared, team, vector[j], bound, first + i + j);
-            }
-        }
-        if (draw_if_few(shared, team, s, rule, maximum, tokens + row_number, logprobs ? logprobs + row_number : nullptr)) return;
-    }
-    const Draw draw = draw_from(team, shared.selection, row, count, first, vocab, s, rule, maximum, logprobs);
+    float* const logprob = logprobs ? logprobs + row_number : nullptr;
+    if (draw_from_few<WIDTH>(shared, team, row, count, first, vocab, s, rule, maximum, mine, tokens + row_number, logprob)) return;
+    const Draw draw = draw_from(team, shared.selection, row, count, first, vocab, s, rule, maximum, logprob != nullptr);
     if (threadIdx.x == 0 && token_of(draw.ticket) / slice == team.rank) {
         const int token = token_of(draw.ticket);
         tokens[row_number] = token;
-        if (logprobs) logprobs[row_number] = log_probability(row[token - first], maximum, rule.scale, draw.everything);
+        if (logprob) *logprob = log_probability(row[token - first], maximum, rule.scale, draw.everything);
     }
     team.sync();  // a block that leaves takes its shared memory with it
 }

@@ -16,7 +16,7 @@ from labkernels.sampling import sample_tokens
 from labkernels.sampling.peers import Drawn
 from labkernels.sampling.reference import draw, kept, noise, philox, probabilities
 from labkernels.sampling.sample_tokens_op import OP, decode
-from labkernels.sampling.sample_tokens_variants import CLUSTER_KERNELS, FOLDER, VARIANTS, configured, row_held, row_read, slice_of
+from labkernels.sampling.sample_tokens_variants import CLUSTER_KERNELS, FOLDER, VARIANTS, configured, row_held, row_raced, row_read, slice_of
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -40,7 +40,7 @@ def test_variant_passes_the_check(name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_highest_variant_takes_16_bits(dtype):
-    check("sample_tokens", "v4_look_again", seeds=(0,), dtypes=[dtype], quiet=True)
+    check("sample_tokens", "v5_race", seeds=(0,), dtypes=[dtype], quiet=True)
 
 
 def test_philox_gives_the_published_words():
@@ -68,7 +68,7 @@ def test_noise_is_gumbels():
     ],
     ids=lambda settings: "+".join(settings) or "softmax",
 )
-@pytest.mark.parametrize("name", ["v2_radix", "v4_look_again in four blocks"])
+@pytest.mark.parametrize("name", ["v2_radix", "v5_race in four blocks"])
 def test_chi_square_against_the_exact_distribution(name, settings, device):
     draws = 4000
     row = random(1, 24, device)
@@ -186,6 +186,18 @@ def test_more_candidates_than_fit_go_the_long_way(fn):
         assert torch.equal(fn(logits, top_k=40, seed=seed), draw(logits.double(), top_k=40, seed=seed)[0])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("top_p", [0.5, 0.05, 0.002])  # at 0.002 some ten races would be needed: after seven the threshold is searched for
+def test_a_race_is_run_until_its_winner_is_in_the_nucleus(top_p, device):
+    logits = 0.05 * random(8, 2000, device)
+    for fn in (VARIANTS["v5_race"].fn, EVERY["v5_race in four blocks"]):
+        for settings in ({"seed": 3}, {"seed": 4, "top_k": 900, "min_p": 0.95}):
+            tokens, logprobs = fn(logits, top_p=top_p, return_logprobs=True, **settings)
+            want = draw(logits.double(), top_p=top_p, **settings)
+            assert torch.equal(tokens, want[0])
+            torch.testing.assert_close(logprobs.double(), want[1], rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_kept_by_others_random_numbers_counts_as_right():
     inputs = OP.make_inputs(torch.Generator().manual_seed(0), "cpu", torch.float32, rows=4, vocab=50, top_k=5, top_p=0.7)
     mask = kept(inputs["logits"], 1.0, 5, 0.7, 0.0)
@@ -242,7 +254,7 @@ def test_compiles_as_one_graph():
 
 def test_configurations_cover_the_row():
     for vocab in (1, 8, 4096, 4097, 32_000, 128_256, 262_144):
-        for blocks, threads in (row_held(vocab), row_read(1, vocab, 132), row_read(64, vocab, 132)):
+        for blocks, threads in (row_held(vocab), *(fn(rows, vocab, 132) for fn in (row_read, row_raced) for rows in (1, 64))):
             assert blocks * slice_of(vocab, blocks) >= vocab and threads % 32 == 0 and 64 <= threads and blocks * threads <= 4096
 
 
@@ -259,7 +271,7 @@ def test_a_cuda_graph_draws_anew_with_a_new_position():
         assert torch.equal(tokens, draw(logits, top_k=50, top_p=0.9, seed=1, position=step)[0])
 
 
-@pytest.mark.parametrize("arch, files", [("sm_80", ("v1_naive", "v2_radix")), ("sm_90a", ("v1_naive", "v2_radix", "v3_cluster", "v4_look_again"))])
+@pytest.mark.parametrize("arch, files", [("sm_80", ("v1_naive", "v2_radix")), ("sm_90a", ("v1_naive", "v2_radix", "v3_cluster", "v4_look_again", "v5_race"))])
 def test_compiles_for_gpus_without_spills(arch, files):
     names = {"v1_naive": "sample_naive", "v2_radix": "sample_radix", **CLUSTER_KERNELS}
     for file in files:
