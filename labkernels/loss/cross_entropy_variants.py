@@ -2,6 +2,7 @@
 
 Each takes logits (rows, vocab) with dense rows and target (rows,) int64, and returns the losses (rows,) float32 and the gradient of their sum
 times `scale` (a number, or a float32 tensor of one number or one a row), (rows, vocab), in `out` if that is given: it may be the logits.
+v2 and v4 also leave log(sum(exp(logits))) in `lses` (rows,) float32, if that is given.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def v1_naive(logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, 
     return losses, gradient
 
 
-def v2_online(logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, *, out=None, with_gradient=True):
+def v2_online(logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, *, out=None, with_gradient=True, lses=None):
     args, losses, gradient = _prepared(logits, target, scale, ignore_index, label_smoothing, z_loss, out, with_gradient)
     width = _width(logits, gradient)
     threads = min(1024, 32 * ceil_div(logits.shape[1], 32 * width))
     if len(losses):
-        kernel(FOLDER / "v2_online.cu", "cross_entropy_online", logits.dtype, width)(len(losses), threads, args(len(losses)))
+        kernel(FOLDER / "v2_online.cu", "cross_entropy_online", logits.dtype, width)(len(losses), threads, (*args(len(losses)), lses))
     return losses, gradient
 
 
@@ -53,13 +54,13 @@ def configured(
     return losses, gradient
 
 
-def v4_registers(logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, *, out=None, with_gradient=True):
+def v4_registers(logits, target, scale=1.0, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, *, out=None, with_gradient=True, lses=None):
     args, losses, gradient = _prepared(logits, target, scale, ignore_index, label_smoothing, z_loss, out, with_gradient)
     width = _width(logits, gradient)
     blocks, threads, vectors = in_registers(logits.shape[1], width)
     if len(losses):
         cross_entropy = kernel(FOLDER / "v4_registers.cu", "cross_entropy_registers", logits.dtype, width, vectors)
-        cross_entropy(len(losses) * blocks, threads, args(len(losses)), 0, blocks)
+        cross_entropy(len(losses) * blocks, threads, (*args(len(losses)), lses), 0, blocks)
     return losses, gradient
 
 
@@ -70,6 +71,16 @@ def in_registers(vocab: int, width: int) -> tuple[int, int, int]:
         elements *= 2
     blocks = next((blocks for blocks in (1, 2, 4) if elements * 512 * blocks >= vocab), MOST_BLOCKS)
     return blocks, min(512, 32 * ceil_div(vocab, 32 * elements * blocks)), elements // width
+
+
+def gradient_in_place(logits, first, vocab, target, lses, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0) -> None:
+    """Logits (rows, some of vocab), tokens `first` and on of rows whose log(sum(exp)) is known, become their gradients."""
+    (rows, some), width = logits.shape, vector_width(16 // logits.element_size(), logits)
+    options = struct.pack("<qff", ignore_index, label_smoothing, z_loss)
+    if rows:
+        threads = min(256, 32 * ceil_div(some, 32 * width))
+        args = (logits, logits.stride(0), some, first, vocab, target.contiguous(), options, scale, scale.stride(0) if scale.numel() > 1 else 0, lses)
+        kernel(FOLDER / "from_lse.cu", "gradient_from_lse", logits.dtype, width)(rows, threads, args)
 
 
 def best_blocks(logits) -> int:

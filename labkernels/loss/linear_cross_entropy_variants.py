@@ -16,6 +16,10 @@ from labkernels.loss.products import logits_into
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
+BLOCK = 2048  # of the vocabulary, in v5: eight by sixteen tiles of dweight are one wave of blocks on an H200
+BLOCK_SHARE = 16  # of the weight is what a block of logits of all tokens has, about
+LOGITS_BYTES = 256_000_000  # that are little enough to have them whatever the weight's size is
+LARGE_CHUNK = 2048  # tokens: with more, the matmuls are no faster
 SMALLEST_CHUNK = 256  # tokens: with fewer, the matmuls wait for weight and dweight to be read
 
 
@@ -47,9 +51,57 @@ def v4_larger_chunks(x, weight, target, ignore_index=-100, label_smoothing=0.0, 
     return finished(*found, target, ignore_index, reduction, factor)
 
 
-def default_chunk(tokens: int, hidden: int, share: int = 2) -> int:
-    """As many tokens as make the logits one `share`-th of the weight's size, in equal chunks."""
-    most = max(SMALLEST_CHUNK, hidden // share)
+def v5_borrowed(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, reduction="mean"):
+    """Half of dweight holds the logits of a chunk, and becomes a gradient at the end, from logits computed once more."""
+    scale, factor = scales(x, target, ignore_index, reduction)
+    found = in_borrowed_memory(x, weight, target, scale, ignore_index, label_smoothing, z_loss)
+    return finished(*found, target, ignore_index, reduction, factor)
+
+
+def worked_out(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, chunk_tokens=None, gradients=(True, True)):
+    """As in_chunks; in borrowed memory where chunks of half of the weight's size would be large, and their size is left to us."""
+    tokens, large = len(x), weight.numel() * weight.element_size() // 2 > LOGITS_BYTES
+    if chunk_tokens is None and large and all(gradients) and tokens > default_chunk(tokens, x.shape[1]):
+        return in_borrowed_memory(x, weight, target, scale, ignore_index, label_smoothing, z_loss)
+    return in_chunks(x, weight, target, scale, ignore_index, label_smoothing, z_loss, chunk_tokens, gradients=gradients)
+
+
+def in_borrowed_memory(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0):
+    """As in_chunks with both gradients, where chunks lie in the rows of dweight that are made last.
+
+    The first rows of dweight are added up chunk by chunk. For the rest a block of the vocabulary at a time has all tokens' logits computed again, a
+    sixth of all FLOPs; their log(sum(exp)) is known by then. Beside the gradients there is but one such block, a sixteenth of the weight's size.
+    """
+    (tokens, hidden), vocab = x.shape, weight.shape[0]
+    options = (ignore_index, label_smoothing, z_loss)
+    losses, lses = torch.empty((2, tokens), dtype=torch.float32, device=x.device)
+    dx, dweight = torch.empty((tokens, hidden), dtype=x.dtype, device=x.device), torch.empty((vocab, hidden), dtype=x.dtype, device=x.device)
+    at_once = vocab // 2 // 8 * 8  # rows of dweight that are made chunk by chunk
+    chunk = max(1, min(tokens, (vocab - at_once) * hidden // vocab))
+    borrowed = dweight[at_once:].view(-1)[: chunk * vocab].view(chunk, vocab)
+    run = fastest(borrowed, with_lse=True)
+    for begin in range(0, tokens, chunk):
+        part = slice(begin, min(begin + chunk, tokens))
+        logits = borrowed[: part.stop - begin]
+        logits_into(logits, x[part], weight)
+        losses[part] = run(logits, target[part], scale[part] if scale.numel() > 1 else scale, *options, out=logits, lses=lses[part])[0]
+        torch.mm(logits, weight, out=dx[part])
+        rows = dweight[:at_once]
+        torch.addmm(rows, logits[:, :at_once].t(), x[part], beta=0 if begin == 0 else 1, out=rows)
+    block = BLOCK * max(1, round(vocab * hidden / (BLOCK_SHARE * BLOCK * tokens)))
+    scratch = torch.empty(tokens * min(block, vocab - at_once), dtype=x.dtype, device=x.device)
+    for begin in range(at_once, vocab, block):
+        part = slice(begin, min(begin + block, vocab))
+        logits = scratch[: tokens * (part.stop - begin)].view(tokens, part.stop - begin)
+        logits_into(logits, x, weight[part])
+        kernels.gradient_in_place(logits, begin, vocab, target, lses, scale, *options)
+        torch.mm(logits.t(), x, out=dweight[part])
+    return losses, dx, dweight
+
+
+def default_chunk(tokens: int, hidden: int, share: int = 2, bytes_of_token: int = LOGITS_BYTES) -> int:
+    """As many tokens as make the logits one `share`-th of the weight's size, in equal chunks; up to LARGE_CHUNK where all of them take but LOGITS_BYTES."""
+    most = max(SMALLEST_CHUNK, hidden // share, min(LARGE_CHUNK, LOGITS_BYTES // bytes_of_token))
     return max(1, 8 * ceil_div(ceil_div(tokens, max(1, ceil_div(tokens, most))), 8))
 
 
@@ -57,7 +109,7 @@ def in_chunks(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, 
     """The losses (tokens,) float32, and the gradients of their sum times scale (a float32 tensor: one number, or one a token) as far as `gradients`
     of x and of weight are wanted; never more logits than those of chunk_tokens tokens."""
     (tokens, hidden), vocab = x.shape, weight.shape[0]
-    chunk = min(chunk_tokens or default_chunk(tokens, hidden), max(1, tokens))
+    chunk = min(chunk_tokens or default_chunk(tokens, hidden, bytes_of_token=vocab * x.element_size()), max(1, tokens))
     options = (ignore_index, label_smoothing, z_loss)
     losses = torch.empty(tokens, dtype=torch.float32, device=x.device)
     dx = torch.empty((tokens, hidden), dtype=x.dtype, device=x.device) if gradients[0] else None
@@ -81,9 +133,10 @@ def in_chunks(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, 
     return losses, dx, dweight
 
 
-def fastest(logits):
-    """The highest version of cross_entropy that takes these logits."""
-    return next(variant.fn for variant in reversed(kernels.VARIANTS.values()) if variant.accepts(logits) is None)
+def fastest(logits, with_lse=False):
+    """The highest version of cross_entropy that takes these logits, of those that tell log(sum(exp)) if that is asked for."""
+    names = ["v4_registers", "v2_online"] if with_lse else reversed(kernels.VARIANTS)
+    return next(kernels.VARIANTS[name].fn for name in names if kernels.VARIANTS[name].accepts(logits) is None)
 
 
 def scales(x, target, ignore_index, reduction) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,6 +164,10 @@ def reduced(losses, target, ignore_index, reduction) -> torch.Tensor:
     return losses.sum() if reduction == "sum" else losses.sum() / (target != ignore_index).sum(dtype=torch.float32)
 
 
+def _not_empty(x, *_, **__) -> str | None:
+    return None if len(x) else "takes at least one token"
+
+
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -122,6 +179,9 @@ VARIANTS = {
             v4_larger_chunks,
             "twice as many, for larger matmuls and half the additions to dweight; ours makes the logits",
             FOLDER / "v4_registers.cu",
+        ),
+        Variant(
+            "v5_borrowed", v5_borrowed, "chunks of logits lie in half of dweight, whose logits are computed once more", FOLDER / "from_lse.cu", _not_empty
         ),
     )
 }

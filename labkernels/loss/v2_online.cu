@@ -12,7 +12,7 @@
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(1024, 1)
 cross_entropy_online(const T* logits, long long row_stride, T* gradient, long long gradient_stride, int rows, int vocab, const long long* targets,
-                     Options options, const float* scale, int scale_step, float* losses) {
+                     Options options, const float* scale, int scale_step, float* losses, float* lses) {
     const long long row = blockIdx.x, target = targets[row];
     const bool ignored = target == options.ignore_index, inside = target >= 0 && target < vocab;
     const int first = WIDTH * threadIdx.x, step = WIDTH * blockDim.x;
@@ -48,7 +48,10 @@ cross_entropy_online(const T* logits, long long row_stride, T* gradient, long lo
     s.max = max;
 
     const float lse = log_sum_exp(s);
-    if (threadIdx.x == 0) losses[row] = loss_of(s, lse, inside ? to_float(logits[target]) : CUDART_NAN_F, vocab, options);
+    if (threadIdx.x == 0) {
+        losses[row] = loss_of(s, lse, inside ? to_float(logits[target]) : CUDART_NAN_F, vocab, options);
+        if (lses) lses[row] = lse;
+    }
     if (!gradient) return;
     __syncthreads();  // where both are the same memory, the target's logit has been read
     const Gradient slope(s, lse, vocab, options, inside ? scale[row * scale_step] : CUDART_NAN_F);

@@ -18,7 +18,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 template <class T, int WIDTH, int VECTORS>
 __global__ void __launch_bounds__(512, VECTORS * WIDTH > 32 ? 1 : 2)
 cross_entropy_registers(const T* logits, long long row_stride, T* gradient, long long gradient_stride, int rows, int vocab, const long long* targets,
-                        Options options, const float* scale, int scale_step, float* losses) {
+                        Options options, const float* scale, int scale_step, float* losses, float* lses) {
     __shared__ Statistics of_warp[16 * MOST_BLOCKS];
     const int rank = cluster_rank(), size = cluster_size(), warps = blockDim.x / 32;
     const long long row = blockIdx.x / size;
@@ -88,6 +88,7 @@ cross_entropy_registers(const T* logits, long long row_stride, T* gradient, long
 
     const float lse = log_sum_exp(all);
     if (has_target) losses[row] = loss_of(all, lse, at_target, vocab, options);
+    if (lses && rank == 0 && threadIdx.x == 0) lses[row] = lse;
     if (!gradient) return;
     const Gradient slope(all, lse, vocab, options, inside ? scale[row * scale_step] : CUDART_NAN_F);
     const float factor = slope.factor * __expf(s.base() - lse);

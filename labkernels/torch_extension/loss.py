@@ -14,7 +14,7 @@ import torch
 from labkernels.errors import ArgumentError
 from labkernels.loss import problem as problems
 from labkernels.loss.cross_entropy_variants import scale_in_place
-from labkernels.loss.linear_cross_entropy_variants import fastest, in_chunks, reduced, scales
+from labkernels.loss.linear_cross_entropy_variants import fastest, reduced, scales, worked_out
 from labkernels.torch_extension.operators import LIBRARY
 
 _OPTIONS = 'int ignore_index=-100, float label_smoothing=0.0, float z_loss=0.0, str reduction="mean"'
@@ -77,7 +77,7 @@ def linear_cross_entropy(
     scale, factor = scales(x, target, ignore_index, reduction)
     wanted = (with_dx and reduction != "none", with_dweight and reduction != "none")
     options = (ignore_index, label_smoothing, z_loss, chunk_tokens)
-    losses, dx, dweight = in_chunks(x, weight, target, scale, *options, gradients=wanted)
+    losses, dx, dweight = worked_out(x, weight, target, scale, *options, gradients=wanted)
     gradients = [x.new_empty(0) if gradient is None else gradient for gradient in (dx, dweight)]
     return reduced(losses, target, ignore_index, reduction), *gradients, factor.clone()
 
@@ -112,7 +112,7 @@ def linear_cross_entropy_backward(
     grad_losses, x, weight, target, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, chunk_tokens=None, with_dx=True, with_dweight=True
 ):  # fmt: skip
     options = (ignore_index, label_smoothing, z_loss, chunk_tokens)
-    _, dx, dweight = in_chunks(x, weight, target, grad_losses.contiguous(), *options, gradients=(with_dx, with_dweight))
+    _, dx, dweight = worked_out(x, weight, target, grad_losses.contiguous(), *options, gradients=(with_dx, with_dweight))
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in (dx, dweight))
 
 

@@ -147,6 +147,7 @@ def test_more_tokens_a_chunk_give_the_same_and_memory_is_that_of_a_chunk():
         for got, want in zip(linear.v3_chunked(x, weight, target, chunk_tokens=chunk), whole):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert linear.default_chunk(8192, 2048) == 1024 and linear.default_chunk(8192, 2048, share=4) == 512 and linear.default_chunk(100, 2048) == 104
+    assert linear.default_chunk(8192, 2048, bytes_of_token=2 * 32_000) == 2048 and linear.default_chunk(8192, 2048, bytes_of_token=2 * 128_256) == 1024
 
 
 def test_nothing_that_counts():
@@ -232,6 +233,38 @@ def test_compiles_for_gpus_without_spills(arch, files):
         arguments = {"v1_naive": [], "v4_registers": [8, 4]}.get(file, [8])
         resources = kernel(kernels.FOLDER / f"{file}.cu", f"cross_entropy_{file[3:]}", torch.bfloat16, *arguments).resources(arch)
         assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+
+
+def test_borrowed_memory_gives_what_chunks_give():
+    for tokens, options in ((50, {}), (3, {"label_smoothing": 0.1, "z_loss": 1e-3}), (90, {"reduction": "sum", "ignore_index": 7})):
+        x, weight, target = normal(tokens, 16), normal(600, 16, seed=3), targets(tokens, vocab=600, ignore_index=options.get("ignore_index", -100))
+        for got, want in zip(linear.v5_borrowed(x, weight, target, **options), linear.v3_chunked(x, weight, target, **options)):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_is_borrowed_where_the_weight_is_large(monkeypatch):
+    x, weight, target = normal(700, 8).requires_grad_(), normal(40, 8, seed=3).requires_grad_(), targets(700, vocab=40)
+    want = torch.autograd.grad(linear_cross_entropy(x, weight, target), (x, weight))
+    used = []
+    monkeypatch.setattr(linear, "LOGITS_BYTES", 600)  # the weight has 1280
+    monkeypatch.setattr(linear, "in_borrowed_memory", lambda *args, run=linear.in_borrowed_memory: (used.append(len(args[0])), run(*args))[1])
+    for got, other in zip(torch.autograd.grad(linear_cross_entropy(x, weight, target), (x, weight)), want):
+        torch.testing.assert_close(got, other)
+    linear_cross_entropy(x, weight, target, chunk_tokens=300)
+    linear_cross_entropy(x.detach(), weight, target)
+    assert used == [700]
+    assert linear.default_chunk(8192, 2048, bytes_of_token=2 * 32_000) == 1024  # 600 bytes hold no token
+
+
+@pytest.mark.gpu
+def test_borrowed_memory_is_the_gradients_and_a_sixteenth_of_the_weight():
+    from labkernels.lab.measure import peak_memory
+
+    x, weight = normal(4096, 256, device="cuda", dtype=torch.bfloat16), normal(32_000, 256, device="cuda", dtype=torch.bfloat16)
+    target = targets(4096, vocab=32_000, device="cuda")
+    linear.v5_borrowed(x, weight, target)
+    peak, _ = peak_memory(lambda: linear.v5_borrowed(x, weight, target))
+    assert peak < 2 * (x.numel() + weight.numel() * 17 / 16) + 2**20
 
 
 @pytest.mark.gpu
