@@ -118,8 +118,14 @@ def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kerne
         return c.num_layers * block_bytes(c, tokens, dtype, kernels) + ends
     if checkpointing == "full":
         return c.num_layers * tokens * c.embed_dim * size + ends
-    products = c.qkv_dim + q + c.embed_dim + hidden + c.embed_dim  # and the stream before the block
+    products = c.qkv_dim + q + c.embed_dim + hidden + c.embed_dim
+    products += q + c.num_kv_heads * c.head_dim if fused(c, kernels) else 0  # q and k, turned: one operator's results with the others
     return c.num_layers * tokens * ((products + c.embed_dim) * size + FLOAT32 * c.num_heads) + ends
+
+
+def fused(config: ModelConfig, kernels: Mapping[str, str]) -> bool:
+    """Are rotation and attention one operator? (labkernels.llm.rope_attention)"""
+    return kernels["rope"] == kernels["attention"] == "labkernels" and not config.qk_norm
 
 
 def block_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str]) -> int:
@@ -127,7 +133,7 @@ def block_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: M
     c, q, kv = config, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     elements = 4 * c.embed_dim  # the stream and its norm, twice
     elements += c.qkv_dim + q + kv + q  # the projections, which v is part of; q and k turned; the result
-    if kernels["attention"] == "labkernels" and dtype == torch.float32:
+    if kernels["attention"] == "labkernels" and dtype == torch.float32 and not fused(config, kernels):
         elements += q  # whose heads are joined in a copy
     others = FLOAT32 * c.num_heads  # log-sum-exps
     if kernels["ffn"] == "labkernels":

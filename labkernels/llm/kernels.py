@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from labkernels import functional as lk
 from labkernels.errors import ArgumentError
-from labkernels.llm import packed as _packed_operator  # noqa: F401  defines torch.ops.labkernels.attention_varlen
+from labkernels.llm import linear as _linear, packed as _packed_attention_operator, rope_attention as _rope_attention  # noqa: F401  define operators
 
 OPERATIONS = {
     "embedding": "rows of the table, and its gradient",
@@ -116,11 +116,21 @@ def _packed(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.transpose(1, 2).flatten(0, 1) for tensor in tensors]
 
 
+def rope_attention(
+    qkv: torch.Tensor, angles: torch.Tensor, positions: torch.Tensor | None, cu_seqlens: torch.Tensor | None, heads: int, kv_heads: int
+) -> torch.Tensor:
+    """Both at once, where both are ours: the stacked projection (batch, seq, qkv_dim) to the joined heads (batch, seq, heads head_dim)."""
+    return torch.ops.labkernels.rope_attention(qkv, angles, positions, cu_seqlens, heads, kv_heads)[0]
+
+
 def linear(kernel: str, x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
     """(..., in) -> (..., out)"""
-    if kernel == "labkernels":
-        return lk.matmul(x.flatten(0, -2), layer.weight.t()).view(*x.shape[:-1], -1)
-    return layer(x)
+    if kernel != "labkernels":
+        return layer(x)
+    weight = layer.weight
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight))
+    return torch.ops.labkernels.linear(x, weight)
 
 
 def ffn(kernel: str, x: torch.Tensor, first: torch.nn.Module, down: torch.nn.Module, activation: str) -> torch.Tensor:

@@ -65,8 +65,12 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         kernels, heads, kv_heads = context.kernels, self.num_heads, self.num_kv_heads
-        qkv = run.linear(kernels["linear"], x, self.qkv_proj).unflatten(-1, (heads + 2 * kv_heads, self.head_dim))
-        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=2)  # views, (batch, seq, heads, head_dim)
+        qkv = run.linear(kernels["linear"], x, self.qkv_proj)
+        if kernels["rope"] == kernels["attention"] == "labkernels" and not self.qk_norm:
+            joined = run.rope_attention(qkv, context.angles, context.positions, context.cu_seqlens, heads, kv_heads)
+            return run.linear(kernels["linear"], joined, self.out_proj)
+        by_head = qkv.unflatten(-1, (heads + 2 * kv_heads, self.head_dim))
+        q, k, v = by_head.split([heads, kv_heads, kv_heads], dim=2)  # views, (batch, seq, heads, head_dim)
         if self.qk_norm:
             q, k = self.q_norm(q, kernels["norm"]), self.k_norm(k, kernels["norm"])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (batch, heads, seq, head_dim)

@@ -38,14 +38,14 @@ def run_block(mode: str, block, x: torch.Tensor, residual: torch.Tensor | None, 
 @functools.cache
 def _kept() -> frozenset:
     """Operators whose results are dear: products and attention, PyTorch's and ours."""
-    import labkernels.llm.packed  # noqa: F401  defines some
-    import labkernels.torch_extension  # noqa: F401  defines the others
+    import labkernels.llm.kernels  # noqa: F401  defines ours
 
     names = ("cudnn", "efficient", "flash")
     attention = [getattr(_aten, f"_scaled_dot_product_{name}_attention").default for name in names]
     attention += [_aten._scaled_dot_product_flash_attention_for_cpu.default, _aten._flash_attention_forward.default]
     products = [_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten._scaled_mm.default]
-    return frozenset([*attention, *products, _ours.attention.default, _ours.attention_varlen.default, _ours.matmul.default, _ours.ffn.default])
+    ours = [getattr(_ours, name).default for name in ("attention", "attention_varlen", "rope_attention", "matmul", "linear", "ffn")]
+    return frozenset([*attention, *products, *ours])
 
 
 def _policy(ctx, op, *args, **kwargs) -> CheckpointPolicy:

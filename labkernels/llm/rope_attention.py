@@ -1,0 +1,127 @@
+"""From the stacked projection to the joined heads, RoPE and causal attention between, as one torch operator.
+
+    labkernels::rope_attention(qkv, angles, positions, cu_seqlens, heads, kv_heads) -> (out, q, k, lse)
+    labkernels::rope_attention_backward(grad_out, qkv, q, k, out, lse, ...the same) -> grad_qkv
+
+qkv (batch, seq, (heads + 2 kv_heads) head_dim), out (batch, seq, heads head_dim), q and k turned, (batch, seq, heads, head_dim).
+
+Notable: what lies between the two products is never moved for its own sake. Queries, keys and values are views of the projection, the result lies as the
+next product reads it, and on the way back the turned gradients are written where the projection's gradient has them, which no compiler can do for
+kernels that it does not see into. In 16 bits whole batches go by the kernels for packed sequences, too, for those read and write tokens first.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from labkernels.attention import attention, attention_varlen
+from labkernels.attention_backward import attention_backward, attention_backward_varlen
+from labkernels.cuda.variants import ceil_div, kernel
+from labkernels.rope.launch import block_of, head_strides, heads_each, pairs_of, position_layout
+from labkernels.rope.rope_op import OP as ROPE
+from labkernels.rope.rope_variants import VARIANTS as ROPE_VARIANTS
+from labkernels.torch_extension.operators import LIBRARY
+
+_SIZES = "Tensor angles, Tensor? positions, Tensor? cu_seqlens, int heads, int kv_heads"
+SCHEMAS = {
+    "rope_attention": f"(Tensor qkv, {_SIZES}) -> (Tensor out, Tensor q, Tensor k, Tensor lse)",
+    "rope_attention_backward": f"(Tensor grad_out, Tensor qkv, Tensor q, Tensor k, Tensor out, Tensor lse, {_SIZES}) -> Tensor",
+}
+
+
+def parts(qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
+    """q, k and v, (batch, seq, heads, head_dim): views."""
+    return qkv.unflatten(-1, (heads + 2 * kv_heads, -1)).split([heads, kv_heads, kv_heads], dim=2)
+
+
+def packs(qkv: torch.Tensor, cu_seqlens: torch.Tensor | None) -> bool:
+    """Do the kernels for packed sequences take it? In float32 those for whole batches are faster."""
+    return cu_seqlens is not None or qkv.dtype != torch.float32
+
+
+def ends_of(qkv: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
+    batch, seq, _ = qkv.shape
+    return torch.arange(0, batch * seq + 1, seq, dtype=torch.int32, device=qkv.device) if cu_seqlens is None else cu_seqlens
+
+
+def forward(qkv, angles, positions, cu_seqlens, heads, kv_heads):
+    qkv = qkv.contiguous()
+    q, k, v = parts(qkv, heads, kv_heads)
+    q, k = (turned.transpose(1, 2) for turned in ROPE.run(q=q.transpose(1, 2), k=k.transpose(1, 2), angles=angles, positions=positions))
+    if packs(qkv, cu_seqlens):
+        ends = ends_of(qkv, cu_seqlens)
+        flat = (each.flatten(0, 1) for each in (q, k, v))  # (tokens, heads, head_dim)
+        out, lse = attention_varlen(*flat, ends, ends, True, return_lse=True, max_seqlen_q=qkv.shape[1])
+    else:
+        out, lse = attention(*(each.transpose(1, 2) for each in (q, k, v)), causal=True, return_lse=True)
+        out = out.transpose(1, 2)
+    return out.reshape(*qkv.shape[:2], -1), q, k, lse
+
+
+def forward_fake(qkv, angles, positions, cu_seqlens, heads, kv_heads):
+    batch, seq, _ = qkv.shape
+    head_dim = qkv.shape[2] // (heads + 2 * kv_heads)
+    rows = (heads, batch * seq) if packs(qkv, cu_seqlens) else (batch, heads, seq)
+    q, k = qkv.new_empty(batch, seq, heads, head_dim), qkv.new_empty(batch, seq, kv_heads, head_dim)
+    return qkv.new_empty(batch, seq, heads * head_dim), q, k, qkv.new_empty(rows, dtype=torch.float32)
+
+
+def backward(grad_out, qkv, q, k, out, lse, angles, positions, cu_seqlens, heads, kv_heads):
+    batch, seq, _ = qkv.shape
+    qkv, v = qkv.contiguous(), parts(qkv.contiguous(), heads, kv_heads)[2]
+    tensors = [grad_out.contiguous().view(q.shape), q, k, v, out.view(q.shape)]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if packs(qkv, cu_seqlens):
+        ends, longest = ends_of(qkv, cu_seqlens), {"max_seqlen_q": seq, "max_seqlen_k": seq}
+        flat = (each.flatten(0, 1) for each in tensors)
+        found = attention_backward_varlen(*flat, lse, ends, ends, True, deterministic=deterministic, **longest)
+        dq, dk, dv = (each.unflatten(0, (batch, seq)) for each in found)
+    else:
+        found = attention_backward(*(each.transpose(1, 2) for each in tensors), lse, causal=True, deterministic=deterministic)
+        dq, dk, dv = (each.transpose(1, 2) for each in found)
+    grad = torch.empty_like(qkv)
+    grad_q, grad_k, grad_v = parts(grad, heads, kv_heads)
+    turn_back(*(each.transpose(1, 2) for each in (dq, dk, grad_q, grad_k)), angles, positions)
+    grad_v.copy_(dv)
+    return grad
+
+
+def backward_fake(grad_out, qkv, *_):
+    return qkv.new_empty(qkv.shape)
+
+
+def turn_back(q, k, q_out, k_out, angles, positions) -> None:
+    """q and k (batch, heads, seq, head_dim), turned by minus their angles, into q_out and k_out: rope's v2_vectors, with somewhere to write to."""
+    vectors = ROPE_VARIANTS["v2_vectors"]
+    if any(vectors.accepts(*pair, angles) for pair in ((q, k), (q_out, k_out))):
+        for target, turned in zip((q_out, k_out), ROPE.run(q=q, k=k, angles=angles, positions=positions, inverse=True)):
+            target.copy_(turned)
+        return
+    batch, heads, seq, head_dim = q.shape
+    (pairs, rows), width, all_heads = pairs_of(angles), 16 // q.element_size(), heads + k.shape[1]
+    threads = pairs // width
+    each = heads_each(batch * seq * all_heads * threads, q)
+    block, slices = block_of(threads, all_heads, each)
+    sizes = (batch, seq, heads, k.shape[1], pairs, head_dim, rows, -1.0)
+    args = (q, k, q_out, k_out, angles.contiguous(), positions, *sizes, *map(head_strides, (q, k, q_out, k_out)), position_layout(positions))
+    rope = kernel(vectors.source, "rope_vectors", q.dtype, width, each, "false")
+    rope((ceil_div(batch * seq, block[2]), slices), block, args)
+
+
+def _save(ctx, inputs, output) -> None:
+    qkv, angles, positions, cu_seqlens, *ctx.sizes = inputs
+    out, q, k, lse = output
+    ctx.mark_non_differentiable(q, k, lse)
+    ctx.save_for_backward(qkv, q, k, out, lse, angles, positions, cu_seqlens)
+
+
+def _gradient(ctx, grad, *_):
+    return torch.ops.labkernels.rope_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes), None, None, None, None, None
+
+
+for _name, _run, _fake in (("rope_attention", forward, forward_fake), ("rope_attention_backward", backward, backward_fake)):
+    LIBRARY.define(_name + SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"labkernels::{_name}", _fake, lib=LIBRARY)
+    for _key in ("CPU", "CUDA"):
+        LIBRARY.impl(_name, _run, _key)
+torch.library.register_autograd("labkernels::rope_attention", _gradient, setup_context=_save, lib=LIBRARY)
