@@ -114,11 +114,15 @@ class Service:
             raise Refused(f"{self.loop.open} answers are under way or waiting already; come again later", 429, "queue_full", retry_after_s=min(60, max(1, wait)))
         default = DEFAULT_NEW_TOKENS if kind == "text" else None
         wanted = [(tokens, body.params(self.limits, self.engine.max_seq_len - len(tokens), i, default)) for tokens in prompts for i in range(body.n)]
+        if not self.loop.alive:
+            raise Refused("the engine does not answer; the server's log says why", 503)
         answers: list[Answer] = []
+        self.loop.open += count  # at once, so that nobody gets in between
         try:
             for tokens, params in wanted:
                 answers.append(await self.loop.submit(tokens, params))
         except BaseException:
+            self.loop.open -= count - len(answers) - 1  # the one that failed counts itself
             self.leave(answers)
             raise
         writer = Writer(kind, self.name, self.engine.tokenizer)

@@ -45,7 +45,7 @@ class EngineLoop:
     def __init__(self, engine: Engine):
         self.engine = engine
         self.stats: Stats = engine.stats
-        self.open = 0  # answers that are not finished
+        self.open = 0  # answers that are admitted and not finished; who admits them counts them
         self._answers: dict[Request, Answer] = {}  # the thread's
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -73,7 +73,7 @@ class EngineLoop:
         return self._thread is not None and self._thread.is_alive() and not stuck
 
     async def submit(self, prompt: list[int], params: SamplingParams) -> Answer:
-        """Raises ArgumentError for what can never be computed."""
+        """One of those that `open` counts already. Raises ArgumentError for what can never be computed."""
         done = self._loop.create_future()
 
         def put() -> None:
@@ -84,7 +84,6 @@ class EngineLoop:
             except Exception as error:
                 self._tell(_settle, done, None, error)
 
-        self.open += 1
         self._inbox.put(put)
         try:
             return await asyncio.shield(done)
@@ -108,9 +107,15 @@ class EngineLoop:
     # In the thread
 
     def _run(self) -> None:
-        while True:
-            if not self._take_orders():
-                break
+        try:
+            self._serve()
+        except Exception:
+            log.exception("the engine's thread has ended")
+        for request in list(self._answers):
+            self._cancel(request)
+
+    def _serve(self) -> None:
+        while self._take_orders():
             if self.engine.idle:
                 continue
             events: list[Event] = []
@@ -123,8 +128,6 @@ class EngineLoop:
             told = {event.request for event in events if event.finish_reason}
             events += [Event(r, None, "", finish_reason=r.finish_reason) for r in self._answers if r.state == "finished" and r not in told]
             self._publish(events)
-        for request in list(self._answers):
-            self._cancel(request)
 
     def _take_orders(self) -> bool:
         """Everything in the inbox; where there is nothing to compute, wait for it. False: the end."""
