@@ -16,8 +16,8 @@ template <class T, class Out, bool NORM, bool GATED, int TILES, int WARPS, int A
 __global__ void __launch_bounds__(32 * WARPS, BLOCKS) gemv_stream(const T* x, const T* w, const T* norm_weight, const T* residual, Out* y, Sizes sizes) {
     extern __shared__ __align__(16) unsigned char shared[];
     if constexpr (GATED) {
-        stream<T, NORM, TILES, WARPS, AHEAD>(Gated<T, Out>{residual, y, sizes.n / 2}, x, w, norm_weight, sizes, shared);
+        stream<Whole<T>, NORM, TILES, WARPS, AHEAD>(Gated<T, Out>{residual, y, sizes.n / 2}, x, w, nullptr, nullptr, norm_weight, sizes, shared);
     } else {
-        stream<T, NORM, TILES, WARPS, AHEAD>(Plain<T, Out>{residual, y, sizes.n}, x, w, norm_weight, sizes, shared);
+        stream<Whole<T>, NORM, TILES, WARPS, AHEAD>(Plain<T, Out>{residual, y, sizes.n}, x, w, nullptr, nullptr, norm_weight, sizes, shared);
     }
 }

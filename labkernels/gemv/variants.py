@@ -6,20 +6,47 @@ import functools
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from labkernels.cuda.early_launch import can_launch_early, launch_early
-from labkernels.cuda.variants import ceil_div, kernel, processors, vector_width
+from labkernels.cuda.variants import c_type, ceil_div, kernel, processors, vector_width
 from labkernels.operation import Variant
+from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 
 FOLDER = Path(__file__).parent
 WARPS = 8  # of a block of v1 and v2
-STEP = 32  # of k, that v3's warps take at a time
+TABLE_BYTES = 32 * 1024  # of Codes in quant/gemv_formats.cuh
 MOST_ROWS = 64  # of x, in v3
 LEAST_AHEAD = 4  # steps of v3
 MOST_SHARED = 224 * 1024  # bytes that a block of v3 may ask for
 SUMS = 17  # as in stream.cuh
+
+
+class Stored(NamedTuple):
+    """How a weight (n, k) lies in memory: what a step of 64 bytes a row holds, and what comes with it."""
+
+    n: int
+    k: int
+    bits: int = 16  # of a number
+    factors: bool = False  # has each group of 128 numbers a scale of its own?
+    table: bool = False  # are its numbers looked up?
+
+    @classmethod
+    def of(cls, weight: torch.Tensor | QuantizedWeight) -> Stored:
+        if isinstance(weight, torch.Tensor):
+            return cls(*weight.shape)
+        four_bit = weight.scheme in FOUR_BIT
+        return cls(*weight.shape, 4 if four_bit else 8, four_bit, weight.scheme in ("nf4", "codebook"))
+
+    @property
+    def steps(self) -> int:
+        return self.k * self.bits // 512
+
+    @property
+    def refusal(self) -> str | None:
+        return f"takes a k of a multiple of {512 // self.bits}" if self.k % (512 // self.bits) else None
 
 
 @dataclass(frozen=True)
@@ -33,10 +60,10 @@ class Stream:
     resident: int = 1
     splits: int = 1
 
-    def shared_mem(self, m: int, k: int, norm: bool) -> int:
-        parts = self.warps * self.splits
-        staged = self.warps * ceil_div(k // STEP, parts) * 64 * (m + norm)
-        return 1024 * self.warps * self.ahead + staged + 4 * SUMS * 2 * m * (self.warps + (self.splits if self.splits > 1 else 0))
+    def shared_mem(self, m: int, stored: Stored, norm: bool) -> int:
+        ring = self.warps * self.ahead * (1024 + 64 * stored.factors)
+        staged = self.warps * ceil_div(stored.steps, self.warps * self.splits) * (1024 // stored.bits) * (m + norm)
+        return TABLE_BYTES * stored.table + ring + staged + 4 * SUMS * 2 * m * (self.warps + (self.splits if self.splits > 1 else 0))
 
     @functools.cached_property
     def cluster(self) -> tuple[int, int, int] | None:
@@ -53,30 +80,51 @@ def v2_vectors(x, w, norm_weight=None, residual=None, activation=None, eps=1e-5,
 
 
 def v3_stream(x, w, norm_weight=None, residual=None, activation=None, eps=1e-5, out_dtype=None, out=None) -> torch.Tensor:
-    config = stream_for(x.device, len(x), *w.shape, norm_weight is not None)
+    config = stream_for(x.device, len(x), Stored.of(w), norm_weight is not None)
     return streamed(config, x, w, norm_weight, residual, activation, eps, out_dtype, out)
 
 
 def streamed(config, x, w, norm_weight=None, residual=None, activation=None, eps=1e-5, out_dtype=None, out=None, early=False) -> torch.Tensor:
-    """v3 with this configuration. `early`: without waiting for the kernel before; w and norm_weight must not be written by it."""
-    (m, k), n = x.shape, w.shape[0]
-    gated = activation is not None
+    """v3 with this configuration; w a tensor or a QuantizedWeight. `early`: without waiting for the kernel before; w and norm_weight must not be
+    written by it."""
+    m, gated, norm, stored = len(x), activation is not None, norm_weight is not None, Stored.of(w)
     y = _result(x, w, gated, out_dtype, out)
     if not y.numel():
         return y
-    tiles = ceil_div(n, 16)
-    run = kernel(
-        FOLDER / "v3_stream.cu", "gemv_stream", x.dtype, y.dtype, _cpp(norm_weight is not None), _cpp(gated), column_tiles(m), config.warps,
-        config.ahead, config.blocks,
-    )  # fmt: skip
-    args = (x, w, norm_weight, residual, y, sizes(config, m, n, k, tiles, eps, x.stride(0)))
-    launch_stream(run, config, x.device, tiles, args, config.shared_mem(m, k, norm_weight is not None), early)
+    tiles = ceil_div(stored.n, 16)
+    options = (_cpp(norm), _cpp(gated), column_tiles(m), config.warps, config.ahead, config.blocks)
+    packed = sizes(config, m, stored, tiles, eps, x.stride(0))
+    if isinstance(w, torch.Tensor):
+        run = kernel(FOLDER / "v3_stream.cu", "gemv_stream", x.dtype, y.dtype, *options)
+        args = (x, w, norm_weight, residual, y, packed)
+    else:
+        run = kernel(FOLDER / "quantised.cu", "gemv_quantised", format_of(w, x.dtype), y.dtype, *options)
+        args = (x, w.packed, w.scales, w.codebook, norm_weight, residual, y, packed, TABLE_BYTES * stored.table)
+    launch_stream(run, config, x.device, tiles, args, config.shared_mem(m, stored, norm), early)
     return y
 
 
-def sizes(config: Stream, m: int, n: int, k: int, tiles: int, eps: float, x_stride: int) -> bytes:
+def format_of(weight: torch.Tensor | QuantizedWeight, dtype: torch.dtype) -> str:
+    """The kernels' Format."""
+    if isinstance(weight, torch.Tensor):
+        return f"Whole<{c_type(dtype)}>"
+    names = {"int4": "Int4<{}>", "int8": "Int8<{}>", "fp8": "Fp8<{}>", "nf4": "Codes<{}, false>", "codebook": "Codes<{}, false>"}
+    return names[weight.scheme].format(c_type(dtype))
+
+
+def quantised_refusal(weight: QuantizedWeight, dtype: torch.dtype) -> str | None:
+    """Why the stream cannot take this weight, or None."""
+    if dtype == torch.float32:
+        return "takes bfloat16 and float16, for tensor cores"
+    if weight.group_size not in (None, 128):
+        return "takes groups of 128 numbers"
+    return Stored.of(weight).refusal
+
+
+def sizes(config: Stream, m: int, stored: Stored, tiles: int, eps: float, x_stride: int) -> bytes:
     """stream.cuh's `Sizes`."""
-    return struct.pack("<6ifi", m, n, k, tiles, *divmod(k // STEP, config.warps * config.splits), eps, x_stride)
+    parts = divmod(stored.steps, config.warps * config.splits)
+    return struct.pack("<6ifiq", m, stored.n, stored.k, tiles, *parts, eps, x_stride, 64 * stored.steps)
 
 
 def launch_stream(run, config: Stream, device: torch.device, tiles: int, args: tuple, shared: int, early: bool) -> None:
@@ -90,20 +138,22 @@ def launch_stream(run, config: Stream, device: torch.device, tiles: int, args: t
 
 
 @functools.lru_cache(maxsize=4096)
-def stream_for(device: torch.device, m: int, n: int, k: int, norm: bool) -> Stream:
+def stream_for(device: torch.device, m: int, stored: Stored, norm: bool) -> Stream:
     """How to cut the work. Who adds up what does not depend on m among up to 4 rows of x, nor up to 8 where k is no more than 8192: then neither do
     the bits of a row's result."""
     rows = 4 if m <= 4 else 8 * column_tiles(m)
-    config = Stream(2, 4) if device.type == "cpu" else _tuned(n, k)
-    while config.splits < 8 and replace(config, ahead=LEAST_AHEAD).shared_mem(rows, k, norm) > MOST_SHARED:
+    config = Stream(2, 4) if device.type == "cpu" else _tuned(stored.n, stored.k, stored.bits)
+    while config.splits < 8 and replace(config, ahead=LEAST_AHEAD).shared_mem(rows, stored, norm) > MOST_SHARED:
         config = replace(config, splits=2 * config.splits)  # a cluster's barriers cost 2 us: only where x does not fit
-    while config.shared_mem(m, k, norm) > MOST_SHARED // config.resident and config.ahead > LEAST_AHEAD:
+    while config.shared_mem(m, stored, norm) > MOST_SHARED // config.resident and config.ahead > LEAST_AHEAD:
         config = replace(config, ahead=config.ahead - 2) if config.ahead > 6 or config.resident == 1 else replace(config, resident=1, ahead=12)
     return config
 
 
-def _tuned(n: int, k: int) -> Stream:
+def _tuned(n: int, k: int, bits: int) -> Stream:
     """What was fastest on an H200 with one row of x, of those that spill no registers; launched early, each after one of its kind."""
+    if bits == 4:
+        return Stream(4, 12, blocks=2, resident=2) if n >= 8192 else Stream(4, 16)
     if n >= 8192:
         return Stream(8, 12, resident=2)
     return Stream(16, 12, blocks=1) if k >= 4096 else Stream(8, 12)
@@ -150,14 +200,14 @@ def _accepts_stream(x, w, norm_weight=None, residual=None, **_) -> str | None:
         return "takes bfloat16 and float16, for tensor cores"
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
         return "needs a GPU of compute capability 8.0 or more"
-    m, (n, k) = len(x), w.shape
+    m, stored, norm = len(x), Stored.of(w), norm_weight is not None
     if m > MOST_ROWS:
         return f"takes at most {MOST_ROWS} rows of x"
-    if k % STEP:
-        return f"takes a k of a multiple of {STEP}"
-    config = stream_for(x.device, m, n, k, norm_weight is not None)
-    if config.shared_mem(m, k, norm_weight is not None) > MOST_SHARED:
-        return f"takes rows of x that fit into shared memory; {m} of {k} do not"
+    if stored.refusal:
+        return stored.refusal
+    config = stream_for(x.device, m, stored, norm)
+    if config.shared_mem(m, stored, norm) > MOST_SHARED:
+        return f"takes rows of x that fit into shared memory; {m} of {stored.k} do not"
     if config.splits > 1 and x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
         return "shares out k over the blocks of a cluster here, which needs compute capability 9.0"
     return _accepts_vectors(x, w, norm_weight)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from labkernels import functional as lk
 from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.variants import kernel
-from labkernels.gemv.variants import launch_stream, sizes, stream_for, streamed
+from labkernels.gemv.variants import TABLE_BYTES, Stored, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
 from labkernels.kvcache.caches import Step
 from labkernels.kvcache.layout import LARGEST
 from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts_cluster, clustered
@@ -45,8 +45,7 @@ class FusedRunner:
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
         self.max_batch, self.max_seq_len = max_batch, max_seq_len or model.config.max_seq_len
         self._buffers = functools.cache(self._allocate)
-        layers = [layer for block in model.blocks for layer in _linears(block)]
-        self.plain = not any(isinstance(layer, QuantLinear) for layer in layers) and self.dtype != torch.float32
+        self.streams = self.dtype != torch.float32 and all(self._streams(layer) for block in model.blocks for layer in _linears(block))
 
     @staticmethod
     def refusal(model, cache) -> str | None:
@@ -86,7 +85,7 @@ class FusedRunner:
         hidden = buffers["hidden"]
         args = (model.embedding.weight, hidden, model.angles, state.as_struct(), c.embed_dim, c.vocab_size, model.angles.shape[0])
         self._launch(begin, (state.rows, 1, 1), (256, 1, 1), args, 0, None)
-        if self.plain and state.rows <= MOST_NARROW and self._streams(hidden, c.num_heads * c.head_dim):
+        if self.streams and state.rows <= MOST_NARROW:
             return self._narrow(state, buffers)
         return self._wide(state, hidden)
 
@@ -101,7 +100,7 @@ class FusedRunner:
         return self._gemv(hidden, model.head_weight, model.norm.weight, eps=eps, out=buffers["logits"])
 
     def _gemv(self, x, w, norm_weight=None, residual=None, activation=None, eps=1e-5, out=None) -> torch.Tensor:
-        config = stream_for(self.device, len(x), *w.shape, norm_weight is not None)
+        config = stream_for(self.device, len(x), Stored.of(w), norm_weight is not None)
         return streamed(config, x, w, norm_weight, residual, activation, eps, None, out, early=self.early)
 
     def _project(self, index: int, block, hidden, q: torch.Tensor, state: DecodeState) -> torch.Tensor:
@@ -110,16 +109,18 @@ class FusedRunner:
         if k_cache.dtype != self.dtype:
             qkv = self._gemv(hidden, attention.qkv_proj.weight, block.attention_norm.weight, eps=c.norm_eps)
             return self._turn_and_write(index, qkv, state.lengths - 1, state.slots)
-        rows, (n, k) = len(hidden), attention.qkv_proj.weight.shape
-        config = stream_for(self.device, rows, n, k, True)
-        run = kernel(FOLDER / "qkv.cu", "qkv_stream", self.dtype, 1, config.warps, config.ahead, config.blocks)
+        rows, weight = len(hidden), attention.qkv_proj.weight
+        stored = Stored.of(weight)
+        config, tiles = stream_for(self.device, rows, stored, True), stored.n // 16
+        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype), 1, config.warps, config.ahead, config.blocks)
         page, head, slot, _ = k_cache.stride()
         places = struct.pack("<3q4iq", page, head, slot, k_cache.shape[2], c.num_heads, c.num_kv_heads, c.head_dim, k_cache.shape[0] * k_cache.shape[2])
-        packed = sizes(config, rows, n, k, n // 16, c.norm_eps, hidden.stride(0))
+        tensors = (weight, None, None) if isinstance(weight, torch.Tensor) else (weight.packed, weight.scales, weight.codebook)
         args = (
-            hidden, attention.qkv_proj.weight, block.attention_norm.weight, q, k_cache, v_cache, state.turns, state.slots, places, packed,
+            hidden, *tensors, block.attention_norm.weight, q, k_cache, v_cache, state.turns, state.slots, places,
+            sizes(config, rows, stored, tiles, c.norm_eps, hidden.stride(0)), TABLE_BYTES * stored.table,
         )  # fmt: skip
-        launch_stream(run, config, self.device, n // 16, args, config.shared_mem(rows, k, True), self.early)
+        launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, True), self.early)
         return q.view(rows, c.num_heads, c.head_dim)
 
     def _attend(self, index: int, q: torch.Tensor, state: DecodeState) -> torch.Tensor:
@@ -142,10 +143,10 @@ class FusedRunner:
         else:
             run(grid, block, args, shared, cluster)
 
-    def _streams(self, hidden: torch.Tensor, mixed: int) -> bool:
-        """Do all products fit the stream of gemv?"""
-        c = self.config
-        return all(k % 32 == 0 for k in (c.embed_dim, mixed, c.ffn_dim))
+    def _streams(self, layer) -> bool:
+        """Does its product fit the stream of gemv?"""
+        weight = layer.weight
+        return (Stored.of(weight).refusal if isinstance(weight, torch.Tensor) else quantised_refusal(weight, self.dtype)) is None
 
     def _wide(self, state: DecodeState, hidden: torch.Tensor) -> torch.Tensor:
         positions = (state.lengths - 1).clamp(min=0)

@@ -6,7 +6,8 @@ import torch
 import labkernels as lk
 from labkernels.errors import ArgumentError
 from labkernels.gemv.op import OP
-from labkernels.gemv.variants import Stream, column_tiles, stream_for, streamed
+from labkernels.gemv.variants import Stored, Stream, column_tiles, stream_for, streamed
+from labkernels.quant import quantize
 
 
 def inputs(m, n, k, dtype=torch.bfloat16, **options):
@@ -35,7 +36,23 @@ def test_up_to_8_rows_a_rows_bits_do_not_depend_on_the_others(dtype):
         assert torch.equal(lk.functional.gemv(**{**given, "x": given["x"][rows]}), whole[rows])
 
 
-@pytest.mark.parametrize("splits", [1, 2, 4])
+@pytest.mark.parametrize(
+    "scheme, dtype, m, gated, config",
+    [
+        ("int8", torch.bfloat16, 1, True, Stream(2, 4)), ("fp8", torch.bfloat16, 3, False, Stream(2, 4)), ("nf4", torch.bfloat16, 3, False, Stream(2, 4)),
+        ("int4", torch.bfloat16, 1, True, Stream(2, 4)), ("int4", torch.float16, 9, False, Stream(1, 3, splits=2)),
+    ],
+)  # fmt: skip
+def test_a_quantised_weight_goes_through_the_same_stream(scheme, dtype, m, gated, config):
+    given = inputs(m, 44, 512, dtype, norm=True, gated=gated, residual=True)
+    weight = quantize(given["w"].float() * torch.linspace(0.2, 2, 44)[:, None], scheme)
+    exact = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    wanted = OP.reference(**exact | {"w": weight.dequantize(torch.float64)})
+    found = streamed(config, **{**given, "w": weight}).double()
+    assert (found - wanted).abs().max() < (0.03 if dtype == torch.bfloat16 else 0.004) * wanted.abs().max()
+
+
+@pytest.mark.parametrize("splits", [1, 4])
 def test_a_cluster_that_shares_k_gives_the_same_sums(splits):
     given = inputs(3, 40, 512, norm=True, residual=True)
     wanted = OP.reference(**{name: value.double() if isinstance(value, torch.Tensor) else value for name, value in given.items()})
@@ -80,8 +97,8 @@ def test_every_layer_of_llama_fits_the_stream():
     device = torch.device("cuda")
     for n, k, norm in ((3072, 2048, True), (16_384, 2048, True), (2048, 8192, False), (4096, 14_336, False), (8192, 28_672, False)):
         for m in (1, 8):
-            assert stream_for(device, m, n, k, norm).shared_mem(m, k, norm) <= 224 * 1024
-        parts = {(found.warps, found.splits) for found in (stream_for(device, m, n, k, norm) for m in range(1, 9 if k <= 8192 else 5))}
+            assert stream_for(device, m, Stored(n, k), norm).shared_mem(m, Stored(n, k), norm) <= 224 * 1024
+        parts = {(found.warps, found.splits) for found in (stream_for(device, m, Stored(n, k), norm) for m in range(1, 9 if k <= 8192 else 5))}
         assert len(parts) == 1, "or the bits of a row would depend on how many there are"
     assert [column_tiles(m) for m in (1, 8, 9, 17, 64)] == [1, 1, 2, 4, 8]
 
@@ -90,7 +107,7 @@ def test_registers_are_enough_for_what_was_measured():
     from labkernels.cuda.variants import kernel
     from labkernels.gemv.variants import FOLDER, _tuned
 
-    for config in {_tuned(n, k) for n, k in ((3072, 2048), (16_384, 2048), (2048, 8192))}:
+    for config in {_tuned(n, k, 16) for n, k in ((3072, 2048), (16_384, 2048), (2048, 8192))}:
         for norm, gated in (("true", "true"), ("false", "false")):
             sizes = (1, config.warps, config.ahead, config.blocks)
             built = kernel(FOLDER / "v3_stream.cu", "gemv_stream", torch.bfloat16, torch.bfloat16, norm, gated, *sizes)

@@ -88,9 +88,12 @@ def test_in_float32_fused_answers_are_those_of_the_cached_engine():
     assert [one.tokens for one in Engine(model, runner="fused").generate(prompts, 6)] == wanted
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_quantised_weights_compute_what_they_stand_for(scheme):
-    quantised, prompts = quantize_model(random_model(), scheme), prompts_of(5, 12)
+@pytest.mark.parametrize("scheme, size", [("int8", 64), ("int4", 128), ("nf4", 64)])
+def test_quantised_weights_compute_what_they_stand_for(scheme, size):
+    """As streams where their rows fit (128), else one product after the other."""
+    config = ModelConfig(80, size, 2, 4, 2, 2 * size, head_dim=64, max_seq_len=128)
+    quantised, prompts = quantize_model(random_model(config), scheme), prompts_of(5, 12)
+    assert Engine(quantised, runner="fused").runner.streams == (scheme != "nf4")
     wanted = logits_of(Engine(quantised, runner="cached"), prompts)
     assert_as_good(logits_of(Engine(quantised, runner="fused"), prompts), wanted, 0.04)
 

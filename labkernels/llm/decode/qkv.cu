@@ -5,6 +5,7 @@
 //   Measured  bench_engine.py
 //   Wastes    12.6 MB are read in 3 us, and every launch takes 1 us to get going: a persistent kernel would save that.
 #include "../../gemv/stream.cuh"
+#include "../../quant/gemv_formats.cuh"
 
 struct CachePlaces {
     long long page, head, slot;  // strides, in elements
@@ -44,11 +45,13 @@ struct Turned {
     }
 };
 
-// As gemv_stream; head_dim a multiple of 16.
-template <class T, int TILES, int WARPS, int AHEAD, int BLOCKS>
+// As gemv_quantised, with Whole<T> as gemv_stream; head_dim a multiple of 16.
+template <class Format, int TILES, int WARPS, int AHEAD, int BLOCKS>
 __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
-    qkv_stream(const T* x, const T* w, const T* norm_weight, T* q, T* k_cache, T* v_cache, const float* turns, const long long* slots,
-               CachePlaces places, Sizes sizes) {
+    qkv_stream(const typename Format::T* x, const void* w, const void* scales, const float* codebook, const typename Format::T* norm_weight,
+               typename Format::T* q, typename Format::T* k_cache, typename Format::T* v_cache, const float* turns, const long long* slots,
+               CachePlaces places, Sizes sizes, int table_bytes) {
     extern __shared__ __align__(16) unsigned char shared[];
-    stream<T, true, TILES, WARPS, AHEAD>(Turned<T>{q, k_cache, v_cache, turns, slots, places}, x, w, norm_weight, sizes, shared);
+    const Turned<typename Format::T> epilogue{q, k_cache, v_cache, turns, slots, places};
+    stream<Format, true, TILES, WARPS, AHEAD>(epilogue, x, w, scales, codebook, norm_weight, sizes, shared, table_bytes);
 }
