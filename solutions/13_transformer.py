@@ -433,7 +433,8 @@ for operation in model.kernels:
 #
 # And what do they gain? `torch.compile` takes the model as one graph with either set: the kernels are operators that it knows the shapes and
 # gradients of. But it does not see into them, and cannot fuse what stands next to them. So an operation gains where a kernel written by hand
-# beats what the compiler makes of it *and of its neighbours*. On an H200, four layers of `645m`, 16 x 2048 tokens, forward and backward:
+# beats what the compiler makes of it *and of its neighbours*. Two of ours that are neighbours can become one: `rope and attention` reads the
+projection where it lies, and writes its gradient where it belongs. On an H200, twelve layers of `645m`, 16 x 2048 tokens, forward and backward:
 
 # %%
 from labkernels.lab.measured import NotRecorded

@@ -10,7 +10,7 @@ from labkernels.llm.kernels import OPERATIONS
 
 
 def test_each_operation_has_its_row():
-    assert list(switched.variants()) == ["nothing", *OPERATIONS, "everything"]
+    assert list(switched.variants()) == ["nothing", *OPERATIONS, "rope and attention", "everything"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about a machine without one")
