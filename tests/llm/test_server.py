@@ -5,7 +5,7 @@ import asyncio
 
 import openai
 import pytest
-from tests.llm.tiny_server import NAME, engine, served, tokenizer
+from tests.llm.tiny_server import NAME, engine, one_thread, served, tokenizer  # noqa: F401  a fixture
 
 PROMPTS = ["the cat", "def f(x):", "naïve", "猫は", "the dog sat on", "über", "log and mat", "x + 1"]
 
@@ -92,9 +92,13 @@ def test_echo_begins_with_the_prompt(client, alone):
 
 
 def test_64_streams_a_third_of_them_cut_off_each_as_alone_and_no_page_lost(server, alone):
-    tokens = 48
+    tokens = 40
     jobs = [{"prompt": PROMPTS[i % len(PROMPTS)] + f" {i}", "seed": i, "temperature": (0.0, 0.7, 1.0)[i % 3]} for i in range(64)]
-    preempted = server.engine.stats.preemptions
+
+    def cancelled() -> float:
+        return server.service.metrics.registry.get_sample_value("labkernels_answers_total", {"reason": "cancelled"}) or 0
+
+    before = cancelled()
 
     async def listen(client, number: int, job: dict) -> tuple[str, bool]:
         text = ""
@@ -118,7 +122,7 @@ def test_64_streams_a_third_of_them_cut_off_each_as_alone_and_no_page_lost(serve
     stats = server.engine.stats
     assert stats.free_pages == stats.num_pages and stats.running == stats.waiting == 0
     server.engine.cache.pages.check()
-    assert stats.preemptions >= preempted
+    assert cancelled() - before > 10                              # of 22: the others had their last token before they were missed
 
 
 def test_who_leaves_without_streaming_is_cancelled_too(server):

@@ -1,0 +1,231 @@
+"""Commands for language models: what they print, and that each mistake ends in one line that says what and what to do."""
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tests.llm.tiny_server import engine, model, one_thread, tokenizer  # noqa: F401  a fixture
+from typer.testing import CliRunner
+
+from labkernels.cli import app, loading
+from labkernels.cli.options import Choices, Scheme
+from labkernels.llm.config import ModelConfig
+from labkernels.llm.engine import Engine
+from labkernels.llm.model import Transformer
+from labkernels.llm.quantized import load_model
+
+CPU = ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The tiny model in three shards; copy it before changing anything."""
+    made = tmp_path_factory.mktemp("models") / "tiny"
+    model().save_pretrained(made, max_shard_bytes=45_000)
+    tokenizer().save(made)
+    return made
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def run(*arguments, input=None):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=input)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def failing(*arguments) -> str:
+    """The one line of a command that ends with status 1."""
+    code, shown, said = run(*arguments)
+    assert code == 1 and shown == "" and said.count("\n") == 1 and "Traceback" not in said, (code, shown, said)
+    return said
+
+
+def test_generate_writes_what_the_engine_says(folder):
+    want = engine().generate("the cat", 12, temperature=0.9, seed=4, top_k=50)
+    options = ["--max-new-tokens", 12, "--temperature", 0.9, "--seed", 4, "--top-k", 50, *CPU]
+    assert run("generate", folder, "the cat", *options) == (0, want.text + "\n", "")
+    assert run("generate", folder, "-", *options, input="the cat") == (0, want.text + "\n", "")
+
+
+def test_several_prompts_come_in_their_order_whatever_the_batch_size(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the dog\nüber\n")
+    shown = []
+    for size in (1, 8):
+        code, out, _ = run("generate", folder, "the cat", "--file", tmp_path / "prompts.txt", "--max-new-tokens", 6, "--batch-size", size, "--json", *CPU)
+        answers = json.loads(out)["answers"]
+        assert code == 0 and [answer["prompt"] for answer in answers] == ["the cat", "the dog", "über"]
+        shown.append([(answer["text"], answer["finish_reason"], answer["new_tokens"]) for answer in answers])
+    want = engine().generate(["the cat", "the dog", "über"], 6)
+    assert shown[0] == shown[1] == [(each.text, each.finish_reason, len(each.tokens)) for each in want]
+
+
+def test_both_ways_to_attend_write_the_same(folder):
+    plain, kernels = (run("generate", folder, "the cat", "--max-new-tokens", 3, flag, *CPU) for flag in ("--no-flash-attention", "--flash-attention"))
+    assert plain == kernels and plain[0] == 0
+
+
+def test_options_say_what_the_engine_is_to_do():
+    fast, small = Choices(max_speed=True, device="cpu"), Choices(optimize_memory=True, device="cpu")
+    assert (fast.scheme, fast.engine_options()["lookahead"]) == ("int4", 32)
+    assert (small.scheme, small.cache_dtype, small.engine_options()["chunk_tokens"]) == ("int4", "int8", 256)
+    assert Choices(max_speed=True, quantize=Scheme.none).scheme is None and Choices(quantize=Scheme.nf4, optimize_memory=True).scheme == "nf4"
+    assert Choices(flash_attention=True, device="cpu").engine_options()["runner"] == "auto"
+    assert Choices(device="cpu").engine_options()["runner"] == "cached"
+
+
+def test_every_option_has_a_help_that_says_what_it_does():
+    for command in ("generate", "chat", "serve", "bench", "estimate-memory", "quantize", "lab"):
+        code, shown, _ = run(command, "--help")
+        assert code == 0
+    from typer.main import get_command
+
+    commands = get_command(app).commands
+    for name in ("generate", "chat", "serve", "bench", "quantize", "estimate-memory", "lab"):
+        for parameter in commands[name].params:
+            assert parameter.name == "help" or len(getattr(parameter, "help", None) or "") > 15, (name, parameter.name)
+    assert {"max_speed", "flash_attention", "optimize_memory", "batch_size", "quantize", "seed"} <= {p.name for p in commands["generate"].params}
+
+
+def test_chat_remembers_what_was_said(folder):
+    first = [{"role": "user", "content": "the cat"}]
+    own = engine()
+    one = own.chat(first, 8, temperature=0.0).text
+    two = own.chat([*first, {"role": "assistant", "content": one}, {"role": "user", "content": "def"}], 8, temperature=0.0).text
+    options = ["--max-new-tokens", 8, "--temperature", 0, *CPU]
+    assert run("chat", folder, *options, input="the cat\ndef\n") == (0, f"{one}\n{two}\n", "")
+    assert run("chat", folder, *options, input="the cat\n/new\nthe cat\n") == (0, f"{one}\n{one}\n", "")
+
+
+def test_a_conversation_that_is_too_long_loses_its_beginning_and_goes_on(folder):
+    code, shown, said = run("chat", folder, "--max-new-tokens", 20, "--context", 80, *CPU, input="the cat sat on the mat\n" * 5)
+    assert code == 0 and "oldest question and answer are left out" in said and shown.count("\n") >= 5
+
+
+def test_quantize_writes_a_folder_that_is_loaded_without_the_first(folder, tmp_path):
+    out = tmp_path / "small"
+    code, shown, _ = run("quantize", folder, out, "--to", "int8", "--json", *CPU)
+    found = json.loads(shown)
+    assert code == 0 and found["scheme"] == "int8" and 0 < found["bytes_after"] < found["bytes_before"]
+    want = Engine(load_model(folder, "int8", device="cpu")[0], tokenizer(), runner="cached").generate("the cat", 6).text
+    assert run("generate", out, "the cat", "--max-new-tokens", 6, *CPU)[1] == want + "\n"
+    assert run("generate", out, "the cat", "--max-new-tokens", 6, "--max-speed", *CPU)[1] == want + "\n"      # it stays what it is
+    assert "is quantised already, to int8" in failing("generate", out, "x", "--quantize", "int4", *CPU)
+    assert "is not empty; give another folder, or --overwrite" in failing("quantize", folder, out, *CPU)
+    assert "is the model's own folder" in failing("quantize", folder, folder, "--overwrite", *CPU)
+
+
+@pytest.mark.parametrize("quantize, cache", [(None, None), ("int8", None), ("int4", "int8")])
+def test_memory_is_estimated_within_5_percent_from_the_config_alone(quantize, cache, tmp_path):
+    shape = ModelConfig(vocab_size=500, embed_dim=128, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=384, max_seq_len=512, tie_embeddings=False)
+    Transformer(shape).save_pretrained(tmp_path)
+    made = Engine.from_pretrained(tmp_path, quantize, device="cpu", max_batch=4, max_seq_len=300, cache_dtype=cache, runner="cached")
+    used = sum(tensor.nbytes for name, tensor in [*made.model.named_parameters(), *made.model.named_buffers()] if name != "angles")
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()                                                     # nothing but config.json is left to look at
+    options = ["--dtype", quantize] if quantize else []
+    code, shown, _ = run("estimate-memory", tmp_path, "--batch-size", 4, "--context", 300, "--json", *options, *(["--cache", cache] if cache else []))
+    found = json.loads(shown)
+    dtypes = 2 if quantize else 1                                         # of a float32 folder the rest is bfloat16 on a GPU, and in the estimate
+    embedding = 2 * 500 * 128 * 4
+    assert code == 0 and found["context"] == 300
+    assert found["bytes"]["weights"] == pytest.approx(used - (embedding // 2 if dtypes == 2 else 0), rel=0.05)
+    cache_bytes = made.cache.nbytes // (2 if quantize and not cache else 1)
+    assert found["bytes"]["cache"] == pytest.approx(cache_bytes, rel=0.05)
+
+
+def test_memory_of_presets_and_of_training():
+    found = json.loads(run("estimate-memory", "llama-2-7b", "--dtype", "int4", "--batch-size", 4, "--context", 4096, "--json")[1])
+    assert 3.5e9 < found["bytes"]["weights"] < 4.3e9 and found["bytes"]["cache"] == 4 * 4096 * 2 * 32 * 4096 * 2
+    assert "gradients" in run("estimate-memory", "10m", "--training")[1]
+    assert "takes at most 4096 tokens" in failing("estimate-memory", "llama-2-7b", "--context", 8192)
+
+
+def test_bench_times_a_models_answers(folder):
+    code, shown, _ = run("bench", "--model", folder, "--prompt-tokens", 4, "--new-tokens", 4, "--batch-size", 2, "--json", *CPU)
+    found = json.loads(shown)
+    assert code == 0 and found["tokens_per_s"] > 0 and found["first_token_ms"] > 0 and (found["batch_size"], found["new_tokens"]) == (2, 4)
+    assert "goes neither with operations" in failing("bench", "softmax", "--model", folder)
+
+
+def test_lab_lists_the_book_and_names_what_is_not_there(tmp_path):
+    assert "11_kv_cache" in run("lab", "--list", "--root", loading.__file__.split("/labkernels/")[0])[1].split()
+    assert "there are no labs in" in failing("lab", "--root", tmp_path)
+    assert "no lab is called '99'" in failing("lab", "99", "--root", loading.__file__.split("/labkernels/")[0])
+
+
+def test_a_folder_that_is_not_there_or_no_model(tmp_path, folder):
+    assert "there is no such folder" in failing("generate", tmp_path / "nothing", "x")
+    assert f"{tmp_path / 'config.json'} is missing" in failing("generate", tmp_path, "x")
+    assert "llama-2-7b is a shape without weights" in failing("generate", "llama-2-7b", "x")
+    assert "no prompt is given" in failing("generate", folder)
+
+
+def test_an_architecture_that_is_not_read(copy):
+    config = json.loads((copy / "config.json").read_text())
+    for change, says in (
+        ({"architectures": ["MixtralForCausalLM"]}, "this package reads LlamaForCausalLM"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"num_attention_heads": 3}, "num_heads is 3"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by 'gptq'"),
+    ):
+        (copy / "config.json").write_text(json.dumps(config | change))
+        assert says in failing("generate", copy, "x", *CPU)
+    (copy / "config.json").write_text("{")
+    assert "config.json: not JSON" in failing("generate", copy, "x", *CPU)
+
+
+@pytest.mark.parametrize("quantize", [[], ["--quantize", "int8"]])
+def test_shards_that_are_truncated_corrupt_missing_or_of_wrong_shape(copy, quantize):
+    shard = sorted(copy.glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"\xff" * 100 + whole[100:], b""):
+        shard.write_bytes(broken)
+        assert f"{shard}: not a whole safetensors file" in failing("generate", copy, "x", *quantize, *CPU)
+    shard.unlink()
+    assert f"{shard} is missing" in failing("generate", copy, "x", *quantize, *CPU)
+    shard.write_bytes(whole)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    assert "has shape (64, 32); config.json makes it (96, 32)" in failing("generate", copy, "x", *quantize, *CPU)
+
+
+def test_too_little_memory_is_told_before_anything_is_loaded_with_what_would_fit(folder, monkeypatch):
+    monkeypatch.setattr(loading, "free_memory", lambda choices: (2_200_000, "this machine"))
+    monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    said = failing("generate", folder, "x", *CPU, "--context", 256)
+    assert "needs 0.0 GB by the estimate" in said and "this machine has 0.0 GB free; with --optimize-memory" in said
+    monkeypatch.setattr(loading, "free_memory", lambda choices: (30 * 10**9, "the GPU"))
+    said = failing("serve", folder, *CPU, "--batch-size", 10**7)
+    assert "the GPU has 30.0 GB free" in said
+
+
+def test_memory_that_runs_out_later_is_told_in_one_line_too(folder, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore lines")
+
+    monkeypatch.setattr(Engine, "step", full)
+    assert "out of memory: CUDA out of memory. Tried to allocate 2 GiB.; take a smaller --batch-size" in failing("generate", folder, "x", "y", *CPU)
+
+
+def test_options_that_cannot_be(folder, tmp_path):
+    assert "--device is 'tpu'; it must be cuda, cuda:NUMBER or cpu" in failing("generate", folder, "x", "--device", "tpu")
+    assert "--context is 999; " in failing("generate", folder, "x", "--context", 999, *CPU)
+    assert "leave out --no-flash-attention" in failing("generate", folder, "x", "--max-speed", "--no-flash-attention", *CPU)
+    assert "max_seq_len is 256" in failing("generate", folder, "the cat " * 200, *CPU)
+    (tmp_path / "prompts").write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in failing("generate", folder, "--file", tmp_path / "prompts", *CPU)
+    if not torch.cuda.is_available():
+        assert "torch sees no NVIDIA GPU here" in failing("generate", folder, "x", "--device", "cuda")
+
+
+def test_a_model_without_a_template_does_not_chat(copy):
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings.pop("chat_template")
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "has no chat template" in failing("chat", copy, *CPU)
