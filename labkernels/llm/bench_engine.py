@@ -23,7 +23,7 @@ from labkernels.llm.requests import SamplingParams
 from labkernels.nn import QuantLinear
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype, device, quantize: str | None = None) -> Transformer:
+def random_model(config: ModelConfig, dtype: torch.dtype, device, quantize: str | None = None, head: str | None = None) -> Transformer:
     """Weights of the usual size, made on the device, quantised layer by layer."""
     with torch.device("meta"):
         model = Transformer(config, dtype=dtype)
@@ -39,6 +39,10 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device, quantize: str 
         else:
             owner.weight = torch.nn.Parameter(made, requires_grad=False)
     model.angles = model._angles(device)
+    if quantize and head:
+        from labkernels.quant import quantize as quantize_weight
+
+        model.head = QuantLinear.from_weight(quantize_weight(model.head_weight.detach(), head))
     return model
 
 
@@ -125,6 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runners", nargs="*", default=["early"])
     parser.add_argument("--peers", nargs="*", default=[], help="eager, reduce-overhead, max-autotune")
     parser.add_argument("--quantize", nargs="*", default=[None], type=lambda given: None if given in ("none", "bf16") else given)
+    parser.add_argument("--head", default=None, help="to what the head is quantised, with --quantize")
     parser.add_argument("--cache-dtype", default=None)
     parser.add_argument("--batch", nargs="*", type=int, default=[1])
     parser.add_argument("--prompt", nargs="*", type=int, default=[64])
@@ -156,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
             return None
         drawn = found.pop("drawn")
-        row = {"model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "cache": given.cache_dtype or "bf16", "batch": batch,
+        row = {"model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "head": quantize and given.head or "bf16", "cache": given.cache_dtype or "bf16", "batch": batch,
                "prompt": prompt, "new": given.new, **found, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}  # fmt: skip
         if "bytes_per_step" in row:
             row["share_of_limit"] = row["bytes_per_step"] / read / 1e6 / row["ms_per_token"]
@@ -166,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         return row
 
     for quantize in given.quantize:
-        model = random_model(config, torch.bfloat16, "cuda", quantize)
+        model = random_model(config, torch.bfloat16, "cuda", quantize, given.head)
         print(f"{given.model} {quantize or 'bf16'}: {torch.cuda.memory_allocated() / 1e9:.2f} GB, read ceiling {read:.0f} GB/s", flush=True)
         for batch in given.batch:
             for prompt in given.prompt:

@@ -108,18 +108,18 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id, quantize: str | None = None, *, group_size: int | None = None, device=None, dtype=None, **options
+        cls, folder_or_hub_id, quantize: str | None = None, *, group_size: int | None = None, head: str | None = None, device=None, dtype=None, **options
     ) -> Engine:
         """The engine of a Hugging Face Llama folder, or of a hub's model, or of a folder that `save_quantized` wrote.
 
-        quantize: None, "int8", "fp8", "int4", "nf4": layer by layer on the way to the device, which never holds more than one layer in full. device:
-        the GPU if there is one. dtype: of activations and what is not quantised; the file's, but bfloat16 on a GPU where the file has float32.
+        quantize: None, "int8", "fp8", "int4", "nf4": layer by layer on the way to the device, which never holds more than one layer in full. head: the
+        same for the head, which otherwise stays in 16 bits. device: the GPU if there is one. dtype: of activations and what is not quantised; the file's, but bfloat16 on a GPU where the file has float32.
         Raises ArgumentError, PretrainedError.
         """
         from labkernels.llm.quantized import load_model
         from labkernels.llm.tokenizer import Tokenizer
 
-        model, folder = load_model(folder_or_hub_id, quantize, group_size=group_size, device=device, dtype=dtype)
+        model, folder = load_model(folder_or_hub_id, quantize, group_size=group_size, head=head, device=device, dtype=dtype)
         tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
         return cls(model, tokenizer, **options)
 

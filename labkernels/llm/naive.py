@@ -32,5 +32,6 @@ class NaiveRunner:
 
     def _logits(self, tokens) -> torch.Tensor:
         hidden = self.model.hidden(torch.tensor([tokens], device=self.model.angles.device))
-        return torch.nn.functional.linear(hidden[0, -1:], self.model.head_weight)[0].float()
+        last, head = hidden[0, -1:], self.model.head
+        return (torch.nn.functional.linear(last, self.model.head_weight) if head is None else head(last))[0].float()
 

@@ -2,7 +2,8 @@
 
 Notable:
 - one weight at a time is on the device in full: read, stacked (q, k, v), quantised, forgotten. A 7B checkpoint in float16 passes through 4.3 GB at int4
-- what is quantised are the products of the layers; embedding, norms and head stay as they are (a tied head is the embedding)
+- what is quantised are the products of the layers; embedding and norms stay as they are, and so does the head, unless `head` says otherwise: of a small
+  model with a large vocabulary it is half of what a token reads. A tied head is then a quantised copy of the embedding
 - a quantised checkpoint is config.json, with a `quantization_config`, and safetensors files of this package's names; the largest is MAX_SHARD_BYTES
 - a hub's name ("meta-llama/Llama-3.2-1B") is downloaded by huggingface_hub if there is a network; if not, the message says what to do
 """
@@ -36,10 +37,11 @@ BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 
 
 def load_model(
-    folder_or_hub_id: str | os.PathLike, quantize: str | None = None, *, group_size: int | None = None, device=None, dtype: torch.dtype | None = None
-) -> tuple[Transformer, Path]:
+    folder_or_hub_id: str | os.PathLike, quantize: str | None = None, *, group_size: int | None = None, head: str | None = None, device=None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Transformer, Path]:  # fmt: skip
     """The model of a folder or of a hub's name, ready to generate, and its folder. As Engine.from_pretrained. Raises ArgumentError, PretrainedError."""
-    check_scheme(quantize, group_size)
+    check_scheme(quantize, group_size, head)
     folder = local_folder(folder_or_hub_id)
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     described = pretrained._json(folder / "config.json")
@@ -53,22 +55,27 @@ def load_model(
         return _load_quantized(folder, described, device, dtype), folder
     if quantize is None:
         return _plain(folder, described, device, dtype), folder
-    return _quantize_on_the_way(folder, described, quantize, group_size, device, dtype), folder
+    return _quantize_on_the_way(folder, described, quantize, group_size, head, device, dtype), folder
 
 
-def check_scheme(quantize: str | None, group_size: int | None = None) -> None:
-    if quantize is not None and quantize not in SCHEMES:
-        raise ArgumentError(f"from_pretrained: quantize is {quantize!r}; it must be None or one of {', '.join(map(repr, SCHEMES))}")
+def check_scheme(quantize: str | None, group_size: int | None = None, head: str | None = None) -> None:
+    for name, scheme in (("quantize", quantize), ("head", head)):
+        if scheme is not None and scheme not in SCHEMES:
+            raise ArgumentError(f"from_pretrained: {name} is {scheme!r}; it must be None or one of {', '.join(map(repr, SCHEMES))}")
+    if head is not None and quantize is None:
+        raise ArgumentError(f"from_pretrained: head is {head!r}, and quantize None; the head alone is not quantised")
     if group_size is not None and (quantize not in FOUR_BIT or group_size not in GROUP_SIZES):
         raise ArgumentError(f"from_pretrained: group_size is {group_size!r}; with int4 and nf4 it may be one of {', '.join(map(str, GROUP_SIZES))}")
 
 
-def quantize_model(model: Transformer, quantize: str, group_size: int | None = None) -> Transformer:
-    """`model` with the products of its layers quantised, in place, one after the other."""
-    check_scheme(quantize, group_size)
+def quantize_model(model: Transformer, quantize: str, group_size: int | None = None, head: str | None = None) -> Transformer:
+    """`model` with the products of its layers quantised, in place, one after the other; and the head, to `head`."""
+    check_scheme(quantize, group_size, head)
     for name, layer in list(model.named_modules()):
         if name.endswith(QUANTISED) and isinstance(layer, nn.Linear):
             _replace(model, name, QuantLinear.from_linear(layer, quantize, group_size))
+    if head is not None:
+        model.head = QuantLinear.from_weight(quantize_weight(model.head_weight.detach(), head))
     return model
 
 
@@ -86,6 +93,7 @@ def save_quantized(model: Transformer, folder: str | os.PathLike, source: str | 
     described = pretrained.config_to_hugging_face(model.config, model.embedding.weight.dtype)
     described["quantization_config"] = {
         "quant_method": METHOD, "scheme": layers[0].scheme, "group_size": layers[0].group_size, "files": names,
+        "head": model.head.scheme if isinstance(model.head, QuantLinear) else None,
     }  # fmt: skip
     for name in names:
         os.replace(folder / f"{name}.part", folder / name)
@@ -125,7 +133,7 @@ def _plain(folder: Path, described: dict, device: torch.device, dtype: torch.dty
     return model.requires_grad_(False)
 
 
-def _quantize_on_the_way(folder: Path, described: dict, scheme: str, group_size, device: torch.device, dtype) -> Transformer:
+def _quantize_on_the_way(folder: Path, described: dict, scheme: str, group_size, head, device: torch.device, dtype) -> Transformer:
     config = pretrained.config_from_hugging_face(described, str(folder / "config.json"))
     model = _on_meta(config, dtype)
     wanted, shards = pretrained.layout(config), pretrained._shards(folder)
@@ -144,21 +152,27 @@ def _quantize_on_the_way(folder: Path, described: dict, scheme: str, group_size,
         layer = parameter.removesuffix(".weight")
         if layer.endswith(QUANTISED):
             _replace(model, layer, QuantLinear.from_weight(quantize_weight(whole, scheme, group_size)))
+        elif layer == "head" and head is not None:
+            model.head = QuantLinear.from_weight(quantize_weight(whole, head))
         else:
             model.get_submodule(layer).weight = nn.Parameter(whole, requires_grad=False)
         del whole
+    if head is not None and model.head is None:
+        model.head = QuantLinear.from_weight(quantize_weight(model.embedding.weight, head))
     return _finished(model, device)
 
 
 def _load_quantized(folder: Path, described: dict, device: torch.device, dtype) -> Transformer:
     config, how = pretrained.config_from_hugging_face(described, str(folder / "config.json")), described["quantization_config"]
-    if how.get("scheme") not in SCHEMES or not isinstance(how.get("files"), list):
+    if how.get("scheme") not in SCHEMES or how.get("head") not in (None, *SCHEMES) or not isinstance(how.get("files"), list):
         raise PretrainedError(f"{folder / 'config.json'}: quantization_config has scheme {how.get('scheme')!r} and files {how.get('files')!r}")
     model = _on_meta(config, dtype)
     for name, layer in list(model.named_modules()):
         if name.endswith(QUANTISED) and isinstance(layer, nn.Linear):
             made = QuantLinear(layer.in_features, layer.out_features, how["scheme"], how.get("group_size"), device="meta")
             _replace(model, name, made)
+    if how.get("head") is not None:
+        model.head = QuantLinear(config.embed_dim, config.vocab_size, how["head"], device="meta")
     expected, seen = model.state_dict(), set()
     for file_name in how["files"]:
         path = folder / str(file_name)

@@ -37,11 +37,11 @@ def same(model: Transformer, other: Transformer) -> bool:
     return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("scheme, group_size", [("int8", None), ("int4", 32), ("nf4", None), ("fp8", None)])
-def test_a_model_quantised_on_the_way_is_the_one_quantised_afterwards(checkpoint, tmp_path, scheme, group_size):
+@pytest.mark.parametrize("scheme, group_size, head", [("int8", None, None), ("int4", 32, "int8"), ("nf4", None, None), ("fp8", None, "int4")])
+def test_a_model_quantised_on_the_way_is_the_one_quantised_afterwards(checkpoint, tmp_path, scheme, group_size, head):
     folder, model = checkpoint
-    found, _ = load_model(folder, scheme, group_size=group_size, device="cpu")
-    afterwards = quantize_model(Transformer.from_pretrained(folder), scheme, group_size)
+    found, _ = load_model(folder, scheme, group_size=group_size, head=head, device="cpu")
+    afterwards = quantize_model(Transformer.from_pretrained(folder), scheme, group_size, head)
     assert same(found, afterwards)
     save_quantized(found, tmp_path / "small", folder)
     again, _ = load_model(tmp_path / "small", device="cpu")
@@ -49,6 +49,19 @@ def test_a_model_quantised_on_the_way_is_the_one_quantised_afterwards(checkpoint
     engines = Engine(found), Engine.from_pretrained(tmp_path / "small", device="cpu")
     assert engines[0].generate([1, 2, 3], 8).tokens == engines[1].generate([1, 2, 3], 8).tokens
     assert engines[1].tokenizer.encode("the cat") == Tokenizer.load(folder).encode("the cat")
+
+
+def test_a_tied_head_may_be_quantised_and_the_embedding_stays(tmp_path):
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(90, 64, 1, 4, 2, 96, max_seq_len=64)).requires_grad_(False)
+    model.save_pretrained(tmp_path / "whole")
+    found, _ = load_model(tmp_path / "whole", "int8", head="int8", device="cpu")
+    assert torch.equal(found.embedding.weight, model.embedding.weight)
+    torch.testing.assert_close(found.head.weight.dequantize(), model.embedding.weight, atol=1e-3, rtol=0)
+    save_quantized(found, tmp_path / "small")
+    again, _ = load_model(tmp_path / "small", device="cpu")
+    assert same(found, again)
+    assert Engine(again).generate([5, 6], 4).tokens == Engine(found).generate([5, 6], 4).tokens
 
 
 def test_only_one_weight_is_there_in_full_at_a_time(checkpoint, monkeypatch):
@@ -113,6 +126,8 @@ def test_wrong_requests_are_named(checkpoint, tmp_path):
     folder, model = checkpoint
     with pytest.raises(ArgumentError, match="int2"):
         load_model(folder, "int2")
+    with pytest.raises(ArgumentError, match="head"):
+        load_model(folder, None, head="int8")
     with pytest.raises(ArgumentError, match="group_size"):
         load_model(folder, "int8", group_size=64)
     with pytest.raises(ArgumentError, match="not quantised"):
