@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from labkernels.errors import ArgumentError
-from labkernels.llm import estimate, fp8_linear, optim
+from labkernels.llm import estimate, fp8_linear, optim, packed_swiglu
 from labkernels.llm.checkpoint import CheckpointStore
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.corpora import corpus
@@ -43,8 +43,8 @@ from labkernels.llm.train_config import TrainConfig
 
 __all__ = ["TrainConfig", "Trainer"]
 
-# What was fastest on an H200 (data/measured/h200/training.csv), beside torch.compile for what is not named.
-FASTEST = {"attention": "labkernels", "loss": "labkernels"}
+# What was fastest on an H200 (data/measured/h200/training.csv), beside torch.compile for what is not named. "activation" is packed_swiglu.py.
+FASTEST = {"attention": "labkernels", "loss": "labkernels", "activation": "labkernels"}
 
 
 class Trainer:
@@ -93,6 +93,10 @@ class Trainer:
         if kernels == "auto":
             hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 9
             kernels = FASTEST if hopper else "torch"
+        if isinstance(kernels, dict):
+            kernels = dict(kernels)
+            if kernels.pop("activation", "torch") == "labkernels":
+                packed_swiglu.convert(self.model)
         self.model.kernels = kernels
         self.model.checkpointing = self.config.checkpointing
         if self.config.fp8 != "none":

@@ -1,0 +1,3 @@
+# reason: mismatch
+square = x @ x.mT
+return 3.4445 * x + (-4.775 * square + 2.0315 * square) @ x
