@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-SHORTEST_SAMPLE_MS = 0.05  # events cost 1 to 2 us: at most a few percent of this
+SHORTEST_SAMPLE_MS = 0.4  # events cost 2 to 4 us: at most one percent of this
 MOST_SAMPLES, FEWEST_SAMPLES = 100, 3
 MOST_QUEUED = 400  # calls in the launch queue at once: more than it holds, and the host would wait for the GPU
 LONGEST_WAIT_MS, WAIT_FACTOR = 100.0, 1.5  # how long the GPU waits for the host at most, and how much longer than expected
