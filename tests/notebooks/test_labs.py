@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
 from nbgrader.preprocessors import CheckCellMetadata
@@ -72,10 +73,14 @@ def test_nbval_runs_the_worked_notebook(lab):
 
 @each_lab
 def test_papermill_runs_it_with_other_parameters_and_nbgrader_gives_all_points(lab, cpu, tmp_path):
-    first_code_cell = next(cell for cell in read_lab(lab).cells if cell.cell_type == "code")
-    again = first_code_cell.metadata.labkernels.again
-    run = tmp_path / f"{lab.name}.ipynb"
-    papermill.execute_notebook(lab.worked, run, again, kernel_name="python3", cwd=lab.worked.parent, progress_bar=False)
+    notebook = nbformat.read(lab.worked, 4)
+    parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert parameters.metadata.tags == ["parameters"]
+    parameters.metadata.tags = ["injected-parameters"]    # replaced, not followed by another cell: kernels are compiled once for each number of a cell
+    prepared, run = tmp_path / "prepared.ipynb", tmp_path / f"{lab.name}.ipynb"
+    nbformat.write(notebook, prepared)
+    again = parameters.metadata.labkernels.again
+    papermill.execute_notebook(prepared, run, again, kernel_name="python3", cwd=lab.worked.parent, progress_bar=False)
     validator = Validator()
     validator.preprocessors = [CheckCellMetadata]    # the cells have run: judge their outputs
     assert validator.validate(str(run)) == {}
