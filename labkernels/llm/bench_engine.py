@@ -17,7 +17,8 @@ import torch
 
 from labkernels.errors import LabKernelsError
 from labkernels.llm.config import ModelConfig
-from labkernels.llm.engine import Engine
+from labkernels.llm.engine import CACHE_DTYPES, Engine
+from labkernels.llm.estimate import inference_memory
 from labkernels.llm.model import Transformer
 from labkernels.llm.requests import SamplingParams
 from labkernels.nn import QuantLinear
@@ -163,6 +164,9 @@ def main(arguments: list[str] | None = None) -> None:
         drawn = found.pop("drawn")
         row = {"model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "head": quantize and given.head or "bf16", "cache": given.cache_dtype or "bf16", "batch": batch,
                "prompt": prompt, "new": given.new, **found, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}  # fmt: skip
+        pages = 64 * -(-(prompt + given.new + 64) // 64)  # of tokens, as `ours` asks for
+        options = {"quantize": quantize, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype), "prefill_tokens": min(8192, batch * prompt)}
+        row["estimate_gb"] = inference_memory(config, batch, pages, **options).total / 1e9
         if "bytes_per_step" in row:
             row["share_of_limit"] = row["bytes_per_step"] / read / 1e6 / row["ms_per_token"]
         rows.append(row | environment())

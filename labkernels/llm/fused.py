@@ -1,4 +1,4 @@
-"""The engine, v3: fused. This package's kernels, buffers allocated once: five launches a layer for up to eight sequences.
+"""The engine, v3: fused. This package's kernels, buffers allocated once: five launches a layer for up to sixteen sequences.
 
     Idea      [norm, q k v, RoPE, cache] [attention] [projection, residual] [norm, gates and ups, SwiGLU] [projection, residual]: what stands between
               two products goes into one of them (labkernels/gemv, decode/qkv.cu). The residual stream is one buffer, written in place.
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from labkernels import functional as lk
 from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.variants import kernel
-from labkernels.gemv.variants import TABLE_BYTES, Stored, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
+from labkernels.gemv.variants import TABLE_BYTES, Stored, column_tiles, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
 from labkernels.kvcache.caches import Step
 from labkernels.kvcache.layout import LARGEST
 from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts_cluster, clustered
@@ -31,7 +31,8 @@ from labkernels.llm.decode_state import DecodeState
 from labkernels.nn import QuantLinear
 
 FOLDER = Path(__file__).parent / "decode"
-MOST_NARROW = 8  # sequences for which the products are gemv's: the same bits for any number of them
+MOST_NARROW = 16  # sequences for which the products are gemv's; above, cuBLAS's are faster
+SAME_BITS = 8  # sequences up to which a row's bits do not depend on how many there are
 
 
 class FusedRunner:
@@ -112,7 +113,7 @@ class FusedRunner:
         rows, weight = len(hidden), attention.qkv_proj.weight
         stored = Stored.of(weight)
         config, tiles = stream_for(self.device, rows, stored, True), stored.n // 16
-        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype), 1, config.warps, config.ahead, config.blocks)
+        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype), column_tiles(rows), config.warps, config.ahead, config.blocks)
         page, head, slot, _ = k_cache.stride()
         places = struct.pack("<3q4iq", page, head, slot, k_cache.shape[2], c.num_heads, c.num_kv_heads, c.head_dim, k_cache.shape[0] * k_cache.shape[2])
         tensors = (weight, None, None) if isinstance(weight, torch.Tensor) else (weight.packed, weight.scales, weight.codebook)
@@ -134,7 +135,7 @@ class FusedRunner:
         def launch(grid, threads, args, shared, cluster):
             self._launch(run, grid, (threads, 1, 1), args, shared, cluster)
 
-        blocks = MAX_CLUSTER if state.rows <= MOST_NARROW else None
+        blocks = MAX_CLUSTER if state.rows <= SAME_BITS else None
         return clustered(tiling, blocks, *given, k_scale=k_scale, v_scale=v_scale, run=launch)
 
     def _launch(self, run, grid, block, args, shared: int, cluster) -> None:
