@@ -1,6 +1,7 @@
 """`labkernels generate` and `labkernels chat`: text from a model."""
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -154,6 +155,8 @@ def described(prompt: str, answer) -> dict:
 def show(events) -> str:
     """Print an answer as it is written; Ctrl-C ends it. The text."""
     text = ""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has not all characters shows the others
     try:
         for event in events:
             text += event.text
@@ -168,6 +171,9 @@ def show(events) -> str:
 
 
 def _ask() -> str:
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  input() then takes the arrow keys
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):

@@ -1,6 +1,7 @@
 """The server's refusals, its figures, and its end: each says what is wrong, and none costs a page."""
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.llm.tiny_server import NAME, engine, model, one_thread, served, token
 from labkernels.errors import ArgumentError
 from labkernels.llm.engine import Engine
 from labkernels.llm.server import Limits, create_app
+from labkernels.llm.server.limits import Gate
 from labkernels.llm.server.loop import EngineLoop
 
 LIMITS = Limits(body_bytes=4000, new_tokens=50, choices=4, queue=2, top_logprobs=5)
@@ -73,6 +75,7 @@ def test_openais_client_sends_the_key(server):
         ("completions", {**ASK, "temperature": -1}, "temperature: Input should be greater than or equal to 0"),
         ("completions", {**ASK, "logit_bias": {"3": 1}}, "logit_bias is not supported"),
         ("completions", {**ASK, "best_of": 3}, "best_of is not supported"),
+        ("completions", {**ASK, "echo": True, "logprobs": 1}, "echo with logprobs is not supported"),
         ("completions", {**ASK, "wrong": 3}, "unrecognized request argument: wrong"),
         ("completions", {"model": NAME}, "prompt: Field required"),
         ("chat/completions", {**SAY, "messages": []}, "messages"),
@@ -191,6 +194,32 @@ def test_at_the_end_those_in_flight_finish_and_those_who_take_too_long_are_cance
                 assert rest.endswith("data: [DONE]") is whole
             running.thread.join(20)
             assert running.engine.idle and running.engine.stats.free_pages == running.engine.stats.num_pages
+
+
+def test_a_request_that_never_ends_is_given_up():
+    """Without a server: the gate alone, before an application that must not be reached."""
+    sent = []
+
+    async def ask():
+        async def receive():
+            await asyncio.sleep(30)
+
+        async def send(message):
+            sent.append(message)
+
+        gate = Gate(None, Limits(body_s=1))
+        await gate({"type": "http", "path": "/v1/completions", "headers": []}, receive, send)
+
+    asyncio.run(ask())
+    assert sent[0]["status"] == 408 and b"was not whole after 1 s" in sent[1]["body"]
+
+
+def test_a_cache_smaller_than_the_context_is_the_limit():
+    with served(engine(cache_tokens=64, max_batch=2)) as running:
+        answer = httpx.post(f"{running.address}/v1/chat/completions", json={**SAY, "max_tokens": None, "temperature": 0, "ignore_eos": True}).json()
+        assert answer["usage"]["total_tokens"] == 64
+        status, message = error(httpx.post(f"{running.address}/v1/completions", json={**ASK, "max_tokens": 64}))
+        assert status == 400 and "this model's context is 64 tokens" in message
 
 
 def test_an_application_needs_a_tokenizer_and_a_key_that_is_one():

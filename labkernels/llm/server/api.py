@@ -97,6 +97,8 @@ class CompletionRequest(Sampling):
         super().refuse_unsupported()
         if self.best_of not in (None, self.n):
             raise Refused("best_of is not supported by this server, but as large as n", param="best_of", code="unsupported_parameter")
+        if self.echo and self.logprobs is not None:
+            raise Refused("echo with logprobs is not supported by this server: the prompt's are not computed", param="echo", code="unsupported_parameter")
 
     def prompts(self) -> list[str | list[int]]:
         alone = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
@@ -188,7 +190,7 @@ class Writer:
 
     def logprobs(self, events: list[Event]) -> dict | None:
         """Of the tokens that are part of the answer, in the form of the kind."""
-        events = [event for event in events if event.token is not None and event.logprob is not None]
+        events = [event for event in events if event.logprob is not None and event.token not in event.request.end_ids]
         if not events:
             return None
         if self.kind == "chat":

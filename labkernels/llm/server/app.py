@@ -92,10 +92,12 @@ class Service:
         self.loop = EngineLoop(engine)
         self.metrics = Metrics(self.loop)
         self.started = int(time.time())
+        pages = engine.cache.pages
+        self.longest = min(engine.max_seq_len, pages.num_pages * pages.page_size)  # tokens of prompt and answer
         self._usual_s = 1.0  # that an answer takes, lately
 
     def described(self) -> dict:
-        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "labkernels", "max_model_len": self.engine.max_seq_len}
+        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "labkernels", "max_model_len": self.longest}
 
     def check_model(self, model: str) -> None:
         if model != self.name:
@@ -113,7 +115,7 @@ class Service:
             wait = math.ceil(self._usual_s * (1 + self.loop.open / self.engine.scheduler.max_batch) / 2)
             raise Refused(f"{self.loop.open} answers are under way or waiting already; come again later", 429, "queue_full", retry_after_s=min(60, max(1, wait)))
         default = DEFAULT_NEW_TOKENS if kind == "text" else None
-        wanted = [(tokens, body.params(self.limits, self.engine.max_seq_len - len(tokens), i, default)) for tokens in prompts for i in range(body.n)]
+        wanted = [(tokens, body.params(self.limits, self.longest - len(tokens), i, default)) for tokens in prompts for i in range(body.n)]
         if not self.loop.alive:
             raise Refused("the engine does not answer; the server's log says why", 503)
         answers: list[Answer] = []
@@ -198,7 +200,7 @@ class Service:
 
     def _tokens(self, kind: str, body: Sampling) -> list[list[int]]:
         """The prompts, in a thread. Raises Refused, ArgumentError."""
-        tokenizer, longest = self.engine.tokenizer, self.engine.max_seq_len
+        tokenizer, longest = self.engine.tokenizer, self.longest
         if kind == "chat":
             found = [tokenizer.apply_chat_template([message.plain() for message in body.messages])]
         else:

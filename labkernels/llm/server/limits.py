@@ -6,6 +6,7 @@ again (429, Retry-After), which OpenAI's client does by itself; keys are compare
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Limits:
     choices: int = 16  # answers to one request: prompts times n
     queue: int = 256  # answers that wait, beside those that are being written
     top_logprobs: int = 20
+    body_s: int = 30  # in which a request must be there
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -66,7 +68,12 @@ class Gate:
         if self.key is not None and scope["path"] not in OPEN_PATHS and not self._admits(headers.get(b"authorization", b"")):
             refused = Refused("the API key is missing or wrong: send Authorization: Bearer KEY", 401, "invalid_api_key")
             return await refused.response()(scope, receive, send)
-        body = await self._body(headers, receive)
+        try:
+            async with asyncio.timeout(self.limits.body_s):
+                body = await self._body(headers, receive)
+        except TimeoutError:
+            refused = Refused(f"the request was not whole after {self.limits.body_s} s", 408, "request_timeout")
+            return await refused.response()(scope, receive, send)
         if body is None:
             refused = Refused(f"the request is longer than {self.limits.body_bytes} bytes, which is this server's limit", 413, "request_too_large")
             response = refused.response()
