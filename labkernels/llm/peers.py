@@ -26,8 +26,8 @@ class PlainDecoder(nn.Module):
         self.register_buffer("mask", torch.ones(max_seq, max_seq, dtype=torch.bool, device=weight.device).tril(), persistent=False)
         self.register_buffer("turns", model.angles[:max_seq].to(weight.dtype), persistent=False)
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """tokens (batch, n), positions (n,) to the next token of each, (batch, 1)."""
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, whole: bool = False) -> torch.Tensor:
+        """tokens (batch, n), positions (n,) to the next token of each, (batch, 1). `whole`: the tokens are all that there is, as in a prompt."""
         c = self.config
         cos, sin = self.turns[positions].chunk(2, dim=-1)  # (n, head_dim / 2)
         mask = self.mask[None, None, positions]
@@ -39,7 +39,11 @@ class PlainDecoder(nn.Module):
             q, k = _turn(q, cos, sin), _turn(k, cos, sin)
             self.k[index].index_copy_(2, positions, k)
             self.v[index].index_copy_(2, positions, v)
-            out = F.scaled_dot_product_attention(q, self.k[index], self.v[index], attn_mask=mask, enable_gqa=c.num_heads != c.num_kv_heads)
+            grouped = c.num_heads != c.num_kv_heads
+            if whole:
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            else:
+                out = F.scaled_dot_product_attention(q, self.k[index], self.v[index], attn_mask=mask, enable_gqa=grouped)
             x = x + F.linear(out.transpose(1, 2).flatten(2), block.attention.out_proj.weight)
             normed = F.rms_norm(x, x.shape[-1:], block.ffn_norm.weight, c.norm_eps)
             gate, up = F.linear(normed, block.ffn.gate_up_proj.weight).chunk(2, dim=-1)
@@ -59,13 +63,13 @@ class CompiledPeer:
     def __init__(self, model, batch: int, max_seq: int, mode: str | None = "reduce-overhead"):
         self.decoder = PlainDecoder(model, batch, max_seq).eval()
         self.step = torch.compile(self.decoder, mode=mode, fullgraph=True) if mode else self.decoder
-        self.prefill = torch.compile(self.decoder, fullgraph=True, dynamic=True) if mode == "max-autotune" else self.decoder
+        self.prefill = torch.compile(self.decoder, fullgraph=True) if mode else self.decoder
 
     @torch.no_grad()
     def generate(self, prompts: torch.Tensor, new: int) -> torch.Tensor:
         """prompts (batch, n) to (batch, new) tokens."""
         device, n = prompts.device, prompts.shape[1]
-        token = self.prefill(prompts, torch.arange(n, device=device))
+        token = self.prefill(prompts, torch.arange(n, device=device), whole=True)
         drawn, position = [token.clone()], torch.tensor([n], device=device)
         for _ in range(new - 1):
             token = self.step(token, position).clone()
