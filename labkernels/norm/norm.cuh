@@ -31,6 +31,20 @@ __device__ inline signed char from_float<signed char>(float value) {
     return static_cast<signed char>(max(-127, min(127, __float2int_rn(value))));
 }
 
+// N floats as e4m3, two in an instruction; as store_vector (vector.cuh).
+template <int N>
+__device__ void store_vector(__nv_fp8_e4m3* target, const float (&values)[N]) {
+    if constexpr (N % 2 == 0) {
+        Vector<__nv_fp8x2_storage_t, N / 2> vector;
+#pragma unroll
+        for (int i = 0; i < N; i += 2) vector.element[i / 2] = __nv_cvt_float2_to_fp8x2(make_float2(values[i], values[i + 1]), __NV_SATFINITE, __NV_E4M3);
+        *reinterpret_cast<Vector<__nv_fp8x2_storage_t, N / 2>*>(target) = vector;
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) target[i] = from_float<__nv_fp8_e4m3>(values[i]);
+    }
+}
+
 // The sums of `part[0] .. part[K-1]` over the THREADS threads that own a row, the largest for the last one if LAST_IS_MAX. Every one of
 // them gets the same bits. The warps meet in `meeting`, K of them for each warp; who calls again must bring another place to meet,
 // because some may still be reading: two in turn are enough. Where a block has several GROUPS of THREADS threads, each meets on its own.
