@@ -13,12 +13,12 @@
 #include "sorted_tokens.cuh"
 #include "warp.cuh"
 
-#ifndef LK_FLIGHT
-#define LK_FLIGHT 4
-#define LK_SLICES 2
-#define LK_BLOCKS 3
+constexpr int ROWS = 32, WARPS = 8, FLIGHT = 4, SLICES = 2, MANY = 32;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int BLOCKS = 3;  // a multiprocessor; sm_80's code needs more registers than four would leave
+#else
+constexpr int BLOCKS = 4;
 #endif
-constexpr int ROWS = 32, WARPS = 8, FLIGHT = LK_FLIGHT, SLICES = LK_SLICES, MANY = 32;
 
 // begins[t] = how many of n sorted tokens are smaller than t, for t = 0 ... vocab.
 __global__ void find_begins(const void* sorted, bool wide, int* begins, int n, long long vocab) {
@@ -60,7 +60,7 @@ __device__ void add_places(const T* grad, const void* order, bool wide, int begi
 // rows grad_row elements apart; order int64 if `wide`, else int32. cols, strides and addresses are multiples of WIDTH.
 // Launch ceil(vocab / ROWS) * slices blocks: block i has columns 32 * WIDTH * SLICES * (i % slices) ..., and every (gridDim.x / slices)-th row.
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(32 * WARPS, LK_BLOCKS)  // without this the compiler saves registers and has one load under way
+__global__ void __launch_bounds__(32 * WARPS, BLOCKS)  // without this the compiler saves registers and has one load under way
 embedding_backward_rows(const T* grad, const int* begins, const void* order, bool wide, T* out, long long vocab, int cols,
                         long long grad_row, long long padding_token, int slices) {
     __shared__ int begin_of[ROWS], count_of[ROWS];

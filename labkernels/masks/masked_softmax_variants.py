@@ -12,8 +12,7 @@ from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 WARPS = 4  # a block, where a warp owns a row or several
-REGISTERS = 32  # elements of a row that one thread holds, at most
-ROW_THREADS = (8, 16, 32, 256, 1024)
+REGISTERS = {8: 16, 16: 16, 32: 32, 128: 32, 256: 32, 512: 32, 1024: 32}  # elements that a thread holds at most, by how many threads own a row
 
 
 def v1_naive(x, mask=None, scale=1.0, causal=False) -> torch.Tensor:
@@ -34,9 +33,9 @@ def v2_registers(x, mask=None, scale=1.0, causal=False) -> torch.Tensor:
 def _split(x: torch.Tensor) -> tuple[int, int, int] | None:
     """Threads a row, vectors a thread (a power of two) and elements a vector; None for rows that are too long."""
     width, keys = vector_width(16 // x.element_size(), x), x.shape[3]
-    for threads in ROW_THREADS:
+    for threads, most in REGISTERS.items():
         vectors = 1 << (ceil_div(keys, threads * width) - 1).bit_length()
-        if vectors * width <= (REGISTERS if width > 1 or threads < 1024 else REGISTERS // 2):  # single elements take registers for addresses
+        if vectors * width <= (most if width > 1 or threads < 512 else most // 2):  # single elements take registers for addresses
             return threads, vectors, width
     return None
 

@@ -43,16 +43,16 @@ def vectors_fit(width: int, pairs: int, head_dim: int, *tensors: torch.Tensor) -
     return True
 
 
-def heads_each(units: int, tensor: torch.Tensor) -> int:
-    """How many heads a thread takes: one where all heads' parts, `units` of them, do not fill the GPU even so, else HEADS for the same sines."""
-    return HEADS if units >= FILLING * processors(tensor) else 1
+def heads_each(units: int, tensor: torch.Tensor, most: int = HEADS) -> int:
+    """How many heads a thread takes: one where all heads' parts, `units` of them, do not fill the GPU even so, else `most` for the same sines."""
+    return most if units >= FILLING * processors(tensor) else 1
 
 
-def block_of(parts: int, heads: int, each: int, tokens_first: bool = False) -> tuple[tuple[int, int, int], int]:
-    """A block of about THREADS threads (parts, lanes, tokens), whose lanes share a token's heads, `each` a thread; and in how many slices of
+def block_of(parts: int, heads: int, each: int, tokens_first: bool = False, threads: int = THREADS) -> tuple[tuple[int, int, int], int]:
+    """A block of about `threads` threads (parts, lanes, tokens), whose lanes share a token's heads, `each` a thread; and in how many slices of
     blocks a token's heads are, where they are too many for one. With `tokens_first`, where tokens are nearer in memory than heads: one lane."""
-    lanes = 1 if tokens_first else min(ceil_div(heads, each), max(1, THREADS // parts))
+    lanes = 1 if tokens_first else min(ceil_div(heads, each), max(1, threads // parts))
     slices = ceil_div(heads, each * lanes)
-    most = min(64, max(1, THREADS // (parts * lanes)))
+    most = min(64, max(1, threads // (parts * lanes)))
     whole_warps = [tokens for tokens in range(most, 0, -1) if parts * lanes * tokens % 32 == 0]
     return (parts, lanes, (whole_warps or [most])[0]), slices
