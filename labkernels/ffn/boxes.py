@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from labkernels.cuda.early_launch import launch_early
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.settled import settled
 from labkernels.cuda.tensor_map import tensor_map
@@ -120,11 +119,9 @@ def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="g
     )
     args = (*maps, b1, b2, h, y, tokens, embed, ffn, progress(x.device))
     kernel = _kernel(config, x.dtype, activation)
-    if phases == (3,) and settled(w1, w2):
-        launch_early(kernel, x.device, (blocks, 1, 1), (THREADS, 1, 1), (*args, 3), config.shared_mem)
-        return y
+    early = phases == (3,) and settled(w1, w2)
     for phase in phases:
-        kernel(blocks, THREADS, (*args, phase), config.shared_mem)
+        kernel(blocks, THREADS, (*args, phase), config.shared_mem, early=early)
     return y
 
 
