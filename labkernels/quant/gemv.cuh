@@ -38,10 +38,11 @@ template <int PIECES, int ROWS>
 __device__ __forceinline__ int piece_place(int step, int piece, int row, int j) { return ((step * PIECES + piece) * ROWS + row) * 4 + j; }
 
 // x's columns of `steps` steps from `first` on into shared memory, and for numbers with zeros the sum of each group of x. What lies
-// beyond column k or row m is zero.
-template <class T, int PIECES, int SPANS, int ROWS, bool SUMS>
+// beyond column k or row m is zero. ORDERED: each piece is in the order that Format asks for.
+template <class Format, int SPANS, int ROWS, bool ORDERED, class T = typename Format::T>
 __device__ void stage_x(uint4* staged, float* sums, const T* x, int m, int k, long long x_stride, int first, int steps, bool aligned) {
-    constexpr int LANES = 16 / SPANS;  // that hold a group between them
+    constexpr int PIECES = Format::PIECES, LANES = 16 / SPANS;  // LANES hold a group between them
+    constexpr bool SUMS = Format::ASYMMETRIC;
     const int pieces = steps * PIECES * 4, start = first * PIECES * 32;
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
@@ -57,7 +58,9 @@ __device__ void stage_x(uint4* staged, float* sums, const T* x, int m, int k, lo
             }
             if (i < pieces) {
                 const int step = i / (4 * PIECES), j = i / PIECES % 4, piece = i % PIECES;
-                staged[piece_place<PIECES, ROWS>(step, piece, row, j)] = *reinterpret_cast<const uint4*>(&eight);
+                uint4 ordered = *reinterpret_cast<const uint4*>(&eight);
+                if (ORDERED) Format::arrange(ordered);
+                staged[piece_place<PIECES, ROWS>(step, piece, row, j)] = ordered;
             }
             if (SUMS) {
                 float sum = 0.0f;
@@ -71,10 +74,7 @@ __device__ void stage_x(uint4* staged, float* sums, const T* x, int m, int k, lo
     }
 }
 
-// What a Format says:
-//   T, PIECES (8 of k that 16 bytes hold: 4 or 2), GROUPED, ASYMMETRIC (has zeros), OFFSET (what decoded numbers are too large by)
-//   prepare(shared, codebook): once a block, all threads; it ends with __syncthreads if it wrote anything
-//   decode(words of one row, piece, table, pairs): 4 registers, pairs of k in the order that arrange(x) brings x into
+// What a Format says stands in gemv_formats.cuh.
 template <class Format, int SPANS, int ROWS, int WARPS, int AHEAD>
 __device__ __forceinline__ void stream(const typename Format::T* x, const unsigned char* packed, const void* scales, const float* codebook,
                                        typename Format::T* y, int m, int n, int k, long long x_stride, long long row_bytes, int groups,
@@ -144,7 +144,7 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
         grid_dependency_wait();
         grid_dependency_launch();  // the next kernel finds all that ran before this one done
     }
-    stage_x<T, PIECES, SPANS, ROWS, Format::ASYMMETRIC>(staged, const_cast<float*>(sums), x, m, k, x_stride, first, steps, aligned);
+    stage_x<Format, SPANS, ROWS, false>(staged, const_cast<float*>(sums), x, m, k, x_stride, first, steps, aligned);
     __syncwarp();
 
     const uint4* b_of[TILES];  // this lane's column of B: a row of x
@@ -234,7 +234,10 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
 
         const bool split = HAS_CLUSTERS && gridDim.y > 1;
         if constexpr (HAS_CLUSTERS) {
-            if (split) cluster_sync();  // all have begun: now their shared memory is there
+            if (split) {  // all have begun: now their shared memory is there
+                cluster_arrive_relaxed();
+                cluster_wait();
+            }
         }
         for (int i = threadIdx.x; i < 16 * m; i += 32 * WARPS) {
             float value = 0.0f;
@@ -256,6 +259,6 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
             for (int block = 1; block < static_cast<int>(gridDim.y); ++block) value += of_block[block][i / 16][i % 16];
             if (!Format::GROUPED) value *= static_cast<const float*>(scales)[row];
             y[static_cast<long long>(i / 16) * n + row] = from_float<T>(value);
-    }
+        }
     }
 }

@@ -73,7 +73,7 @@ def _int8_accepts(x, weight) -> str | None:
     if not x.is_cuda:
         return "needs a GPU"
     if x.shape[0] != 1:
-        return "is compiled for one row of x, its GEMV; each further size would take seconds"
+        return "one row of x only"  # its GEMV: each further size would take seconds to compile
     return None if weight.scheme == "int8" else "takes int8"
 
 

@@ -124,7 +124,8 @@ OP = Op(
     record_sweeps=(
         *({"dtype": ["bfloat16"], "n": [n], "k": [k], "scheme": ["int4"], "m": [1, 4, 16, 64, 256]} for n, k in LINEARS),
         *({"dtype": ["bfloat16"], "n": [n], "k": [k], "scheme": ["nf4", "int8", "fp8"], "m": [1]} for n, k in LINEARS),
-        {"dtype": ["bfloat16"], "n": [11008], "k": [4096], "scheme": ["int4"], "m": [2, 8, 32, 128, 1024]},
+        {"dtype": ["bfloat16"], "n": [11008], "k": [4096], "scheme": ["int4"], "m": [2, 8, 32, 128, 512, 1024, 4096]},
+        {"dtype": ["bfloat16"], "n": [4096], "k": [11008], "scheme": ["int4"], "m": [512, 4096]},
         {"dtype": ["bfloat16"], "n": [11008], "k": [4096], "scheme": ["nf4", "int8", "fp8"], "m": [4, 16, 64, 256]},
     ),
     flops=lambda *, m, n, k, **_: 2 * m * n * k,

@@ -150,7 +150,7 @@ def _stream_accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
     if x.dtype == torch.float32:
         return "takes x of 16 bits, as tensor cores do"
     if x.shape[0] > MOST_ROWS:
-        return f"takes up to {MOST_ROWS} rows of x, as many as one mma has columns"
+        return f"up to {MOST_ROWS} rows of x"
     if x.shape[1] == 0:
         return "takes k from 1"
     if row_bytes(weight) * weight.shape[0] >= 1 << 32:
@@ -184,9 +184,9 @@ _OURS = {
 
 
 def _others() -> Mapping[str, Variant]:
-    """Those of v4_variants.py and v5_variants.py, the tensor cores' tiles."""
+    """Those of v4_variants.py, v5_variants.py and v7_variants.py, the tensor cores' tiles, and of v6_variants.py, the stream by the copy engine."""
     found = {}
-    for module in ("v4_variants", "v5_variants"):
+    for module in ("v4_variants", "v5_variants", "v6_variants", "v7_variants"):
         if (FOLDER / f"{module}.py").is_file():
             found |= importlib.import_module(f"labkernels.quant.{module}").VARIANTS
     return found

@@ -2,7 +2,7 @@
 
     python -m labkernels.quant.selection data/measured/h200/quant_matmul.csv      # writes the table anew from recorded figures
 
-The ladder's order does not decide: up to 8 rows of x a GEMV wins, beyond it the tensor cores' tiles, and where one overtakes the other depends on
+The ladder's order does not decide: up to some 8 rows of x a GEMV wins, beyond it the tensor cores' tiles, and where one overtakes the other depends on
 the shape. `lk.explain("quant_matmul", x, weight)` shows the figures for which a variant was not chosen.
 """
 
@@ -53,7 +53,9 @@ def slower(name: str, x, weight, capable: Mapping[str, Callable[..., str | None]
             return None
         if other in capable and capable[other](x, weight) is None:
             own = f"{times[name]:.1f} us" if name in times else "not measured"
-            return f"{other} is faster: {us:.1f} us, this {own}, on an {GPU} with {m} rows of x and a weight of {n} x {k}"
+            rows = "1 row" if m == 1 else f"{m} rows"
+            where = f"{GPU}, whose choice the emulator makes" if x.device.type == "cpu" else GPU
+            return f"{other} is faster on an {where}: {us:.1f} us, this {own} ({rows} of x, weight {n} x {k}, the nearest that were measured)"
     return None
 
 

@@ -8,6 +8,7 @@
 //             A cluster's blocks share a tile's k, so that every SM has a part of W to read. Each leaves its sums in shared memory, and adds
 //             up a part of the tile from all of them, in order: the same bits each time, and no second kernel.
 //             The kernel may be launched early (early_launch.py): W's first stages are under way before the kernel that makes x has ended.
+//             v7, TURNS: warpgroups take turns at the tensor cores (hopper_weights.cuh), so that one multiplies while the others unpack.
 //   Predicts  11008 x 4096 in 4 bits are 22.5 MB, 5.3 us; x comes once for every 192 rows of W, 58 times in all: at 64 rows another 29 MB
 //             from L2. Unpacking takes 15 instructions for 8 numbers of a lane: 4 us.
 //   Measured  data/measured/h200/quant_matmul.csv
@@ -17,9 +18,17 @@
 #include "setmaxnreg.cuh"
 #include "wgmma.cuh"
 
+// What is said by those who have only read: nothing that they wrote to memory need be waited for, half a microsecond.
+template <bool RELAXED>
+__device__ __forceinline__ void leave_cluster() {
+    if (!RELAXED) return cluster_sync();
+    cluster_arrive_relaxed();
+    cluster_wait();
+}
+
 // x, w and scales: tensor maps of (m, k), W as stored, (n, bytes of a row), and (groups, n). row_scales: of 8-bit numbers, one a row of W.
-// y (m, n), contiguous, n a multiple of 4. Launch (SPLITS, tiles of rows * tiles of tokens) blocks in clusters of SPLITS.
-template <class T, Scheme SCHEME, int GROUP_SIZE, int CONSUMERS, int TOKENS, int STAGES, int SPLITS, int COPIES, int BLOCKS>
+// y (m, n), contiguous, n a multiple of 4. TURNS: v7. Launch (SPLITS, tiles of rows * tiles of tokens) blocks in clusters of SPLITS.
+template <class T, Scheme SCHEME, int GROUP_SIZE, int CONSUMERS, int TOKENS, int STAGES, int SPLITS, int COPIES, int BLOCKS, bool TURNS>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
     quant_matmul_few_rows(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap scales, T* y,
                           const float* row_scales, const float* codebook, int m, int n, int k) {
@@ -35,6 +44,10 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
     const int warpgroup = threadIdx.x / GROUP, thread = threadIdx.x % GROUP, lane = threadIdx.x % 32;
 
     if (threadIdx.x == 0) {
+        if (TURNS) {
+            grid_dependency_launch();  // the next kernel's blocks may come as soon as there is room
+            tma_prefetch_map(x);
+        }
         for (int s = 0; s < STAGES; ++s) {
             mbarrier_init(&full[s], 1);
             mbarrier_init(&empty[s], CONSUMERS * 4);
@@ -52,7 +65,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
             const int ready = min(STAGES, last - first);
             for (int s = 0; s < ready; ++s) memory.load_w(s, w, scales, (first + s) * STEP, row);
             grid_dependency_wait();  // W does not come from the kernel before; x may
-            grid_dependency_launch();
+            if (!TURNS) grid_dependency_launch();
             for (int s = 0; s < ready; ++s) memory.load_x(s, x, (first + s) * STEP, first_token);
             for (int step = first + ready; step < last; ++step, ring.advance()) {
                 mbarrier_wait(&empty[ring.stage], ring.parity);
@@ -69,7 +82,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
         }
         if (SPLITS > 1) {
             cluster_sync();
-            cluster_sync();
+            leave_cluster<TURNS>();
         }
         return;
     }
@@ -82,6 +95,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) d[i] = 0.0f;
     int before = -1;
+    const Turns<TURNS ? CONSUMERS : 1> turns(2, warpgroup);
     const auto release = [&](int stage) {
         __syncwarp();
         if (lane == 0 && stage >= 0) mbarrier_arrive(&empty[stage]);
@@ -93,15 +107,18 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
         for (int half = 0; half < 2; ++half) {
             unpacker.unpack_sorted(a[half], memory.w(ring.stage), memory.scales(ring.stage), half, own_row);
             const MatrixDescriptor tokens = matrix_descriptor(memory.x(ring.stage) + half * Shared::PANEL_BYTES, 0, 8 * ROW_BYTES, 128);
+            turns.wait();
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < 4; ++i) wgmma<T>(d, a[half][i], tokens + 2 * i, true);
             wgmma_commit();
+            turns.pass();
             wgmma_wait<1>();
             if (half == 0) release(before);
         }
         before = ring.stage;
     }
+    turns.end();
     wgmma_wait<0>(d);
     named_barrier_sync(1, THREADS);  // all stages have been read
 
@@ -132,5 +149,5 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), BLOCKS)
             for (int e = 0; e < 4; ++e) total[e] *= row_scales[row + at + e];
         store_vector(y + (first_token + token) * (long long)n + row + at, total);
     }
-    if (SPLITS > 1) cluster_sync();  // the others may still be reading here
+    if (SPLITS > 1) leave_cluster<TURNS>();  // the others may still be reading here
 }

@@ -16,7 +16,7 @@ from labkernels.operation import Variant
 from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 
-FILE, FEW_ROWS_FILE = (Path(__file__).with_name(name) for name in ("v5_hopper.cu", "v5_few_rows.cu"))
+FILE, FEW_ROWS_FILE, UNPACKED_FILE = (Path(__file__).with_name(name) for name in ("v5_hopper.cu", "v5_few_rows.cu", "v8_unpacked.cu"))
 SCHEMES = {"int4": "kInt4", "nf4": "kCodebook", "codebook": "kCodebook", "int8": "kInt8", "fp8": "kFp8"}
 STEP = 128  # of k
 MOST_SHARED = 226 * 1024  # bytes of a block's shared memory, beside a few that the kernels declare
@@ -32,6 +32,7 @@ class Few:
     splits: int
     blocks: int = 1
     stages: int = 8
+    turns: bool = False  # v7: warpgroups take turns at the tensor cores
 
     @property
     def rows(self) -> int:
@@ -60,6 +61,8 @@ class Config:
     stages: int = 8
     slabs: int = 4
     band: int = 16
+    turns: bool = False  # v7: warpgroups take turns at the tensor cores
+    unpacked: bool = False  # v8: W is unpacked into shared memory
 
     @property
     def rows(self) -> int:
@@ -71,7 +74,7 @@ class Config:
     def memory(self, scheme: str, group_size: int | None) -> tuple[int, int]:
         """How many stages fit, and the bytes of the slabs and of what Memory (hopper_weights.cuh) lays out with them."""
         stage = stage_bytes(scheme, group_size, self.rows, self.tokens, self.depth)
-        rest = ceil_div(self.slabs * min(32, self.tokens) * 128, 1024) * 1024 + 1024 * self.copies(scheme)
+        rest = ceil_div(self.slabs * min(32, self.tokens) * 128, 1024) * 1024 + 1024 * self.copies(scheme) + self.rows * 384 * self.unpacked
         stages = min(self.stages, (MOST_SHARED - rest) // stage)
         return stages, stages * stage + rest
 
@@ -129,6 +132,12 @@ def _step(config: Config | Few, m: int, four_bit: bool) -> float:
     """Microseconds of a step of a block that has a multiprocessor for itself."""
     parts = config.rows // 64
     copied = min(m, config.tokens) * 256 + config.rows * (68 if four_bit else 128)
+    multiplied = parts * (0.025 + 0.0021 * config.tokens)
+    if getattr(config, "unpacked", False):  # bytes of shared memory: W written and read, x read by each warpgroup, what comes; 243 KB a microsecond
+        moved = parts * (36864 + 256 * config.tokens) + 256 * config.tokens + 64 * config.rows
+        return max(multiplied, moved / 243000, copied / 54000)
+    if config.turns:  # unpacking and multiplying at the same time, or one after the other
+        return max(multiplied, parts * 0.12, copied / 54000)
     return max(parts * (0.16 + 0.0015 * config.tokens), copied / 54000)
 
 
@@ -185,10 +194,12 @@ def _kernel(config: Config | Few, dtype: torch.dtype, scheme: str, group_size: i
     stages, copies = config.memory(scheme, group_size)[0], config.copies(scheme)
     types = f"{c_type(dtype)}, Scheme::{SCHEMES[scheme]}, {group_size or 0}"
     if isinstance(config, Few):
-        sizes = (config.consumers, config.tokens, stages, config.splits, copies, config.blocks)
+        sizes = (config.consumers, config.tokens, stages, config.splits, copies, config.blocks, str(config.turns).lower())
         return Kernel(FEW_ROWS_FILE, f"quant_matmul_few_rows<{types}, {', '.join(map(str, sizes))}>")
     sizes = (config.consumers, config.parts, config.tokens, config.depth, stages, config.slabs, copies)
-    return Kernel(FILE, f"quant_matmul_hopper<{types}, {', '.join(map(str, sizes))}>")
+    if config.unpacked:
+        return Kernel(UNPACKED_FILE, f"quant_matmul_unpacked<{types}, {', '.join(map(str, sizes))}>")
+    return Kernel(FILE, f"quant_matmul_hopper<{types}, {', '.join(map(str, sizes))}, {str(config.turns).lower()}>")
 
 
 _zeros: dict[tuple, torch.Tensor] = {}

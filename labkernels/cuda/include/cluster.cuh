@@ -43,6 +43,16 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 
+// The same without a promise: nothing that the thread wrote is told to the others. Where it says only "I am here" or "I have read", for
+// cluster_arrive() waits until all that the thread has written, to global memory too, has got there: some half a microsecond.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#ifndef LK_EMULATOR
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#else
+    lk::cluster_arrive();
+#endif
+}
+
 // Both: __syncthreads() for the whole cluster. All its threads call it.
 __device__ __forceinline__ void cluster_sync() {
 #ifndef LK_EMULATOR

@@ -78,6 +78,19 @@ LK_TMA_BODY(4, "{%3, %4, %5, %6}", "{%2, %3, %4, %5}", x0 LK_COMMA x1 LK_COMMA x
 LK_TMA_BODY(5, "{%3, %4, %5, %6, %7}", "{%2, %3, %4, %5, %6}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3 LK_COMMA x4, "r"(x0), "r"(x1),
             "r"(x2), "r"(x3), "r"(x4))
 
+// tma_load of a box that nobody will ask for again: what L2 has of it is the first to make room.
+__device__ __forceinline__ void tma_load_once(void* shared, const TensorMap& map, Mbarrier* barrier, int x0, int x1) {
+#ifndef LK_EMULATOR
+    const unsigned long long evict_first = 0x12f0000000000000ull;  // what createpolicy.fractional.L2::evict_first.b64 gives for all of it
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
+                     shared_address(shared)),
+                 "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "l"(evict_first)
+                 : "memory");
+#else
+    tma_load(shared, map, barrier, x0, x1);
+#endif
+}
+
 #ifndef LK_EMULATOR
 #define LK_TMA_MULTICAST(RANK, AT, ARRAY, ...)                                                                                     \
     __device__ __forceinline__ void tma_load_multicast(void* shared, const TensorMap& map, Mbarrier* barrier, int blocks,          \
@@ -99,6 +112,13 @@ LK_TMA_MULTICAST(2, "{%4, %5}", x0 LK_COMMA x1, "r"(x0), "r"(x1))
 LK_TMA_MULTICAST(3, "{%4, %5, %6}", x0 LK_COMMA x1 LK_COMMA x2, "r"(x0), "r"(x1), "r"(x2))
 LK_TMA_MULTICAST(4, "{%4, %5, %6, %7}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3, "r"(x0), "r"(x1), "r"(x2), "r"(x3))
 LK_TMA_MULTICAST(5, "{%4, %5, %6, %7, %8}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3 LK_COMMA x4, "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4))
+
+// Asks for the map itself, which the first copy would have to wait for.
+__device__ __forceinline__ void tma_prefetch_map(const TensorMap& map) {
+#ifndef LK_EMULATOR
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+#endif
+}
 
 // Plain bytes, without a tensor map: both addresses and `bytes` are multiples of 16.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, int bytes, Mbarrier* barrier) {
