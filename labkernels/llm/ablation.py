@@ -29,7 +29,7 @@ from labkernels.llm.ablation_peers import PEERS, hugging_face
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.monitor import mfu, peak_tflops
 from labkernels.llm.shards import TokenDataset
-from labkernels.llm.train import FASTEST, TrainConfig, Trainer
+from labkernels.llm.train import FASTEST, FASTEST_FP8, TrainConfig, Trainer
 
 WARM_UP = 3  # steps that are not timed
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.1
@@ -48,6 +48,7 @@ class Row:
 
 
 _NAIVE = {"accumulate": 8, "batch_size": 2}  # all scores of a sequence are kept: more than two do not fit
+_ATTENTION = {"rope": "labkernels", "attention": "labkernels"}
 LADDER = {
     row.name: row
     for row in (
@@ -57,20 +58,21 @@ LADDER = {
         Row("compiled", "torch.compile of the blocks", "bf16", {"compile": "blocks"}, SDPBackend.MATH, 6),
         Row("fused_adamw", "AdamW in one kernel, with float32 masters", "compiled", {"optimizer": "adamw"}, SDPBackend.MATH, 6),
         Row("flash", "attention without scores in memory: PyTorch's", "fused_adamw", {"accumulate": 1, "batch_size": 16}, None, 3),
-        Row("our_attention", "attention by our kernels, forward and backward", "flash", {"kernels": {"attention": "labkernels"}}, None, 3),
-        Row("our_loss", "head and cross-entropy in chunks", "our_attention", {"kernels": {"attention": "labkernels", "loss": "labkernels"}}, None, 3),
-        Row("our_kernels", "what else is faster by our kernels", "our_loss", {"kernels": FASTEST}, None, 1),
+        Row("our_attention", "rotation and attention as one operator, by our kernels", "flash", {"kernels": _ATTENTION}, None, 3),
+        Row("our_loss", "head and cross-entropy in chunks", "our_attention", {"kernels": _ATTENTION | {"loss": "labkernels"}}, None, 3),
+        Row("our_kernels", "products, norms, SwiGLU and embedding by our kernels, too", "our_loss", {"kernels": FASTEST}, None, 1),
         Row("selective", "selective activation checkpointing", "our_kernels", {"checkpointing": "selective"}, None, 4),
         Row("full", "full activation checkpointing", "our_kernels", {"checkpointing": "full"}, None, 4),
         Row("stochastic", "no masters: stochastic rounding, bfloat16 moments", "our_kernels", {"master": "stochastic", "moments": "bf16"}, None, 4),
-        Row("fp8", "products of the blocks in fp8, a scale a tensor", "our_kernels", {"fp8": "tensor"}, None, 1),
-        Row("fp8_rows", "fp8 with a scale a row", "our_kernels", {"fp8": "row"}, None, 5),
+        Row("fp8", "products of the blocks in fp8, a scale a tensor", "our_kernels", {"fp8": "tensor", "kernels": FASTEST_FP8}, None, 1),
+        Row("fp8_rows", "fp8 with a scale a row", "our_kernels", {"fp8": "row", "kernels": FASTEST_FP8}, None, 5),
         Row("muon", "Muon for the blocks' matrices", "our_kernels", {"optimizer": "muon"}, None, 2),
     )
 }  # fmt: skip
 PEER_ROWS = {
     "hf_eager": Row("hf_eager", "Hugging Face, eager", urgency=5),
-    "hf_compiled": Row("hf_compiled", "Hugging Face, torch.compile, causal mask mended", urgency=0),
+    "hf_compiled": Row("hf_compiled", "Hugging Face, torch.compile of the model, causal mask mended", urgency=4),
+    "hf_compiled_layers": Row("hf_compiled_layers", "the same, its layers and its loss compiled each for itself", urgency=0),
     "hf_liger": Row("hf_liger", "Hugging Face with Liger's kernels", urgency=2),
 }
 _7B = {"master": "stochastic", "moments": "bf16", "checkpointing": "selective", "compile": "blocks", "kernels": FASTEST, "optimizer": "adamw"}

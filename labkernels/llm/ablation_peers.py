@@ -14,7 +14,7 @@ import torch
 from labkernels.llm.model import Transformer
 from labkernels.llm.pretrained import config_to_hugging_face, layout
 
-PEERS = ("hf_eager", "hf_compiled", "hf_liger")
+PEERS = ("hf_eager", "hf_compiled", "hf_compiled_layers", "hf_liger")
 
 
 def hugging_face(peer: str, ours: Transformer, lr: float, weight_decay: float) -> Callable[..., torch.Tensor]:
@@ -44,9 +44,14 @@ def hugging_face(peer: str, ours: Transformer, lr: float, weight_decay: float) -
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=device.type == "cuda")
     forward = model
-    if peer == "hf_compiled":
+    if peer.startswith("hf_compiled"):
         masking_utils.is_tracing = lambda *args, **kwargs: False
+    if peer == "hf_compiled":
         forward = torch.compile(model)
+    if peer == "hf_compiled_layers":  # one graph for all layers: seconds of compilation, not a minute
+        for layer in model.model.layers:
+            layer.compile()
+        model.loss_function = torch.compile(model.loss_function)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = forward(input_ids=inputs, labels=targets, shift_labels=targets).loss

@@ -24,46 +24,108 @@ __device__ __forceinline__ void turn(const unsigned (&in)[4], unsigned (&out)[4]
     out[3] = __byte_perm(c, d, 0x7632);
 }
 
+// Where a block's tile waits until its columns leave: column by column; word w (4 rows) of column c is at w ^ 2 * (c / 8).
+struct Tile {
+    unsigned* words;
+
+    // 4 rows x 8 columns, `bytes[i][r]`: columns 4 i to 4 i + 3 of row r, from column 8 * group, row 4 * word.
+    __device__ __forceinline__ void put(const unsigned (&bytes)[2][4], int group, int word) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            unsigned columns[4];
+            turn(bytes[i], columns);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) words[(8 * group + 4 * i + j) * WORDS + (word ^ 2 * group)] = columns[j];
+        }
+    }
+    // The columns, from first_col to cols, as rows of `turned` (..., rows).
+    __device__ __forceinline__ void leave(unsigned char* turned, int first_row, int first_col, int rows, int cols) const {
+#pragma unroll
+        for (int round = 0; round < 4; ++round) {
+            const int piece = threadIdx.x % 8, c = threadIdx.x / 8 + 32 * round, swap = c / 8;  // 16 rows of column c
+            if (first_col + c >= cols || first_row + 16 * piece >= rows) continue;
+            const uint4 read = reinterpret_cast<const uint4*>(words + c * WORDS)[piece ^ swap / 2];
+            const uint4 found = swap % 2 ? make_uint4(read.z, read.w, read.x, read.y) : read;
+            *reinterpret_cast<uint4*>(turned + static_cast<long long>(first_col + c) * rows + first_row + 16 * piece) = found;
+        }
+    }
+};
+
+// 8 numbers times factor, as 2 words.
+template <bool E5M2>
+__device__ __forceinline__ uint2 pack8(const float (&v)[8], float factor) {
+    return make_uint2(pack4<E5M2>(v[0] * factor, v[1] * factor, v[2] * factor, v[3] * factor),
+                      pack4<E5M2>(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
+}
+
 // values (rows, cols) and turned (cols, rows; may be null) are x (rows, cols) times *scale; what is too large becomes the largest. rows and cols are
 // multiples of 16, rows of x begin on 16 bytes. Grid: (tiles of columns, tiles of rows), 256 threads.
 template <class T, bool E5M2>
 __global__ void __launch_bounds__(256) fp8_cast(const T* x, long long x_stride, const float* scale, unsigned char* values, unsigned char* turned, int rows, int cols) {
-    __shared__ __align__(16) unsigned tile[TILE * WORDS];  // column by column; word w of column c is at w ^ 2 * (c / 8)
+    __shared__ __align__(16) unsigned words[TILE * WORDS];
+    const Tile tile{words};
     const float factor = *scale;
     const int first_row = blockIdx.y * TILE, first_col = blockIdx.x * TILE;
     const int group = threadIdx.x % 16, col = first_col + 8 * group;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int word = threadIdx.x / 16 + 16 * half, row = first_row + 4 * word;
-        unsigned bytes[2][4] = {};  // of columns 0 to 3 and 4 to 7, in 4 rows
+        unsigned bytes[2][4] = {};
         if (row < rows && col < cols) {
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
                 float v[8];
                 load_vector(x + (row + r) * x_stride + col, v);
-#pragma unroll
-                for (int i = 0; i < 2; ++i)
-                    bytes[i][r] = pack4<E5M2>(v[4 * i] * factor, v[4 * i + 1] * factor, v[4 * i + 2] * factor, v[4 * i + 3] * factor);
-                *reinterpret_cast<uint2*>(values + static_cast<long long>(row + r) * cols + col) = make_uint2(bytes[0][r], bytes[1][r]);
+                const uint2 packed = pack8<E5M2>(v, factor);
+                bytes[0][r] = packed.x, bytes[1][r] = packed.y;
+                *reinterpret_cast<uint2*>(values + static_cast<long long>(row + r) * cols + col) = packed;
             }
         }
-        if (turned == nullptr) continue;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            unsigned columns[4];
-            turn(bytes[i], columns);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) tile[(8 * group + 4 * i + j) * WORDS + (word ^ 2 * group)] = columns[j];
-        }
+        if (turned != nullptr) tile.put(bytes, group, word);
     }
     if (turned == nullptr) return;
     __syncthreads();
+    tile.leave(turned, first_row, first_col, rows, cols);
+}
+
+// The gradient of silu(gate) * up times *scale, never in 16 bits: grad (rows, n), gate_up (rows, 2 n) with all gates before all ups, both contiguous;
+// values (rows, 2 n) and turned (2 n, rows) in e5m2. A block has a tile of the gates and the tile of the ups that belong to them. Sizes and launch as above,
+// with tiles of n.
+template <class T>
+__global__ void __launch_bounds__(256) fp8_swiglu_backward(const T* grad, const T* gate_up, const float* scale, unsigned char* values, unsigned char* turned, int rows, int n) {
+    __shared__ __align__(16) unsigned words[2][TILE * WORDS];
+    const Tile gates{words[0]}, ups{words[1]};
+    const float factor = *scale;
+    const int first_row = blockIdx.y * TILE, first_col = blockIdx.x * TILE;
+    const int group = threadIdx.x % 16, col = first_col + 8 * group;
 #pragma unroll
-    for (int round = 0; round < 4; ++round) {
-        const int piece = threadIdx.x % 8, c = threadIdx.x / 8 + 32 * round, swap = c / 8;  // 16 rows of column c
-        if (first_col + c >= cols || first_row + 16 * piece >= rows) continue;
-        const uint4 read = reinterpret_cast<const uint4*>(tile + c * WORDS)[piece ^ swap / 2];
-        const uint4 found = swap % 2 ? make_uint4(read.z, read.w, read.x, read.y) : read;
-        *reinterpret_cast<uint4*>(turned + static_cast<long long>(first_col + c) * rows + first_row + 16 * piece) = found;
+    for (int half = 0; half < 2; ++half) {
+        const int word = threadIdx.x / 16 + 16 * half, row = first_row + 4 * word;
+        unsigned of_gates[2][4] = {}, of_ups[2][4] = {};
+        if (row < rows && col < n) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const long long at = (row + r) * static_cast<long long>(n) + col, gate_at = at + (row + r) * static_cast<long long>(n);
+                float g[8], gate[8], up[8];
+                load_vector(grad + at, g);
+                load_vector(gate_up + gate_at, gate);
+                load_vector(gate_up + gate_at + n, up);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    const float sigmoid = 1.0f / (1.0f + __expf(-gate[i])), silu = gate[i] * sigmoid;
+                    gate[i] = g[i] * up[i] * (sigmoid + silu * (1.0f - sigmoid));
+                    up[i] = g[i] * silu;
+                }
+                const uint2 packed = pack8<true>(gate, factor), packed_up = pack8<true>(up, factor);
+                of_gates[0][r] = packed.x, of_gates[1][r] = packed.y, of_ups[0][r] = packed_up.x, of_ups[1][r] = packed_up.y;
+                *reinterpret_cast<uint2*>(values + gate_at) = packed;
+                *reinterpret_cast<uint2*>(values + gate_at + n) = packed_up;
+            }
+        }
+        gates.put(of_gates, group, word);
+        ups.put(of_ups, group, word);
     }
+    __syncthreads();
+    gates.leave(turned, first_row, first_col, rows, n);
+    ups.leave(turned + static_cast<long long>(n) * rows, first_row, first_col, rows, n);
 }

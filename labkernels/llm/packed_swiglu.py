@@ -1,8 +1,7 @@
-"""SwiGLU between products that are PyTorch's, for training: the compiler's forward pass, and our kernel for the backward pass.
+"""SwiGLU between products that are PyTorch's or in fp8, for training: the compiler's forward pass, and our kernel for the backward pass.
 
 Notable: gate and up are halves of one product. Compiled, the forward pass is one kernel that reads each number once. The backward pass puts two halves
-together again, and there the compiler reads everything twice; `swiglu_backward` writes both halves where they belong (15.9 ms to 8 at 24 layers of
-32768 x 4096 on an H200).
+together again, and there the compiler reads everything twice; `swiglu_backward` writes both halves where they belong.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def test_what_is_not_measured_is_said(data, monkeypatch):
 def test_urgent_rows_come_first_and_the_table_is_in_the_ladders_order(data, monkeypatch):
     order = []
     monkeypatch.setattr(ablation, "measure", lambda name, *_, **options: order.append(name) or {"row": name, "note": "", "tokens_per_s": 1, "loss": 2})
-    rows = measure_all(["float32", "our_kernels", "hf_compiled"], {"all": data}, 100.0, lambda text: None)
-    assert order == ["hf_compiled", "our_kernels", "float32"] and [row["row"] for row in rows] == [name for name in ROWS if name in order]
+    rows = measure_all(["float32", "our_kernels", "hf_compiled_layers"], {"all": data}, 100.0, lambda text: None)
+    assert order == ["hf_compiled_layers", "our_kernels", "float32"] and [row["row"] for row in rows] == [name for name in ROWS if name in order]
 
 
 def test_recording_needs_a_gpu(tmp_path):

@@ -28,6 +28,20 @@ def test_the_cast_is_pytorchs_and_its_transpose(shape, e5m2, device):
     assert torch.equal(alone.float(), want[:, :16].float()) and nothing.numel() == 0
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows, n", [(16, 16), (144, 272), (128, 128)])
+def test_the_gradient_of_swiglu_goes_to_fp8_both_ways_round(rows, n, device):
+    torch.manual_seed(4)
+    grad, gate_up = torch.randn(rows, n).to(device, torch.bfloat16), (3 * torch.randn(rows, 2 * n)).to(device, torch.bfloat16)
+    gate, up = (each.double().requires_grad_() for each in gate_up.chunk(2, -1))
+    (torch.nn.functional.silu(gate) * up).backward(grad.double())
+    want = torch.cat([gate.grad, up.grad], -1)
+    scale = torch.tensor(50.0, device=device)
+    values, turned = fp8_linear.fp8_swiglu_backward(grad, gate_up, scale)
+    assert values.shape == gate_up.shape and torch.equal(values.float(), turned.float().t())
+    torch.testing.assert_close(values.double() / 50, want, rtol=2**-3 + 1e-3, atol=1e-6)
+
+
 def errors(layer, x, grad, weight):
     x = x.clone().requires_grad_()
     layer.weight.grad = None
@@ -63,8 +77,15 @@ def test_a_model_learns_with_them_and_its_state_dict_is_the_same():
     torch.manual_seed(2)
     config = ModelConfig(vocab_size=64, embed_dim=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_dim=64)
     model, tokens = Transformer(config, dtype=torch.bfloat16), torch.randint(0, 64, (2, 16))
-    names, before = list(model.state_dict()), model(tokens, tokens).item()
+    names, before = list(model.state_dict()), model(tokens, tokens)
+    before.backward()
+    exact, before = {name: p.grad.clone() for name, p in model.named_parameters()}, before.item()
     convert(model)
+    model.zero_grad()
+    model(tokens, tokens).backward()
+    for name, p in model.named_parameters():
+        assert (p.grad - exact[name]).float().norm() < 0.15 * exact[name].float().norm(), name
+    model.zero_grad()
     assert list(model.state_dict()) == names and sum(isinstance(layer, Fp8Linear) for layer in model.modules()) == 4
     assert model(tokens, tokens).item() == pytest.approx(before, rel=0.02)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
