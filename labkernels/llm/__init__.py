@@ -21,6 +21,7 @@ _HOME = {
     "inference_memory": "estimate",
     "Tokenizer": "tokenizer",
     "corpus": "corpora",
+    "prepare": "shards",
     "Loader": "loader",
     "TrainConfig": "train",
     "Trainer": "train",
