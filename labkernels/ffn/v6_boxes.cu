@@ -2,14 +2,17 @@
 //   Idea      For 16 tokens an FFN is two streams of weights, and all that counts is that they never stop. Each block owns a strip of rows
 //             of W1, then one of W2; one thread asks the copy engine for them, six slots of 35 KB ahead, with the same columns of the
 //             tokens beside them. A slot is one box of three axes, rows by 64s of columns by 64 columns, an odd number of 64s: so a row's
-//             piece is read in one go, and eight rows of it lie in all banks. Tensor cores multiply: 8 rows of weights by 16 tokens (zeros where there are fewer) in an instruction.
+//             piece is read in one go, and eight rows of it lie in all banks. Tensor cores multiply: 8 rows of weights by 16 tokens (fewer
+//             are as good) in an instruction.
 //             Between the products all blocks must meet, because each row of W2 needs the whole of h. Two kernels would drain the
 //             memory there: the last blocks of the first end, the next is launched, its first loads take a microsecond. Here the
-//             slots are filled with W2 while h is not even there: only h itself, 16 x ffn, has to wait.
-//   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 17 MB, 3.5 us of the stream: longer than
+//             slots are filled with W2 while h is not even there: only h itself, tokens x ffn, has to wait. And the same at the kernel's start:
+//             launched early (programmatic dependent launch), it fills its slots with W1 while the kernel ends that makes x.
+//   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 24 MB, 5 us of the stream: longer than
 //             the blocks take to meet.
-//   Measured  Not recorded yet; to be in data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice. While it was made, wider
-//             slots of fewer copies were faster each time; whether for the longer pieces of a row or for the fewer waits was not told apart.
+//   Measured  Not recorded yet; to be in data/measured/h200/ffn.csv, beside `v6_two_kernels`, the same code launched twice. While it was made, one
+//             token and SwiGLU, one launch after the other: 74 us with a box for each 64 columns, 67 with those of three axes; strips of 48
+//             rows of W1 (two for some blocks, one for others) 70, of 24 rows 82; to read as many bytes and do nothing with them 62.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
 //             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.
 //   Wastes    15 of 16 rows of the tensor cores for one token, which cost nothing here. The tail: the last sums, 1 us.
