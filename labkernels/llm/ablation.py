@@ -29,7 +29,8 @@ from labkernels.llm.ablation_peers import PEERS, hugging_face
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.monitor import mfu, peak_tflops
 from labkernels.llm.shards import TokenDataset
-from labkernels.llm.train import FASTEST, FASTEST_FP8, TrainConfig, Trainer
+from labkernels.llm.train import TrainConfig, Trainer
+from labkernels.llm.train_parts import FASTEST, FASTEST_FP8
 
 WARM_UP = 3  # steps that are not timed
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.1

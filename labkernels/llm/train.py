@@ -6,7 +6,7 @@ Notable:
 - nothing waits for the GPU: a step's loss is read when the next step has been launched
 - a loss that is NaN or jumps is seen before the weights change, and the step is skipped and told
 - checkpoints hold all that a step depends on, and the same command continues them; SIGTERM saves and leaves
-- each part is made by a small method (`build_...`), which labkernels.llm.distributed replaces for several GPUs
+- the parts, from data to optimisers, are made by small methods (train_parts.py), which labkernels.llm.distributed replaces for several GPUs
 
     trainer = Trainer(TrainConfig(preset="10m", minutes=1, batch_size=4, seq_len=256))
     trainer.train()
@@ -18,39 +18,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from labkernels.errors import ArgumentError
-from labkernels.llm import estimate, fp8_linear, optim, packed_swiglu
+from labkernels.llm import estimate, optim
 from labkernels.llm.checkpoint import CheckpointStore
-from labkernels.llm.config import ModelConfig
-from labkernels.llm.corpora import corpus
 from labkernels.llm.evaluate import Evaluation, boundaries, evaluate, sample
 from labkernels.llm.guard import LossGuard
-from labkernels.llm.kernels import OPERATIONS
-from labkernels.llm.loader import Batch, Loader
+from labkernels.llm.later import Later
+from labkernels.llm.loader import Batch
 from labkernels.llm.model import Transformer
 from labkernels.llm.monitor import Monitor
-from labkernels.llm.muon import Muon, muon_groups
 from labkernels.llm.out_of_memory import explained_out_of_memory
 from labkernels.llm.rng import rng_state, set_rng_state
-from labkernels.llm.shards import TokenDataset, prepare
+from labkernels.llm.shards import TokenDataset
 from labkernels.llm.signals import StopSignals
 from labkernels.llm.train_config import TrainConfig
+from labkernels.llm.train_parts import Parts
 
 __all__ = ["TrainConfig", "Trainer"]
 
-# What the trainer takes on Hopper. All of it is ours, beside torch.compile for what is between: with rotation and attention as one operator a layer of the
-# 645M shape took 0.9 ms less than on PyTorch. In fp8 the products are Fp8Linear's, and the compiler's norms find the largest number on their way.
-FASTEST = dict.fromkeys(OPERATIONS, "labkernels")
-FASTEST_FP8 = FASTEST | {"norm": "torch", "linear": "torch", "ffn": "torch", "activation": "labkernels"}  # "activation": packed_swiglu.py
 
-
-class Trainer:
+class Trainer(Parts):
     """Trains the model of a TrainConfig. `data`, `model`: instead of those that the config names. `rank` of `world_size` data-parallel processes."""
 
     def __init__(
@@ -73,65 +64,6 @@ class Trainer:
         self.rows: list[dict[str, Any]] = []  # of steps and evaluations, in this run
         self.resume()
         self.forward = self.compiled()  # forward(inputs, targets) -> loss
-
-    # ---- the parts ----
-
-    def build_device(self) -> torch.device:
-        name = self.config.device
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-    def build_data(self) -> TokenDataset:
-        vocab_size = self.config.vocab_size or ModelConfig.preset(self.config.preset).vocab_size
-        return prepare(corpus(self.config.corpus, max_bytes=self.config.max_bytes), vocab_size, progress=self.rank == 0)
-
-    def build_model(self) -> Transformer:
-        changes = {"vocab_size": padded_vocabulary(self.data.vocab_size)} | self.config.model
-        return Transformer(ModelConfig.preset(self.config.preset, **changes), device=self.device, dtype=self.config.dtype)
-
-    def prepare_model(self) -> None:
-        """What each operation runs on, what is computed again, which products are in fp8."""
-        if self.data.vocab_size > self.model.config.vocab_size:
-            raise ArgumentError(f"Trainer: the data has {self.data.vocab_size} words, the model {self.model.config.vocab_size}")
-        kernels = self.config.kernels
-        if kernels == "auto":
-            hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 9
-            kernels = "torch" if not hopper else FASTEST if self.config.fp8 == "none" else FASTEST_FP8
-        if isinstance(kernels, dict):
-            kernels = dict(kernels)
-            if kernels.pop("activation", "torch") == "labkernels":
-                packed_swiglu.convert(self.model)
-        self.model.kernels = kernels
-        self.model.checkpointing = self.config.checkpointing
-        if self.config.fp8 != "none":
-            fp8_linear.convert(self.model, scales=self.config.fp8)
-
-    def build_loader(self, split: str) -> Loader:
-        c = self.config
-        where = {"device": self.device, "boundaries": c.boundaries, "rank": self.rank, "world_size": self.world_size}
-        if split == "train":
-            return Loader(self.data[split], c.batch_size, self.seq_len, seed=c.seed, **where)
-        whole = (self.data[split].tokens - 1) // self.seq_len // self.world_size
-        return Loader(self.data[split], max(1, min(c.batch_size, whole)), self.seq_len, shuffle=False, prefetch=0, **where)
-
-    def build_optimizers(self) -> list[torch.optim.Optimizer]:
-        c = self.config
-        adam = {"lr": c.lr, "betas": c.betas}
-        if c.optimizer == "adamw-torch":
-            return [torch.optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam)]
-        adam |= {"master": c.master, "moment_dtype": torch.float32 if c.moments == "float32" else torch.bfloat16, "seed": c.seed}
-        if c.optimizer == "adamw":
-            return [optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam)]
-        groups = muon_groups(self.model)
-        matrices = {id(p) for group in groups for p in group["params"]}
-        rest = [{**group, "params": [p for p in group["params"] if id(p) not in matrices]} for group in optim.parameter_groups(self.model, c.weight_decay)]
-        return [Muon(groups, c.lr, weight_decay=c.weight_decay), optim.AdamW(rest, **adam)]
-
-    def compiled(self) -> Callable[..., torch.Tensor]:
-        """What maps inputs and targets to the loss. A block's graph serves all blocks, so "blocks" compiles for seconds where "whole" takes a minute."""
-        if self.config.compile == "blocks" or self.config.compile == "auto" and self.device.type == "cuda":
-            for block in self.model.blocks:
-                block.compile()
-        return torch.compile(self.model) if self.config.compile == "whole" else self.model
 
     # ---- the loop ----
 
@@ -200,7 +132,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         tokens = self.config.accumulate * self.config.batch_size * self.seq_len * self.world_size
         self.step, self.tokens = self.step + 1, self.tokens + tokens
-        return {"step": self.step - 1, "lr": lr, "new": tokens, "tokens": self.tokens, "numbers": _Later(torch.stack([loss, norm.to(loss.device)]))}
+        return {"step": self.step - 1, "lr": lr, "new": tokens, "tokens": self.tokens, "numbers": Later(torch.stack([loss, norm.to(loss.device)]))}
 
     def backward(self, batches: list[Batch]) -> torch.Tensor:
         """The gradients of the mean loss of all tokens of all batches; returns that loss."""
@@ -340,31 +272,3 @@ class Trainer:
         set_rng_state(state["rng"])
         if self.rank == 0:
             print(f"continuing {found.folder} after step {self.step}", flush=True)
-
-
-class _Later:
-    """Numbers on a GPU, copied to the host behind what is launched; `read()` waits for them alone."""
-
-    def __init__(self, numbers: torch.Tensor):
-        self._ready, self._source = None, numbers
-        if numbers.is_cuda:
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
-            self._ready = torch.cuda.Event()
-            self._ready.record()
-        else:
-            self._numbers = numbers
-
-    def tensor(self) -> torch.Tensor:
-        """The numbers where they were made."""
-        return self._source
-
-    def read(self) -> list[float]:
-        if self._ready is not None:
-            self._ready.synchronize()
-        return self._numbers.tolist()
-
-
-def padded_vocabulary(vocab_size: int, multiple: int = 64) -> int:
-    """Rows of the embedding: full tiles for the matmul of the head. The rows beyond the tokenizer's words are never seen and learn to be unlikely."""
-    return -(-vocab_size // multiple) * multiple
