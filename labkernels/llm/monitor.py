@@ -45,7 +45,7 @@ def mfu(tokens_per_s: float, flops_per_token: float, peak: float | None) -> floa
 class Monitor:
     """Takes a row a step. `log` is a file; an existing one is continued, without the rows of steps that are to come again (`first_step`).
 
-    `interactive`: a bar, and in a notebook a curve; None: where somebody watches. `quiet`: rows alone. Use it as a context manager, or close it.
+    `interactive`: a bar, and in a notebook a curve; None: where somebody watches. `quiet`: says nothing. Use it as a context manager, or close it.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Monitor:
         first_step: int = 0,
         keep_rows: bool = True,
         gpus: int = 1,
+        quiet: bool = False,
     ):
         self.device, self.flops_per_token, self.total, self.gpus = torch.device(device), flops_per_token, total, gpus
         self.peak = peak_tflops(self.device)
@@ -68,9 +69,10 @@ class Monitor:
         self._tensorboard = _tensorboard(tensorboard) if tensorboard else None
         self._machine = _Machine(self.device)
         self._bar = self._curve = None
+        self._quiet = quiet
         if interactive is None:
             interactive = _watched() or sys.stderr.isatty()
-        if interactive:
+        if interactive and not quiet:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=total, initial=first_step, desc="training", unit="step", smoothing=0.05)
@@ -109,7 +111,7 @@ class Monitor:
         """A line for the reader, above the bar."""
         if self._bar is not None:
             self._bar.write(text)
-        else:
+        elif not self._quiet:
             print(text, flush=True)
 
     def close(self) -> None:

@@ -112,7 +112,7 @@ class AdamW(ExactState):
             found_inf=found,
         )
         if found is not None:
-            torch._foreach_sub_(steps, found.squeeze())  # a step that was skipped does not count
+            torch._foreach_sub_(steps, [found.squeeze()] * len(steps))  # a step that was skipped does not count
 
     def _one(self, p: torch.Tensor, group: dict, factor: torch.Tensor | None) -> None:
         state = self.state[p]

@@ -93,7 +93,7 @@ class Trainer(Parts):
             if stop.requested:
                 monitor.say(f"told to stop ({stop.received.name}): saved and left after step {self.step}" if self.store else f"stopped after step {self.step}")
             else:
-                self.look(monitor, True, c.sample_every >= 0)
+                self.look(monitor, True, True)
             self.save()
         self.loader.close()
         return self.rows
@@ -193,10 +193,10 @@ class Trainer(Parts):
             estimate.flops_per_token(self.model.config, self.seq_len),
             log if self.rank == 0 else None,
             c.tensorboard if self.rank == 0 else None,
-            interactive=None if self.rank == 0 else False,
             total=c.steps,
             first_step=self.step,
             gpus=self.world_size,
+            quiet=self.rank > 0,
         )
 
     def report(self, launched: dict[str, Any] | None, monitor: Monitor) -> None:
