@@ -105,7 +105,9 @@ def check_memory(model: str, choices: Choices) -> None:
 
 def load_engine(model: str, choices: Choices, show: bool = True):
     """The engine of a folder, or of a hub's model. Raises what `Engine.from_pretrained` does, and TooLittleMemory before it has begun."""
+    from labkernels.llm.cached import CachedRunner
     from labkernels.llm.engine import Engine
+    from labkernels.llm.fused import FusedRunner
 
     choices.on_gpu  # a device that is none is told first
     config, folder, _, stored = describe(model)
@@ -118,7 +120,10 @@ def load_engine(model: str, choices: Choices, show: bool = True):
     if choices.quantize is not None:
         scheme = choices.scheme
     with loading(model, choices, show):
-        return Engine.from_pretrained(model, scheme, device="cuda" if choices.device is None and choices.on_gpu else choices.device, **choices.engine_options())
+        engine = Engine.from_pretrained(model, scheme, device="cuda" if choices.device is None and choices.on_gpu else choices.device, **choices.engine_options())
+    if choices.flash_attention and isinstance(engine.runner, CachedRunner):
+        raise ArgumentError(f"--flash-attention: the engine {FusedRunner.refusal(engine.model, engine.cache)}; leave the option out")
+    return engine
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ MaxSpeed = Annotated[
     bool,
     typer.Option(
         "--max-speed",
-        help="the most tokens a second: int4 weights unless --quantize says otherwise, and on a GPU 32 tokens in a row between two looks of the CPU, by CUDA graphs",
+        help="the most tokens a second: int4 weights unless --quantize says otherwise, and on a Hopper GPU 32 tokens in a row, by CUDA graphs, between two looks of the CPU",
     ),
 ]
 OptimizeMemory = Annotated[
@@ -51,7 +51,7 @@ FlashAttention = Annotated[
     typer.Option(
         "--flash-attention/--no-flash-attention",
         help="attend with this package's kernels, which never hold the scores in memory, or with PyTorch, operation by operation; "
-        "default: the kernels on a GPU, PyTorch on the CPU, where the kernels run in the emulator: as exact, and slow",
+        "default: the kernels on a GPU that has them (Hopper), PyTorch on the CPU, where the kernels run in the emulator: as exact, and slow",
         show_default=False,
     ),
 ]

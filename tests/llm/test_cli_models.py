@@ -1,6 +1,7 @@
 """Commands for language models: what they print, and that each mistake ends in one line that says what and what to do."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -65,9 +66,13 @@ def test_several_prompts_come_in_their_order_whatever_the_batch_size(folder, tmp
     assert shown[0] == shown[1] == [(each.text, each.finish_reason, len(each.tokens)) for each in want]
 
 
-def test_both_ways_to_attend_write_the_same(folder):
-    plain, kernels = (run("generate", folder, "the cat", "--max-new-tokens", 3, flag, *CPU) for flag in ("--no-flash-attention", "--flash-attention"))
+def test_both_ways_to_attend_write_the_same_and_a_model_that_the_kernels_do_not_take_is_refused(folder, tmp_path):
+    torch.manual_seed(1)
+    Transformer(dataclasses.replace(model().config, head_dim=16, num_layers=1)).save_pretrained(tmp_path)
+    tokenizer().save(tmp_path)
+    plain, kernels = (run("generate", tmp_path, "the cat", "--max-new-tokens", 3, flag, *CPU) for flag in ("--no-flash-attention", "--flash-attention"))
     assert plain == kernels and plain[0] == 0
+    assert "takes a head_dim of a multiple of 16, at most 256; this model has 8" in failing("generate", folder, "x", "--flash-attention", *CPU)
 
 
 def test_options_say_what_the_engine_is_to_do():
