@@ -316,16 +316,16 @@ lk.draw.error_by_bits(list(table[["scheme", "quantizer", "bits_per_weight", "out
 # an H200 has recorded, by *m*, the rows of *x*. In brackets: the share of the limit, the time to read 4 bits a weight or to multiply.
 
 # %%
-rows = lk.bench("quant_matmul", ["v2_gemv", "v3_lut", "v4_tensor_cores", "v5_hopper", "cublas", "tinygemm"], dtype="bfloat16",
-                m=[1, 4, 16, 64, 256], n=11008, k=4096, scheme="int4")
+all_but_naive = list(lk.ops["quant_matmul"].variants)[1:]
+rows = lk.bench("quant_matmul", [*all_but_naive, "cublas", "tinygemm"], dtype="bfloat16", m=[1, 4, 16, 64, 256], n=11008, k=4096, scheme="int4")
 rows
 
 # %% [markdown]
 # `cublas` multiplies the same weight in bfloat16, `tinygemm` is PyTorch's own kernel for 4 bits.
 #
-# On the H200 one row takes 10.8 µs where `cublas` takes 27.5: 2.5 times faster, not 4, for a kernel's start and end do not shrink with its
-# bytes. And 256 rows are *slower* in 4 bits, 46.9 µs to 34.2: now the products are the limit, and unpacking comes on top. With that many
-# rows a weight of this size gains only memory.
+# On the H200 the fastest of ours takes one row some two and a half times as fast as `cublas`, not four times, for a kernel's start and end do
+# not shrink with its bytes. At 256 rows little or nothing of that is left: now the products are the limit, and unpacking comes on top. With
+# that many rows a weight of this size gains memory, not time.
 #
 # Which kernel runs for a given number of rows is chosen by a table of such measurements, and can be asked:
 
