@@ -68,7 +68,8 @@ def test_several_prompts_come_in_their_order_whatever_the_batch_size(folder, tmp
 
 def test_both_ways_to_attend_write_the_same_and_a_model_that_the_kernels_do_not_take_is_refused(folder, tmp_path):
     torch.manual_seed(1)
-    Transformer(dataclasses.replace(model().config, head_dim=16, num_layers=1)).save_pretrained(tmp_path)
+    shape = dataclasses.replace(model().config, embed_dim=64, head_dim=64, ffn_dim=96)    # as in test_engine.py, which compiles the same kernels
+    Transformer(shape, dtype=torch.bfloat16).save_pretrained(tmp_path)
     tokenizer().save(tmp_path)
     plain, kernels = (run("generate", tmp_path, "the cat", "--max-new-tokens", 3, flag, *CPU) for flag in ("--no-flash-attention", "--flash-attention"))
     assert plain == kernels and plain[0] == 0
