@@ -44,7 +44,7 @@ def _noted_launches() -> Iterator[dict[tuple[str, str], Kernel]]:
     """Inside, no kernel runs: a launch puts its kernel into the dictionary, by file and name."""
     kernels = {}
 
-    def note(kernel: Kernel, grid, block, args, shared_mem: int = 0, cluster=None) -> None:
+    def note(kernel: Kernel, grid, block, args, shared_mem: int = 0, cluster=None, early: bool = False) -> None:
         kernels[kernel.source.filename, kernel.name] = kernel
 
     launch, Kernel.__call__ = Kernel.__call__, note
