@@ -72,6 +72,6 @@ $(VENV)/.installed: pyproject.toml
 	@command -v $${CXX:-g++} >/dev/null || { \
 	  echo "LabKernels needs a C++ compiler, and $${CXX:-g++} is not there: install g++ (apt install g++)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(if $(filter cpu,$(EXTRA)),$(PY) -m pip install $(TORCH))
-	$(PY) -m pip install -e '.[$(EXTRA),classroom,onnx,serve,test]'
+	$(if $(filter cpu,$(EXTRA)),$(PY) -m pip install --no-compile $(TORCH))
+	$(PY) -m pip install --no-compile -e '.[$(EXTRA),classroom,onnx,serve,test]'
 	@touch $@

@@ -18,7 +18,7 @@ case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit ;;
 esac
 echo "$*" >> calls.log
-case "$*" in *"pip install -e"*) exit ${PIP_STATUS:-0} ;; *" ${BROKEN:-nothing} "*) exit 1 ;; esac
+case "$*" in *"pip install --no-compile -e"*) exit ${PIP_STATUS:-0} ;; *" ${BROKEN:-nothing} "*) exit 1 ;; esac
 """
 NVIDIA_SMI = """#!/bin/sh
 [ -n "$CUDA" ] || exit 9
@@ -65,7 +65,7 @@ def test_make_alone_lists_every_target(machine):
 def test_the_driver_decides_what_is_installed(machine, tmp_path, cuda, extra):
     assert machine("test", CUDA=cuda).returncode == 0
     installs = [line for line in calls(tmp_path) if "pip install" in line]
-    assert installs[-1] == f"-m pip install -e .[{extra},classroom,onnx,serve,test]"
+    assert installs[-1] == f"-m pip install --no-compile -e .[{extra},classroom,onnx,serve,test]"
     assert (len(installs) == 2 and "torch==" in installs[0]) == (extra == "cpu")
 
 
@@ -85,7 +85,7 @@ def test_an_installation_that_broke_off_is_not_trusted(machine, tmp_path):
     assert broken.returncode != 0
     assert "-m pytest -n 2 --dist worksteal" not in calls(tmp_path)
     machine("test")
-    assert calls(tmp_path)[-2:] == ["-m pip install -e .[cpu,classroom,onnx,serve,test]", "-m pytest -n 2 --dist worksteal"]
+    assert calls(tmp_path)[-2:] == ["-m pip install --no-compile -e .[cpu,classroom,onnx,serve,test]", "-m pytest -n 2 --dist worksteal"]
 
 
 def test_an_old_python_is_refused_with_the_way_out(machine, tmp_path):
