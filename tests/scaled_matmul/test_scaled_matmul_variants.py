@@ -100,3 +100,9 @@ def test_promotion_compiles_for_hopper_without_spills_or_serialized_wgmma(launch
     assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
     assert "serialized" not in kernel.compiled("sm_90a").log
     assert config.shared_mem + resources.shared_bytes <= 227 * 1024
+
+
+@pytest.mark.parametrize("m, n, low", [(512, 4096, True), (512, 28672, True), (512, 6144, False), (2048, 4096, False), (8192, 28672, False)])
+def test_low_tiles_are_taken_where_tall_ones_would_leave_multiprocessors_idle(m, n, low, monkeypatch):
+    monkeypatch.setattr(variants, "processors", lambda tensor: 132)
+    assert variants._low(torch.empty(m, 1, device="meta"), torch.empty(1, n, device="meta")) == low
