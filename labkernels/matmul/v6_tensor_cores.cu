@@ -7,11 +7,11 @@
 //             KiB of it, at 128 bytes a cycle 352 cycles, for 256 mma, 64 in each quarter of a multiprocessor. An A100 takes 512
 //             cycles for them. A Hopper GPU, whose mma.sync is slower than its wgmma but not slower than that, has less to spare.
 //   Measured  On an H200: 498 TFLOP/s at 4096^3, 0.64 of cuBLAS, which uses wgmma (779); 513 at 8192^3, 0.75 of what cuBLAS does there, where its
-//             power limits it. mma.sync alone, on registers that never change, gives 645: 0.83 of cuBLAS at 4096^3. ncu, of those 4096^3: the tensor cores' pipe is busy for 82% of the clocks in which a multiprocessor has a block, shared
-//             memory for 61% (no conflicts), and 6% of the time goes to the last round of 512 blocks on 132 multiprocessors. Warps wait for
-//             that pipe (a third of their time) and for fixed latencies of instructions between (another third), with two warps to a
-//             scheduler to hide them. Tried: 192 x 256 tiles with warps of 96 x 64 spill, 397; fragments loaded in another order, 475 to 495;
-//             two blocks of 128 x 128, 471.
+//             power limits it. mma.sync alone, on registers that never change, gives 645: 0.83 of cuBLAS at 4096^3. ncu, of those 4096^3: the
+//             tensor cores' pipe is busy for 82% of the clocks in which a multiprocessor has a block, shared memory for 61% (no conflicts), and
+//             6% of the time goes to the last round of 512 blocks on 132 multiprocessors. Warps wait for that pipe (a third of their time) and
+//             for fixed latencies of instructions between (another third), with two warps to a scheduler to hide them. Tried: 192 x 256 tiles
+//             with warps of 96 x 64 spill, 397; fragments loaded in another order, 475 to 495; two blocks of 128 x 128, 471.
 //   Wastes    On Hopper, the tensor cores that only wgmma reaches, and registers and instructions for addresses that TMA would compute.
 //             A block computes nothing while it writes its result, unless another one shares its multiprocessor. And k is never split:
 //             a result of fewer tiles than there are multiprocessors leaves some of them idle.
