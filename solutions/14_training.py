@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 14 Training
-# A model that has random weights writes random words. Training is one step, repeated: see some text, find out how each weight should have been
-# different, and change it a little. Here you do it on this machine, and see where the time and the memory of a large one go.
+# A model that has random weights writes random words. Training is one step, repeated: see some text, find out how each weight should have
+# been different, and change it a little. Here you do it on this machine, and see where the time and the memory of a large one go.
 #
 # You write a schedule, the gradient of a batch that is too large, and the iteration that Muon is made of. You need lab 13.
 
@@ -33,16 +33,17 @@ torch.set_num_threads(1)    # for a model as small as the first one here, more a
 lk.draw.training_step()
 
 # %% [markdown]
-# *Forward*: tokens become a loss, the mean surprise about each next token, in nats. *Backward*: the loss's derivative by every weight, layer by layer
-# in reverse. For that each layer needs what it saw on the way forward, so it is kept: the *activations*. Then the *optimiser* moves the weights
-# against their gradients.
+# *Forward*: tokens become a loss, the mean surprise about each next token, in nats. *Backward*: the loss's derivative by every weight,
+# layer by layer in reverse. For that each layer needs what it saw on the way forward, so it is kept: the *activations*. Then the
+# *optimiser* moves the weights against their gradients.
 #
 # The text is the source of Python's standard library, for it is on your machine already. `prepare` trains a tokenizer on it, turns the
 # text into tokens, and keeps some documents apart for validation.
 
 # %%
 data = prepare(corpus("stdlib", max_bytes=2_000_000), vocab_size=1024)
-print(f"{data['train'].documents} documents to train on, {data['validation'].documents} to validate with, a vocabulary of {data.vocab_size}")
+train, validation = data["train"], data["validation"]
+print(f"{train.documents} documents to train on, {validation.documents} to validate with, a vocabulary of {data.vocab_size}")
 
 # %%
 shape = {"embed_dim": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 256}
@@ -55,19 +56,20 @@ trainer.train()
 loss_curve(trainer.rows)
 
 # %% [markdown]
-# At first every token is as likely as any other, and the loss is $\ln 1024 = 6.9$. Then the model learns which tokens are frequent, then which
-# follow which. In these few steps it sees no more than a few pages. A model of ten million weights, for a minute:
+# At first every token is as likely as any other, and the loss is $\ln 1024 = 6.9$. Then the model learns which tokens are frequent, then
+# which follow which. In these few steps it sees no more than a few pages. A model of ten million weights, for a minute:
 #
 # ```sh
-# labkernels train --preset 10m --minutes 1 --precision float32 --batch-size 4 --seq-len 256
+# labkernels train --preset 10m --minutes 1 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --lr 2e-3 --warmup 10
 # ```
 #
-# and, on a GPU, the one with 645 million, for a quarter of an hour. With `--folder` it can be killed at any time, and the same command continues.
+# and, on a GPU, the one with 645 million, for a quarter of an hour. With `--folder` it can be killed at any time, and the same command
+# continues.
 #
 # ## How fast to learn
-# The *learning rate* says how far a step goes. At the beginning the optimiser knows little of the gradients' sizes, and large steps do harm: so it is
-# *warmed up* along a line, $(s + 1) / w$ at step $s$ of $w$. Then it falls along half a cosine from 1 to a floor $f$, which it has at the last
-# step, $n - 1$:
+# The *learning rate* says how far a step goes. At the beginning the optimiser knows little of the gradients' sizes, and large steps do
+# harm: so it is *warmed up* along a line, $(s + 1) / w$ at step $s$ of $w$. Then it falls along half a cosine from 1 to a floor $f$, which
+# it has at the last step, $n - 1$:
 #
 # $$ f + (1 - f)\,\frac{1 + \cos \pi p}{2}, \qquad p = \frac{s - w}{n - 1 - w} $$
 #
@@ -85,10 +87,11 @@ def schedule(step, steps, warmup, floor):
 
 
 # %% tests="schedule" points=2
-for case in [(0, 100, 10, 0.1, 0.1), (9, 100, 10, 0.1, 1.0), (10, 100, 10, 0.1, 1.0), (99, 100, 10, 0.1, 0.1), (40, 61, 20, 0.0, 0.5), (30, 61, 20, 0.2, 0.8828427)]:
-    *arguments, want = case
-    got = schedule(*arguments)
-    assert math.isclose(got, want, abs_tol=1e-6), f"at step {arguments[0]} of {arguments[1]}, warm-up {arguments[2]}, floor {arguments[3]}: got {got:.4f}, want {want:.4f}"
+expected = [(0, 100, 10, 0.1, 0.1), (9, 100, 10, 0.1, 1.0), (10, 100, 10, 0.1, 1.0), (99, 100, 10, 0.1, 0.1), (40, 61, 20, 0.0, 0.5),
+            (30, 61, 20, 0.2, 0.8828427)]
+for step, of, warmup, floor, want in expected:
+    got = schedule(step, of, warmup, floor)
+    assert math.isclose(got, want, abs_tol=1e-6), f"step {step} of {of}, warm-up {warmup}, floor {floor}: got {got:.4f}, want {want:.4f}"
 
 # %%
 from labkernels.llm.optim import wsd
@@ -96,15 +99,15 @@ from labkernels.llm.optim import wsd
 lk.draw.learning_rates({"cosine": lambda s: schedule(s, 200, 20, 0.1), "warm-up, stable, decay": lambda s: wsd(s, 200, 20)}, 200)
 
 # %% [markdown]
-# The second one, *WSD*, does not know how long it will be: it stays level until one decides to end, and only then falls. Any checkpoint on the
-# plateau can be continued.
+# The second one, *WSD*, does not know how long it will be: it stays level until one decides to end, and only then falls. Any checkpoint on
+# the plateau can be continued.
 #
 # ## A batch that does not fit
 # Large models want batches of a million tokens, which no GPU holds. But a gradient is a sum over tokens, so it can be summed in parts:
 # `backward()` *adds* to `.grad`. Several *micro-batches*, one after the other, then make one step.
 #
-# The trap: the loss of each is a mean over its targets, and a target of -100, such as the first token of another document, does not count. A mean of
-# means is not the mean.
+# The trap: the loss of each is a mean over its targets, and a target of -100, such as the first token of another document, does not count.
+# A mean of means is not the mean.
 #
 # **Write** the gradient of the mean over all targets that count, in all micro-batches. `model(inputs, targets)` is the mean loss of one.
 
@@ -133,15 +136,16 @@ want = [p.grad.clone() for p in tiny.parameters()]
 for cuts in [(6,), (1, 5), (2, 2, 2), (1, 1, 1, 3)]:
     tiny.zero_grad()
     got = accumulate(tiny, list(zip(inputs.split(cuts), targets.split(cuts))))
-    assert got is not None and abs(got - whole.item()) < 1e-4, f"micro-batches of {cuts} rows: the mean loss is {whole.item():.4f}, got {got}"
-    for name, p, right in zip(dict(tiny.named_parameters()), tiny.parameters(), want):
-        assert p.grad is not None and torch.allclose(p.grad, right, rtol=1e-3, atol=1e-5), f"micro-batches of {cuts} rows: the gradient of {name} is wrong"
+    assert got is not None and abs(got - whole.item()) < 1e-4, f"cut into {cuts} rows: the mean loss is {whole.item():.4f}, got {got}"
+    for (name, p), right in zip(tiny.named_parameters(), want):
+        same = p.grad is not None and torch.allclose(p.grad, right, rtol=1e-3, atol=1e-5)
+        assert same, f"cut into {cuts} rows: the gradient of {name} is wrong"
 
 # %% [markdown]
 # ## Where the memory goes
-# Weights in bfloat16 have 8 bits of precision: a step below 1/256 of a weight is rounded away. So the optimiser keeps a *master* of each weight in
-# float32, changes that, and rounds a copy for the products. AdamW keeps two *moments* of each gradient besides, its mean and its mean
-# square, in float32.
+# Weights in bfloat16 have 8 bits of precision: a step below 1/256 of a weight is rounded away. So the optimiser keeps a *master* of each
+# weight in float32, changes that, and rounds a copy for the products. AdamW keeps two *moments* of each gradient besides, its mean and its
+# mean square, in float32.
 #
 # **Predict.** Weights and gradients in bfloat16, masters and both moments in float32: how many GB (10⁹ bytes) for a model of 645 million
 # weights? And for Llama 2 7B, with its 6.74 billion?
@@ -171,24 +175,25 @@ estimates = {
 lk.draw.training_memory(estimates, limit_gb=141)
 
 # %% [markdown]
-# The first row holds 32768 tokens times 32768 words of float32 logits, twice; lab 09's loss never does. *Activation checkpointing* keeps less
-# and computes it again when the backward pass comes by. *Selective*: what products and attention made is kept, norms and activations are computed
-# again, and cost little. *Full*: a block keeps its input alone, and is computed once more.
+# The first row holds 32768 tokens times 32768 words of float32 logits, twice; lab 09's loss never does. *Activation checkpointing* keeps
+# less and computes it again when the backward pass comes by. *Selective*: what products and attention made is kept, norms and activations
+# are computed again, and cost little. *Full*: a block keeps its input alone, and is computed once more.
 #
-# *Stochastic rounding* does without masters. A weight between two bfloat16 numbers goes to either, with the probability that makes it right on
-# average. A step of an eighth of their distance is then made by one weight in eight:
+# *Stochastic rounding* does without masters. A weight between two bfloat16 numbers goes to either, with the probability that makes it
+# right on average. A step of an eighth of their distance is then made by one weight in eight:
 
 # %%
 from labkernels.llm.optim import stochastic_bf16
 
 weights = torch.ones(10_000) - 2.0**-11
-print(f"to nearest: {weights.bfloat16().float().mean():.6f}   stochastic: {stochastic_bf16(weights, seed).float().mean():.6f}   exact: {weights.mean():.6f}")
+nearest, stochastic = weights.bfloat16().float(), stochastic_bf16(weights, seed).float()
+print(f"to nearest: {nearest.mean():.6f}   stochastic: {stochastic.mean():.6f}   exact: {weights.mean():.6f}")
 
 # %% [markdown]
 # ## Where the time goes
 # Each weight multiplies each token once forward, and twice backward, for the gradient of what came in and for its own: 6 FLOPs. Attention
-# comes on top. For each of *L* layers a query meets half of the *S* keys on average, in two products over all heads' *d* numbers: $2 \cdot 2 \cdot
-# d \cdot S/2$ forward, three times that in all.
+# comes on top. For each of *L* layers a query meets half of the *S* keys on average, in two products over all heads' *d* numbers: $2 \cdot
+# 2 \cdot d \cdot S/2$ forward, three times that in all.
 #
 # *Model FLOPs utilisation*, MFU, is the share of these FLOPs in what the GPU could do. An H200 can do 989 TFLOP/s in bfloat16.
 #
@@ -208,8 +213,8 @@ lk.check_prediction("mfu", mfu)
 print(f"{parameters(model) / 1e6:.0f} million weights, {flops_per_token(model, 2048) / 1e9:.2f} GFLOP a token")
 
 # %% [markdown]
-# That is where Hugging Face's Llama stands with `torch.compile` and a mended causal mask. What does each optimisation add? All rows below train
-# this model, on the same tokens, from the same weights.
+# That is where Hugging Face's Llama stands with `torch.compile` and a mended causal mask. What does each optimisation add? All rows below
+# train this model, on the same tokens, from the same weights.
 
 # %%
 ladder = recorded.ladder()
@@ -219,16 +224,16 @@ recorded.table(ladder) if ladder is not None else None
 lk.draw.ablation(ladder[ladder["preset"].eq("645m")]) if ladder is not None else None
 
 # %% [markdown]
-# Read the loss beside the speed: a row that is faster and learns less has won nothing. Checkpointing costs time, and buys room for a larger batch or a
-# larger model.
+# Read the loss beside the speed: a row that is faster and learns less has won nothing. Checkpointing costs time, and buys room for a
+# larger batch or a larger model.
 #
-# **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448: so each tensor is scaled by
-# its largest number, found anew in each step. All three products of a linear layer are made this way, but a tensor core takes 8-bit operands in one order
-# alone, so each tensor is written twice, as it is and turned round, in one pass.
+# **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448: so each tensor is
+# scaled by its largest number, found anew in each step. All three products of a linear layer are made this way, but a tensor core takes
+# 8-bit operands in one order alone, so each tensor is written twice, as it is and turned round, in one pass.
 #
 # ## A step of the same size in all directions
-# AdamW divides each number of a gradient by its usual size. *Muon* looks at a weight as what it is, a matrix. The momentum $M = U S V^T$ has a few
-# large singular values, and most of what it says lies in the small ones. Muon steps along $U V^T$, where all of them are 1.
+# AdamW divides each number of a gradient by its usual size. *Muon* looks at a weight as what it is, a matrix. The momentum $M = U S V^T$
+# has a few large singular values, and most of what it says lies in the small ones. Muon steps along $U V^T$, where all of them are 1.
 #
 # A singular value decomposition would take longer than the step. But a polynomial of odd powers acts on the singular values alone,
 # $x \mapsto a x + b x^3 + c x^5$, and so does
@@ -269,8 +274,8 @@ cases = [{"x": (4, 4)}, {"x": (8, 24)}, {"x": (33, 70)}]
 lk.check_against(polynomial_of_singular_values, from_unit, cases, mistakes={"the step without the fifth power": without_the_fifth_power});
 
 # %% [markdown]
-# Here is a gradient of the model that you trained, and what five steps make of its singular values. Each step lifts the small ones by the same
-# factor, 3.44, until they come near 1:
+# Here is a gradient of the model that you trained, and what five steps make of its singular values. Each step lifts the small ones by the
+# same factor, 3.44, until they come near 1:
 
 # %%
 batch = next(trainer.loader)
@@ -282,8 +287,8 @@ for _ in range(5):
 lk.draw.singular_values(seen)
 
 # %% [markdown]
-# Two of the three products, $X X^T$ and its square, are symmetric. Half of their numbers need not be computed, and `symmetric_matmul` does not: a tile above
-# the diagonal is stored twice, the second time turned round. For 1536 × 4096 that saves 29% of the FLOPs.
+# Two of the three products, $X X^T$ and its square, are symmetric. Half of their numbers need not be computed, and `symmetric_matmul` does
+# not: a tile above the diagonal is stored twice, the second time turned round. For 1536 × 4096 that saves 29% of the FLOPs.
 
 # %%
 lk.ops["symmetric_matmul"]
@@ -297,7 +302,8 @@ print(f"largest difference: {(whole - halved).abs().max():.4f}")
 # The model of 645 million weights on all the Python that is installed on a machine, for 15 minutes of one H200:
 #
 # ```sh
-# labkernels train --preset 645m --corpus python --minutes 15 --folder runs/python --evaluate-every 200 --sample-every 500
+# labkernels train --preset 645m --corpus python --minutes 14 --lr 4e-4 --warmup 200 --folder runs/python --log runs/python_645m.csv \
+    --evaluate-every 250 --evaluate-batches 16 --sample-every 500 --save-every 1000
 # ```
 
 # %%
@@ -307,5 +313,6 @@ import pandas
 loss_curve(pandas.read_csv(curve)) if curve is not None else None
 
 # %% [markdown]
-# **Still wasted.** The optimiser waits until the last gradient is there. Norms, rotations and activations go through memory between the products. fp8
-# numbers are made by kernels of their own, from 16-bit ones that other kernels have just written. Which of these would you fuse first?
+# **Still wasted.** The optimiser waits until the last gradient is there. Norms, rotations and activations go through memory between the
+# products. fp8 numbers are made by kernels of their own, from 16-bit ones that other kernels have just written. Which of these would you
+# fuse first?

@@ -3,9 +3,10 @@
     python -m labkernels.llm.ablation --record data/measured/h200             about five minutes of an H200; writes training.csv
     python -m labkernels.llm.ablation --rows bf16,compiled --preset 10m       some rows, shown
 
-Notable: tokens/s is the median of the last steps by CUDA events; the loss is that of the last step, after equal tokens from equal weights; Hugging Face's
-rows have the same shape, weights, tokens and loss. Rows that find no room are told, and so are those that the budget of time left out: the rows that
-matter most are measured first. Each row warms up by compiling; what was compiled before is kept by PyTorch's cache.
+Notable: tokens/s is the median of the last steps by CUDA events; the loss is that of the last step, after equal tokens from equal weights;
+Hugging Face's rows have the same shape, weights, tokens and loss. Rows that find no room are told, and so are those that the budget of
+time left out: the rows that matter most are measured first. Each row warms up by compiling; what was compiled before is kept by PyTorch's
+cache.
 """
 
 from __future__ import annotations
@@ -169,7 +170,9 @@ def _milliseconds(a, b, on_gpu: bool) -> float:
     return a.elapsed_time(b)
 
 
-def measure_all(names: list[str], data: dict[str, TokenDataset], budget_s: float, say=print, done=lambda rows: None, **options: Any) -> list[dict[str, Any]]:
+def measure_all(
+    names: list[str], data: dict[str, TokenDataset], budget_s: float, say=print, done=lambda rows: None, **options: Any
+) -> list[dict[str, Any]]:
     """Rows by name, the urgent ones first, until the budget is spent; given back in the ladder's order. `done` is called with the rows after each."""
     begun, found = time.perf_counter(), {}
     for name in sorted(names, key=lambda one: ROWS[one].urgency):

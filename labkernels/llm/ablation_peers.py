@@ -1,7 +1,8 @@
 """Hugging Face's Llama in the ablation: the same shape and weights, the same tokens, the same definition of the loss.
 
-Notable: under torch.compile transformers builds an explicit mask and loses the causal fast path; that is mended here, so that the row is what a careful
-user gets. Liger replaces norms, RoPE, SwiGLU and the loss by its Triton kernels. Either has bf16 weights and PyTorch's fused AdamW, no clipping.
+Notable: under torch.compile transformers builds an explicit mask and loses the causal fast path; that is mended here, so that the row is
+what a careful user gets. Liger replaces norms, RoPE, SwiGLU and the loss by its Triton kernels. Either has bf16 weights and PyTorch's
+fused AdamW, no clipping.
 """
 
 from __future__ import annotations

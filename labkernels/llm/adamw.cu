@@ -1,8 +1,10 @@
 // AdamW of one tensor: everything that a weight needs in one pass over memory.
-//   Idea      A step of Adam touches each weight, its gradient and two moments once and computes next to nothing. So read them once, 16 bytes at a time:
-//             clipping is a factor that is multiplied in, and rounding the weight to bfloat16 is a store and not a pass of its own.
-//   Predicts  bfloat16 weights with float32 masters and moments: 28 bytes a weight, 18 GB for 645M, 4.3 ms at 4.3 TB/s. Rounded stochastically, no
-//             masters: 22 bytes. With bfloat16 moments, too: 14.
+//   Idea      A step of Adam touches each weight, its gradient and two moments once and computes next to nothing. So read them once, 16
+//             bytes at a time: clipping is a factor that is multiplied in, and rounding the weight to bfloat16 is a store and not a pass
+//             of its own.
+//   Predicts  bfloat16 weights with float32 masters and moments: 28 bytes a weight, 18 GB for 645M, 4.3 ms at 4.3 TB/s. Rounded
+//             stochastically, no masters: 22 bytes. With bfloat16 moments, too: 14.
+//   Measured  Not recorded yet; to be in data/measured/h200/training.csv the row fused_adamw.
 //   Wastes    A launch for each tensor, 4 us each: little beside the 20 us that a matrix takes, much for the weight of a norm.
 #include "vector.cuh"
 
@@ -13,15 +15,16 @@ __device__ __forceinline__ unsigned mixed(unsigned x) {
     return x >> 22 ^ x;
 }
 
-// x rounded to bfloat16 up or down with the probability that makes the mean x; `random` has 16 bits. Kept finite numbers stay finite or become infinite.
+// x rounded to bfloat16 up or down with the probability that makes the mean x; `random` has 16 bits. Kept finite numbers stay finite or
+// become infinite.
 __device__ __forceinline__ float stochastic_bf16(float x, unsigned random) {
     if (!isfinite(x)) return x;
     return __uint_as_float((__float_as_uint(x) + (random & 0xffffu)) & 0xffff0000u);
 }
 
 
-// weight, grad, m and v have n elements; master, float32, where MASTER. `factor` is multiplied into the gradient (null: 1); where it is not finite nothing
-// is changed. 8 elements a thread.
+// weight, grad, m and v have n elements; master, float32, where MASTER. `factor` is multiplied into the gradient (null: 1); where it is
+// not finite nothing is changed. 8 elements a thread.
 template <class Weight, class Grad, class Moment, bool MASTER, bool STOCHASTIC>
 __global__ void __launch_bounds__(256)
     adamw(Weight* weight, float* master, const Grad* grad, Moment* m, Moment* v, const float* factor, long long n, float lr, float beta1, float beta2,

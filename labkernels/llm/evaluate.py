@@ -1,7 +1,7 @@
 """How good a model is: validation loss, bits per byte, and what it writes.
 
-Notable: a loss per token cannot be compared between tokenizers, for one with more words has fewer, harder tokens. Bits per byte can: the bits of all
-targets over the bytes of text that they stand for.
+Notable: a loss per token cannot be compared between tokenizers, for one with more words has fewer, harder tokens. Bits per byte can: the
+bits of all targets over the bytes of text that they stand for.
 """
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ def boundaries(batch) -> dict:
 
 
 @torch.no_grad()
-def sample(model, prompt: list[int], new_tokens: int = 64, temperature: float = 0.8, top_k: int = 50, seed: int = 0, stop: Iterable[int] = ()) -> list[int]:
-    """Tokens after `prompt`, drawn one by one; temperature 0 takes the likeliest. For a glance at a model in training: without a cache, every token
-    computes all before it once more (`Engine` does not). No more than the last max_seq_len tokens are seen."""
+def sample(
+    model, prompt: list[int], new_tokens: int = 64, temperature: float = 0.8, top_k: int = 50, seed: int = 0, stop: Iterable[int] = ()
+) -> list[int]:
+    """Tokens after `prompt`, drawn one by one; temperature 0 takes the likeliest. For a glance at a model in training: without a cache,
+    every token computes all before it once more (`Engine` does not). No more than the last max_seq_len tokens are seen."""
     if not prompt:
         raise ArgumentError("sample: prompt is empty; give at least one token, such as the tokenizer's eos_id, which begins a document")
     device = next(model.parameters()).device

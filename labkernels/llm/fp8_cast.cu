@@ -1,9 +1,12 @@
 // A matrix as 8-bit floats, as it lies and turned round, in one pass.
-//   Idea      wgmma takes fp8 operands with k dense alone. A linear layer's three products contract over three axes: x and the gradient are needed both
-//             ways. A block reads a tile of 128 x 128 once. A thread has 4 rows x 8 columns of it; it writes the rows as they are, turns 4 x 4 bytes round in
-//             its registers, and puts columns of 4 rows into shared memory, from where they leave in rows of 128 bytes.
+//   Idea      wgmma takes fp8 operands with k dense alone. A linear layer's three products contract over three axes: x and the gradient
+//             are needed both ways. A block reads a tile of 128 x 128 once. A thread has 4 rows x 8 columns of it; it writes the rows as
+//             they are, turns 4 x 4 bytes round in its registers, and puts columns of 4 rows into shared memory, from where they leave in
+//             rows of 128 bytes.
 //   Predicts  2 bytes read and 2 written an element: 32768 x 4096 take 0.54 GB, 0.13 ms, where a cast and a transposition take 0.8 GB.
-//   Wastes    The trip of the 16-bit numbers through memory: a kernel that makes them could write these in their place, if it knew the scale before.
+//   Measured  Not recorded yet; to be in data/measured/h200/training.csv the row fp8.
+//   Wastes    The trip of the 16-bit numbers through memory: a kernel that makes them could write these in their place, if it knew the
+//             scale before.
 #include "pack.cuh"
 #include "vector.cuh"
 
@@ -58,10 +61,11 @@ __device__ __forceinline__ uint2 pack8(const float (&v)[8], float factor) {
                       pack4<E5M2>(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
 }
 
-// values (rows, cols) and turned (cols, rows; may be null) are x (rows, cols) times *scale; what is too large becomes the largest. rows and cols are
-// multiples of 16, rows of x begin on 16 bytes. Grid: (tiles of columns, tiles of rows), 256 threads.
+// values (rows, cols) and turned (cols, rows; may be null) are x (rows, cols) times *scale; what is too large becomes the largest. rows
+// and cols are multiples of 16, rows of x begin on 16 bytes. Grid: (tiles of columns, tiles of rows), 256 threads.
 template <class T, bool E5M2>
-__global__ void __launch_bounds__(256) fp8_cast(const T* x, long long x_stride, const float* scale, unsigned char* values, unsigned char* turned, int rows, int cols) {
+__global__ void __launch_bounds__(256)
+    fp8_cast(const T* x, long long x_stride, const float* scale, unsigned char* values, unsigned char* turned, int rows, int cols) {
     __shared__ __align__(16) unsigned words[TILE * WORDS];
     const Tile tile{words};
     const float factor = *scale;
@@ -88,11 +92,12 @@ __global__ void __launch_bounds__(256) fp8_cast(const T* x, long long x_stride, 
     tile.leave(turned, first_row, first_col, rows, cols);
 }
 
-// The gradient of silu(gate) * up times *scale, never in 16 bits: grad (rows, n), gate_up (rows, 2 n) with all gates before all ups, both contiguous;
-// values (rows, 2 n) and turned (2 n, rows) in e5m2. A block has a tile of the gates and the tile of the ups that belong to them. Sizes and launch as above,
-// with tiles of n.
+// The gradient of silu(gate) * up times *scale, never in 16 bits: grad (rows, n), gate_up (rows, 2 n) with all gates before all ups, both
+// contiguous; values (rows, 2 n) and turned (2 n, rows) in e5m2. A block has a tile of the gates and the tile of the ups that belong to
+// them. Sizes and launch as above, with tiles of n.
 template <class T>
-__global__ void __launch_bounds__(256) fp8_swiglu_backward(const T* grad, const T* gate_up, const float* scale, unsigned char* values, unsigned char* turned, int rows, int n) {
+__global__ void __launch_bounds__(256)
+    fp8_swiglu_backward(const T* grad, const T* gate_up, const float* scale, unsigned char* values, unsigned char* turned, int rows, int n) {
     __shared__ __align__(16) unsigned words[2][TILE * WORDS];
     const Tile gates{words[0]}, ups{words[1]};
     const float factor = *scale;

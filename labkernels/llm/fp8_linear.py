@@ -2,14 +2,16 @@
 
 Notable:
 - a product of fp8 numbers takes half the time and half the memory traffic of bfloat16; what is kept for the backward pass is fp8, too
-- "tensor": one scale a tensor, 448 over its largest number, found anew in every step; all three products are fp8: x w^T, dy w and dy^T x. Activations and
-  weights are e4m3, gradients e5m2, which has more range and less precision (Micikevicius et al., arXiv:2209.05433)
-- fp8 operands must be dense along the axis that is summed over, another one in each product: `fp8_cast` writes both orders in one pass (fp8_cast.cu)
-- between the products of a SwiGLU network the gradient is never written in 16 bits: a bound of its largest number is known before, and e5m2 has range to
-  spare for what the bound is too large
-- "row": a scale for each token and each row of a weight, so one large number spoils its own row alone; the product dy^T x sums over the tokens, whose
-  scales differ, and stays bfloat16
-- weights themselves, what is between the layers, embeddings and the head stay as they are; on the CPU the same numbers are multiplied in float32
+- "tensor": one scale a tensor, 448 over its largest number, found anew in every step; all three products are fp8: x w^T, dy w and dy^T x.
+  Activations and weights are e4m3, gradients e5m2, which has more range and less precision (Micikevicius et al., arXiv:2209.05433)
+- fp8 operands must be dense along the axis that is summed over, another one in each product: `fp8_cast` writes both orders in one pass
+  (fp8_cast.cu)
+- between the products of a SwiGLU network the gradient is never written in 16 bits: a bound of its largest number is known before, and
+  e5m2 has range to spare for what the bound is too large
+- "row": a scale for each token and each row of a weight, so one large number spoils its own row alone; the product dy^T x sums over the
+  tokens, whose scales differ, and stays bfloat16
+- weights themselves, what is between the layers, embeddings and the head stay as they are; on the CPU the same numbers are multiplied in
+  float32
 """
 
 from __future__ import annotations

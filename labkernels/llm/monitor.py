@@ -1,7 +1,8 @@
 """What is seen of a training while it runs, and what is kept of it.
 
 Notable:
-- every step is one row: a file that pandas reads (`.jsonl` or `.csv`), TensorBoard where it is asked for, a progress bar, a loss curve in a notebook
+- every step is one row: a file that pandas reads (`.jsonl` or `.csv`), TensorBoard where it is asked for, a progress bar, a loss curve in
+  a notebook
 - tokens/s of the last steps; MFU, the share of the GPU's arithmetic that the model's own FLOPs take (nothing recomputed counts)
 - the GPU's memory from PyTorch, its utilisation, power and clock from NVML, the CPU's from psutil; what is missing on a machine is left out
 """
@@ -45,7 +46,8 @@ def mfu(tokens_per_s: float, flops_per_token: float, peak: float | None) -> floa
 class Monitor:
     """Takes a row a step. `log` is a file; an existing one is continued, without the rows of steps that are to come again (`first_step`).
 
-    `interactive`: a bar, and in a notebook a curve; None: where somebody watches. `quiet`: says nothing. Use it as a context manager, or close it.
+    `interactive`: a bar, and in a notebook a curve; None: where somebody watches. `quiet`: says nothing. Use it as a context manager, or
+    close it.
     """
 
     def __init__(

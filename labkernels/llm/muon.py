@@ -2,10 +2,11 @@
 
 Notable:
 - the momentum of a matrix, U S V^T, becomes about U V^T: every direction is learnt at the same pace, whatever its gradient's size
-- no SVD: five steps of a Newton-Schulz iteration in bfloat16, products alone. Two of its three products are a matrix times its own transpose, and take
-  `symmetric_matmul`, which computes one triangle: 29% fewer FLOPs for 1536 x 4096
+- no SVD: five steps of a Newton-Schulz iteration in bfloat16, products alone. Two of its three products are a matrix times its own
+  transpose, and take `symmetric_matmul`, which computes one triangle: 29% fewer FLOPs for 1536 x 4096
 - matrices of one shape are iterated together, as one batch; stacked projections (q, k, v; gate, up) are matrices of their own
-- the update is scaled to the size that AdamW's has, 0.2 sqrt(max(rows, columns)) (Liu et al., arXiv:2502.16982), so both share a learning rate and decay
+- the update is scaled to the size that AdamW's has, 0.2 sqrt(max(rows, columns)) (Liu et al., arXiv:2502.16982), so both share a learning
+  rate and decay
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ BATCH_ELEMENTS = 1 << 28  # what is iterated at a time, in elements: 0.5 GB in b
 
 
 def newton_schulz(g: torch.Tensor, steps: int = 5, kernel: str = "labkernels") -> torch.Tensor:
-    """g (rows, columns) or (batch, rows, columns) to about U V^T of its singular value decomposition, singular values near 1, but for tiny ones; of g's shape and dtype.
+    """g (rows, columns) or (batch, rows, columns) to about U V^T of its singular value decomposition, singular values near 1, but for tiny
+    ones; of g's shape and dtype.
 
     `kernel`: "labkernels" takes symmetric_matmul for the symmetric products, "torch" computes them whole.
     """
@@ -51,8 +53,8 @@ def _whole(x: torch.Tensor, c: torch.Tensor | None = None, alpha: float = 1.0, b
 class Muon(ExactState):
     """Muon for matrices (Nesterov momentum, decoupled weight decay). For the rest, embeddings, head and norms, use `AdamW` beside it.
 
-    A group may have "rows", how many rows belong to each of the matrices stacked in its weights. bfloat16 weights keep a float32 master. `step(factor)`
-    as AdamW's. `kernel` as in `newton_schulz`.
+    A group may have "rows", how many rows belong to each of the matrices stacked in its weights. bfloat16 weights keep a float32 master.
+    `step(factor)` as AdamW's. `kernel` as in `newton_schulz`.
     """
 
     def __init__(

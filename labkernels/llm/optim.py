@@ -1,9 +1,11 @@
 """Optimisers and schedules of the trainer.
 
 Notable:
-- `AdamW`: one kernel a tensor (adamw.cu) that reads a weight, its gradient and its moments once; bfloat16 weights keep a float32 master beside them, or
-  are rounded up or down at random so that small steps are not lost; clipping is a factor inside the kernel. Float32 weights take PyTorch's fused AdamW.
-- weights of matrices decay, those of norms do not; Muon (muon.py) takes the matrices of the blocks and leaves embeddings, head and norms to AdamW
+- `AdamW`: one kernel a tensor (adamw.cu) that reads a weight, its gradient and its moments once; bfloat16 weights keep a float32 master
+  beside them, or are rounded up or down at random so that small steps are not lost; clipping is a factor inside the kernel. Float32
+  weights take PyTorch's fused AdamW.
+- weights of matrices decay, those of norms do not; Muon (muon.py) takes the matrices of the blocks and leaves embeddings, head and norms
+  to AdamW
 - a schedule is a factor of the learning rate for each step: warm-up and cosine, or warm-up, stable and decay (WSD)
 """
 
@@ -40,9 +42,10 @@ class ExactState(torch.optim.Optimizer):
 class AdamW(ExactState):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101), float32 arithmetic whatever the weights are.
 
-    `master`: what remembers the small bits of bfloat16 weights. "float32": a copy beside each; "stochastic": nothing, the weight is rounded up or down
-    at random, right on average; "none": nothing, rounded to nearest, so steps below 1/256 of a weight are lost. `moment_dtype` float32 or bfloat16.
-    `step(factor)` multiplies gradients by `factor`, a float32 tensor of one number on their device; nothing is changed where it is not finite.
+    `master`: what remembers the small bits of bfloat16 weights. "float32": a copy beside each; "stochastic": nothing, the weight is
+    rounded up or down at random, right on average; "none": nothing, rounded to nearest, so steps below 1/256 of a weight are lost.
+    `moment_dtype` float32 or bfloat16. `step(factor)` multiplies gradients by `factor`, a float32 tensor of one number on their device;
+    nothing is changed where it is not finite.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """SwiGLU between products that are PyTorch's or in fp8, for training: the compiler's forward pass, and our kernel for the backward pass.
 
-Notable: gate and up are halves of one product. Compiled, the forward pass is one kernel that reads each number once. The backward pass puts two halves
-together again, and there the compiler reads everything twice; `swiglu_backward` writes both halves where they belong.
+Notable: gate and up are halves of one product. Compiled, the forward pass is one kernel that reads each number once. The backward pass
+puts two halves together again, and there the compiler reads everything twice; `swiglu_backward` writes both halves where they belong.
 """
 
 from __future__ import annotations

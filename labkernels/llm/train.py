@@ -1,7 +1,8 @@
 """The trainer: data, model, optimiser, and the loop, in steps that read top to bottom.
 
 Notable:
-- bf16 weights with a float32 master in the optimiser, or rounded stochastically; torch.compile of the blocks; fp8 products on Hopper; AdamW or Muon
+- bf16 weights with a float32 master in the optimiser, or rounded stochastically; torch.compile of the blocks; fp8 products on Hopper;
+  AdamW or Muon
 - several micro-batches make one step, each token counting the same
 - nothing waits for the GPU: a step's loss is read when the next step has been launched
 - a loss that is NaN or jumps is seen before the weights change, and the step is skipped and told
@@ -91,7 +92,8 @@ class Trainer(Parts):
                 monitor.note(event.step, event=str(event))
             self.seconds = before + time.perf_counter() - begun
             if stop.requested:
-                monitor.say(f"told to stop ({stop.received.name}): saved and left after step {self.step}" if self.store else f"stopped after step {self.step}")
+                done = "saved and left" if self.store else "left"
+                monitor.say(f"told to stop ({stop.received.name}): {done} after step {self.step}")
             else:
                 self.look(monitor, True, True)
             self.save()

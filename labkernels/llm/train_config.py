@@ -33,7 +33,7 @@ class TrainConfig:
     # The model
     preset: str = "10m"  # a name in labkernels.llm.config.PRESETS
     model: dict[str, Any] = field(default_factory=dict)  # single fields of the preset's ModelConfig to change, {"num_layers": 2}
-    kernels: Any = "auto"  # "auto": what was fastest on this kind of device; "torch", "labkernels", or a mapping of the model's operations, and "activation", to these
+    kernels: Any = "auto"  # "torch", "labkernels", "auto": what was fastest, or a mapping of the model's operations to the first two
     # The data
     corpus: str = "stdlib"  # a name or a folder that labkernels.llm.corpora knows
     max_bytes: int | None = None  # of text to take; None: all there is

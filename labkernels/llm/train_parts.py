@@ -84,7 +84,9 @@ class Parts:
             return [optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam)]
         groups = muon_groups(self.model)
         matrices = {id(p) for group in groups for p in group["params"]}
-        rest = [{**group, "params": [p for p in group["params"] if id(p) not in matrices]} for group in optim.parameter_groups(self.model, c.weight_decay)]
+        rest = optim.parameter_groups(self.model, c.weight_decay)
+        for group in rest:
+            group["params"] = [p for p in group["params"] if id(p) not in matrices]
         return [Muon(groups, c.lr, weight_decay=c.weight_decay), optim.AdamW(rest, **adam)]
 
     def compiled(self) -> Callable[..., torch.Tensor]:

@@ -1,7 +1,7 @@
 """The operation `symmetric_matmul`: alpha * x @ x^T + beta * c for a symmetric c. What it is, on what it is judged, and what it costs.
 
-x is (m, k) or (batch, m, k), c and the result (m, m) or (batch, m, m). The result is symmetric, so half of the products are enough: FLOPs are counted
-as m (m + 1) k, those of one triangle. Muon's Newton-Schulz iteration (Jordan et al., 2024) is made of it.
+x is (m, k) or (batch, m, k), c and the result (m, m) or (batch, m, m). The result is symmetric, so half of the products are enough: FLOPs
+are counted as m (m + 1) k, those of one triangle. Muon's Newton-Schulz iteration (Jordan et al., 2024) is made of it.
 """
 
 from __future__ import annotations

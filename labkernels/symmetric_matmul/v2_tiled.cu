@@ -1,8 +1,8 @@
 // Symmetric matmul, v2: tiled. Blocks for the tiles on and above the diagonal alone; a tile is written twice, the second time turned round.
-//   Idea      Both operands of a tile are rows of x. 32 x 32 threads bring 32 rows for either, and a number that is read serves 32 products. The
-//             mirrored tile goes through shared memory, so that its rows, too, are written in one piece.
+//   Idea      Both operands of a tile are rows of x. 32 x 32 threads bring 32 rows for either, and a number that is read serves 32
+//             products. The mirrored tile goes through shared memory, so that its rows, too, are written in one piece.
 //   Predicts  32 times fewer bytes from global memory than v1, and T (T + 1) / 2 blocks for T tiles a side where a full product has T^2.
-//   Measured  data/measured/h200/symmetric_matmul.csv.
+//   Measured  Not recorded yet; to be in data/measured/h200/symmetric_matmul.csv.
 //   Wastes    FFMA in place of tensor cores, and shared memory for each operand of it, as matmul's v3.
 #include "convert.cuh"
 

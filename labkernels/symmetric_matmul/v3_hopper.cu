@@ -1,10 +1,11 @@
 // Symmetric matmul, v3: Hopper (sm_90a). matmul's v7 on the tiles on and above the diagonal; the copy engine stores each tile twice.
-//   Idea      A producer thread, two warpgroups of wgmma, tiles of 128 x 128, and both operands from the same tensor map. When a tile is done, each
-//             warpgroup stores its 64 x 128 sums, and then the same registers again through stmatrix.trans, turned round, at the mirrored place.
+//   Idea      A producer thread, two warpgroups of wgmma, tiles of 128 x 128, and both operands from the same tensor map. When a tile is
+//             done, each warpgroup stores its 64 x 128 sums, and then the same registers again through stmatrix.trans, turned round, at
+//             the mirrored place.
 //   Predicts  T (T + 1) / 2 tiles in place of T^2: at m = 1536, 78 of 144. A mirrored store costs no products and no reads.
-//   Measured  data/measured/h200/symmetric_matmul.csv.
-//   Wastes    The half of a tile on the diagonal that is below it. 128 x 128 tiles read 64 bytes of shared memory a clock and FLOP where v7's
-//             128 x 256 read 48. The epilogue is twice as long, and a multiprocessor multiplies nothing under it.
+//   Measured  Not recorded yet; to be in data/measured/h200/symmetric_matmul.csv.
+//   Wastes    The half of a tile on the diagonal that is below it. 128 x 128 tiles fetch 64 bytes a clock from L2, v7's 128 x 256 fetch 48.
+//             The epilogue is twice as long, and a multiprocessor multiplies nothing under it.
 #include "../matmul/hopper.cuh"
 #include "setmaxnreg.cuh"
 #include "vector.cuh"
@@ -26,10 +27,11 @@ struct Upper {
     }
 };
 
-// 64 x SIZE sums `d`, laid out as wgmma leaves them, to (row, column) of a matrix of the batch; MIRRORED: turned round, sum (r, c) to (column + c, row + r).
-// As store_tile (hopper.cuh): through SLABS slabs of the warpgroup's own, of which `next` have been used.
+// 64 x SIZE sums `d`, laid out as wgmma leaves them, to (row, column) of a matrix of the batch; MIRRORED: turned round, sum (r, c) to
+// (column + c, row + r). As store_tile (hopper.cuh): through SLABS slabs of the warpgroup's own, of which `next` have been used.
 template <class T, bool MIRRORED, int SLABS>
-__device__ __forceinline__ void store(const TensorMap& out, char* slabs, int& next, const float (&d)[SIZE / 2], int row, int column, int batch, int warpgroup) {
+__device__ __forceinline__ void store(const TensorMap& out, char* slabs, int& next, const float (&d)[SIZE / 2], int row, int column, int batch,
+                                      int warpgroup) {
     const int thread = threadIdx.x % GROUP, lane = threadIdx.x % 32, warp = thread / 32;
 #pragma unroll
     for (int slab = 0; slab < SIZE / 64; ++slab, ++next) {
@@ -60,7 +62,8 @@ __device__ __forceinline__ void store(const TensorMap& out, char* slabs, int& ne
     }
 }
 
-// x and out: tensor maps of (batch, m, k), boxes of (1, SIZE, 64), and of the result (batch, m, m), boxes of (1, 64, 64). c (batch, m, m) may be null.
+// x and out: tensor maps of (batch, m, k), boxes of (1, SIZE, 64), and of the result (batch, m, m), boxes of (1, 64, 64). c (batch, m, m)
+// may be null.
 template <class T, int STAGES, int SLABS>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     symmetric_hopper(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap out, const T* c, int m, int k, int batches, float alpha,
