@@ -97,6 +97,8 @@ class Trainer(Parts):
             else:
                 self.look(monitor, True, True)
             self.save()
+            if self.store is not None:
+                monitor.say(f'next: labkernels generate {self.export()} "{self.config.prompt}"')
         self.loader.close()
         return self.rows
 
@@ -258,6 +260,14 @@ class Trainer(Parts):
             self.store.save(self.step, self.state(), background=background)
             if not background:
                 self.store.wait()
+
+    def export(self) -> Path:
+        """The model and its tokenizer in Hugging Face's layout, for `labkernels generate`, `chat` and `serve`, and for transformers."""
+        folder = Path(self.config.folder) / "model"
+        if self.rank == 0:
+            self.model.save_pretrained(folder)
+            self.data.tokenizer.save(folder)
+        return folder
 
     def resume(self) -> None:
         """Continue the newest whole checkpoint of the folder, if there is one."""

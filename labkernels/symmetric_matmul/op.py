@@ -100,7 +100,7 @@ OP = Op(
     native=native,
     problem=problem,
     make_inputs=make_inputs,
-    axes=("row", "col"),
+    axes=("batch", "row", "col"),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     small_shapes=(shape(1), shape(3, 5, gap=1), shape(33, 40, 2, True), shape(40, 24, None, True, 0.5, -2.0)),
     check_shapes=(

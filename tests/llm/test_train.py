@@ -13,8 +13,10 @@ from labkernels.cli import app
 from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.llm.corpora import corpus
 from labkernels.llm.evaluate import evaluate, sample
+from labkernels.llm.model import Transformer
 from labkernels.llm.monitor import read_log
 from labkernels.llm.shards import prepare
+from labkernels.llm.tokenizer import Tokenizer
 from labkernels.llm.train import TrainConfig, Trainer
 
 TINY = {"vocab_size": 320, "embed_dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_dim": 64, "max_seq_len": 64}
@@ -200,6 +202,9 @@ def test_the_command_trains_and_continues(data, tmp_path):
     command[command.index("--steps") + 1] = "3"
     again = CliRunner().invoke(app, command, catch_exceptions=False)
     assert again.exit_code == 0 and "after step 2" in again.output
+    assert f"next: labkernels generate {tmp_path / 'run' / 'model'}" in again.output.replace("\n", "")
+    loaded, tokenizer = Transformer.from_pretrained(tmp_path / "run" / "model"), Tokenizer.load(tmp_path / "run" / "model")
+    assert loaded.config.num_layers == 1 and tokenizer.vocab_size <= loaded.config.vocab_size and tokenizer.encode("number 1")
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2]
     wrong = CliRunner().invoke(app, [*command, "--optimizer", "sgd"])
