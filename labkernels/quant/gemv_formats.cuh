@@ -103,19 +103,29 @@ struct Fp8 {
 };
 
 struct Lane {
-    const unsigned char* table;  // of this lane's bank, or of bank 0: the pair of byte b at 128 * b
-    unsigned bank;               // in bytes, where it is kept apart
+    const unsigned char* table;  // of this lane's bank: the pair of byte b at 128 * b
+};
+struct Bank {
+    const unsigned char* table;  // of bank 0
+    unsigned place;              // of this lane's bank, in bytes
 };
 
-// Codes of 4 bits, looked up two at a time. With zeros it is int4, and the codebook 0, 1, ... 15. BANK_APART takes a register more and an
-// instruction less for each lookup.
-template <class Element, bool HAS_ZEROS, bool BANK_APART = false>
+// Codes of 4 bits, looked up two at a time. With zeros it is int4, and the codebook 0, 1, ... 15. Of a Bank a lookup takes an instruction less,
+// and the lane a register more.
+template <class Element, bool HAS_ZEROS, class Place = Lane>
 struct Codes {
     using T = Element;
-    using Table = Lane;
+    using Table = Place;
     static constexpr bool GROUPED = true, ASYMMETRIC = HAS_ZEROS;
     static constexpr int PIECES = 4;
     static constexpr float OFFSET = 0.0f;
+
+    static __device__ Lane place_of(unsigned char* shared, Lane*) { return {shared + 4 * lane_id()}; }
+    static __device__ Bank place_of(unsigned char* shared, Bank*) { return {shared, 4u * lane_id()}; }
+    static __device__ unsigned look_up(const Lane& lane, unsigned moved) { return *reinterpret_cast<const unsigned*>(lane.table + (moved & 0x7f80u)); }
+    static __device__ unsigned look_up(const Bank& bank, unsigned moved) {
+        return *reinterpret_cast<const unsigned*>(bank.table + lop3<(LOP3_A & LOP3_B) | LOP3_C>(moved, 0x7f80u, bank.place));
+    }
 
     static __device__ Table prepare(unsigned char* shared, const float* codebook) {
         uint4* words = reinterpret_cast<uint4*>(shared);
@@ -126,21 +136,16 @@ struct Codes {
             for (int i = 0; i < 8; ++i) words[8 * byte + (i + byte) % 8] = make_uint4(pair, pair, pair, pair);  // eight lanes, eight places
         }
         __syncthreads();
-        const unsigned bank = 4 * lane_id();
-        return {BANK_APART ? shared : shared + bank, BANK_APART ? bank : 0};
+        return place_of(shared, static_cast<Table*>(nullptr));
     }
 
     // A byte holds k = 0 and 2, 4 and 6, 1 and 3, or 5 and 7 of its eight: x in the same order.
     static __device__ void arrange(uint4& x) {
         x = make_uint4(prmt(x.x, x.y, 0x5410), prmt(x.z, x.w, 0x5410), prmt(x.x, x.y, 0x7632), prmt(x.z, x.w, 0x7632));
     }
-    static __device__ void decode(const uint4& words, int piece, Table lane, unsigned (&pairs)[4]) {
+    static __device__ void decode(const uint4& words, int piece, Table table, unsigned (&pairs)[4]) {
         const unsigned word = piece == 0 ? words.x : piece == 1 ? words.y : piece == 2 ? words.z : words.w;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const unsigned moved = i == 0 ? word << 7 : word >> (8 * i - 7);
-            const unsigned offset = BANK_APART ? lop3<(LOP3_A & LOP3_B) | LOP3_C>(moved, 0x7f80u, lane.bank) : moved & 0x7f80u;
-            pairs[i] = *reinterpret_cast<const unsigned*>(lane.table + offset);
-        }
+        for (int i = 0; i < 4; ++i) pairs[i] = look_up(table, i == 0 ? word << 7 : word >> (8 * i - 7));
     }
 };

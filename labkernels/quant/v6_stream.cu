@@ -13,8 +13,8 @@
 #include "gemv_formats.cuh"
 #include "tma.cuh"
 
-template <class Element> using Int4Codes = Codes<Element, true, true>;
-template <class Element> using Codebook = Codes<Element, false, true>;
+template <class Element> using Int4Codes = Codes<Element, true, Bank>;
+template <class Element> using Codebook = Codes<Element, false, Bank>;
 
 // A warp's slots: two steps of W, rows of 128 bytes, swizzled; and, elsewhere, their scales.
 template <class Format, int SPANS>
