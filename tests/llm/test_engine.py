@@ -43,11 +43,11 @@ def logits_of(engine: Engine, prompts: list[list[int]], forced: int = 3) -> torc
         sequences.append(cache.add(())[0])
     step = cache.step(dict(zip(sequences, prompts)))
     ends = (step.cu_seqlens_q[1:] - 1).tolist()
-    rows = [engine.runner.prefill(torch.tensor(sum(prompts, [])), step, ends).clone()]
+    rows = [engine.runner.prefill(torch.tensor(sum(prompts, []), device=engine.device), step, ends).clone()]
     for i in range(forced):
         tokens = [(7 * i + 3 * n + 1) % engine.config.vocab_size for n in range(len(prompts))]
         step = cache.step({sequence: [token] for sequence, token in zip(sequences, tokens)})
-        rows.append(engine.runner.decode(torch.tensor(tokens), step).clone())
+        rows.append(engine.runner.decode(torch.tensor(tokens, device=engine.device), step).clone())
     for sequence in sequences:
         cache.finish(sequence)
     return torch.stack(rows)
@@ -159,17 +159,60 @@ def test_models_of_other_kinds_run_on_the_cached_engine():
     assert naive == cached
 
 
+GPU_CONFIG = ModelConfig.preset("llama-3.2-1b", num_layers=3, vocab_size=4096, max_seq_len=4096)
+GPU_LENGTHS = (3, 70, 200, 1, 1500)
+
+
+@pytest.fixture(scope="module")
+def on_gpu():
+    model = random_model(GPU_CONFIG)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.04)
+    return model.cuda()
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+@pytest.mark.parametrize("batch", [5, 20])
 @pytest.mark.parametrize("runner", ["fused", "graphs", "early"])
-def test_on_a_gpu_every_rung_is_as_near_to_float32_as_pytorch(runner):
-    config = ModelConfig.preset("llama-3.2-1b", num_layers=3, vocab_size=4096, max_seq_len=4096)
-    model = random_model(config).cuda()
-    prompts = prompts_of(3, 70, 200, 1, 1500, vocab=4096)
-    wanted = Engine(model, runner="cached").generate(prompts, 1, logprobs=0)
-    found = Engine(model, runner=runner).generate(prompts, 1, logprobs=0)
-    assert [one.tokens for one in wanted] == [one.tokens for one in found]
-    engine = Engine(model, runner=runner)
-    draws = [[one.tokens for one in engine.generate(prompts, 40, temperature=0.8, top_p=0.9, seed=1)] for _ in range(2)]
-    assert draws[0] == draws[1]
+def test_on_a_gpu_every_rung_is_as_near_to_float32_as_pytorch(on_gpu, runner, batch, cache_dtype):
+    prompts, options = prompts_of(*[*GPU_LENGTHS, *[7] * batch][:batch], vocab=4096), {"max_batch": batch, "cache_tokens": 8192}
+    exact = logits_of(Engine(on_gpu.float(), runner="cached", **options), prompts)
+    plain = logits_of(Engine(on_gpu.bfloat16(), runner="cached", cache_dtype=cache_dtype, **options), prompts)
+    found = logits_of(Engine(on_gpu, runner=runner, cache_dtype=cache_dtype, **options), prompts)
+    assert (found - exact).abs().max() < 2 * (plain - exact).abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4", "nf4"])
+def test_on_a_gpu_quantised_weights_compute_what_they_stand_for(scheme):
+    quantised, prompts = quantize_model(random_model(GPU_CONFIG).cuda(), scheme, head="int8"), prompts_of(*GPU_LENGTHS, vocab=4096)
+    wanted = logits_of(Engine(quantised, runner="cached", cache_tokens=8192), prompts)
+    for runner in ("graphs", "early"):
+        engine = Engine(quantised, runner=runner, cache_tokens=8192)
+        assert engine.runner.streams
+        assert_as_good(logits_of(engine, prompts), wanted, 0.04)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runner", ["graphs", "early"])
+def test_on_a_gpu_many_tokens_in_a_row_are_those_one_by_one(on_gpu, runner):
+    prompts, settings = prompts_of(*GPU_LENGTHS, vocab=4096), {"temperature": 0.8, "top_p": 0.9, "seed": 1}
+    for given in ({}, settings):
+        drawn = []
+        for lookahead in (1, 7, 32):
+            engine = Engine(on_gpu, runner=runner, cache_tokens=8192, lookahead=lookahead)
+            drawn.append([one.tokens for one in engine.generate(prompts, 40, **given)])
+            engine.cache.pages.check()
+            assert engine.stats.free_pages == engine.stats.num_pages
+        assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_pre_empted_answers_come_to_their_end(on_gpu):
+    engine = Engine(on_gpu, runner="early", cache_tokens=64 * 12, max_batch=8, lookahead=8)
+    answers = engine.generate(prompts_of(*[100] * 12, vocab=4096), 120)
+    assert [len(one.tokens) for one in answers] == [120] * 12 and engine.stats.preemptions > 0
     engine.cache.pages.check()
     assert engine.stats.free_pages == engine.stats.num_pages
