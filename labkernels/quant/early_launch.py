@@ -1,10 +1,11 @@
 """Programmatic dependent launch of kernels that read a weight: they begin before the kernel launched before them has ended.
 
-A stream of GEMVs at 6 us each loses 2 to 3 of them to the end of one kernel and the start of the next. Launched early, a kernel's blocks
-take the places that the last one's leave, ask for their weights, and wait (grid_dependency_wait) only before they touch x and y.
+A stream of GEMVs at 6 us each loses 1 to 3 of them to the end of one kernel and the start of the next. Launched early, a kernel's blocks run
+beside the last one's or take their places, ask for their weights, and wait (grid_dependency_wait) only before they touch x and y.
 
-That is sound as long as the weight was not written by the kernel launched just before. So a weight's first product is launched as usual, and
-again after PyTorch has written to its tensors, which their version counters tell.
+That is sound as long as no kernel that still runs writes the weight. So a weight's first product is launched as usual, which waits for all that
+was launched before, and again after PyTorch has written to its tensors, which their version counters tell. A kernel that says nothing is
+waited for until its last block has ended; ours, which say that the next may begin, write no weights.
 """
 
 from __future__ import annotations
