@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import labkernels as lk
+from labkernels.cuda.variants import kernel
 from labkernels.errors import ArgumentError
 from labkernels.llm import fp8_linear
 from labkernels.llm.config import ModelConfig
@@ -40,6 +42,14 @@ def test_the_gradient_of_swiglu_goes_to_fp8_both_ways_round(rows, n, device):
     values, turned = fp8_linear.fp8_swiglu_backward(grad, gate_up, scale)
     assert values.shape == gate_up.shape and torch.equal(values.float(), turned.float().t())
     torch.testing.assert_close(values.double() / 50, want, rtol=2**-3 + 1e-3, atol=1e-6)
+
+
+def test_the_cast_touches_whole_sectors_and_no_bank_twice():
+    x, out = torch.randn(128, 256).bfloat16(), [torch.empty(128 * 256, dtype=torch.uint8) for _ in range(2)]
+    cast = kernel(fp8_linear.FILE, "fp8_cast", x.dtype, "true")
+    p = lk.profile(cast, (2, 1), 256, (x, 256, torch.tensor(2.0), *out, 128, 256))
+    assert p.shared_load_conflicts == p.shared_store_conflicts == 0
+    assert p.global_store_bytes == 2 * x.numel() and p.global_store_sectors == 2 * x.numel() // 32
 
 
 def errors(layer, x, grad, weight):
