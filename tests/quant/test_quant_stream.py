@@ -5,6 +5,7 @@ import torch
 
 from labkernels.cuda import sanitizing
 from labkernels.lab.check import check
+from labkernels.quant import quantize
 from labkernels.quant.v6_variants import FORMATS, VARIANTS, Stream, _kernel, stream_for, streamed, v6_stream
 from tests.quant.test_quant_matmul import assert_right, make
 
@@ -25,6 +26,27 @@ def test_schemes_at_partial_tiles(scheme, group_size, dtype, m):
 @pytest.mark.gpu
 def test_passes_the_whole_check():
     check("quant_matmul", "v6_stream", quiet=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["int4", "nf4", "int8"])
+def test_a_chain_launched_early_gives_the_same_bits_as_one_that_waits(scheme):
+    """Each product needs the one before; weights change between. What begins too early reads an old x or an old weight."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    weights = [quantize(torch.randn(4096, 4096, generator=generator, device="cuda") / 64, scheme) for _ in range(3)]
+    x = torch.randn(1, 4096, generator=generator, device="cuda").bfloat16()
+    for _ in range(5):
+        results = []
+        for wait in (False, True):
+            y = x
+            for i in range(12):
+                y = v6_stream(y, weights[i % 3])
+                if wait:
+                    torch.cuda.synchronize()
+            results.append(y)
+        assert torch.equal(*results) and results[0].isfinite().all() and results[0].any()
+        for weight in weights:
+            weight.packed.copy_(weight.packed.roll(1, 0))
 
 
 @pytest.mark.parametrize("config", [Stream(1, 1), Stream(2, 3), Stream(4, 2)])
