@@ -23,7 +23,6 @@ from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.variants import kernel
 from labkernels.gemv.variants import TABLE_BYTES, Stored, column_tiles, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
 from labkernels.kvcache.caches import Step
-from labkernels.kvcache.layout import LARGEST
 from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts_cluster, clustered
 from labkernels.llm.cache import EngineCache
 from labkernels.llm.cached import refuse
@@ -33,6 +32,7 @@ from labkernels.nn import QuantLinear
 FOLDER = Path(__file__).parent / "decode"
 MOST_NARROW = 16  # sequences for which the products are gemv's; above, cuBLAS's are faster
 SAME_BITS = 8  # sequences up to which a row's bits do not depend on how many there are
+FIRST_REACH = 1024  # tokens of the smallest block table; the next ones reach four times as far each
 
 
 class FusedRunner:
@@ -45,7 +45,7 @@ class FusedRunner:
         self.model, self.cache, self.config = model, cache, model.config
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
         self.max_batch, self.max_seq_len = max_batch, max_seq_len or model.config.max_seq_len
-        self._buffers = functools.cache(self._allocate)
+        self._buffers, self._state = functools.cache(self._allocate), functools.cache(self._made_state)
         self.streams = self.dtype != torch.float32 and all(self._streams(layer) for block in model.blocks for layer in _linears(block))
 
     @staticmethod
@@ -66,12 +66,20 @@ class FusedRunner:
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         rows, pages = len(step.sequences), self.cache.pages
-        state = self._state(rows, step.block_table.shape[1], 1)
+        state = self._state(rows, self._reach(max(map(pages.length, step.sequences))))
         state.fill([(token, pages.length(s) - 1, pages.pages(s)) for token, s in zip(tokens.tolist(), step.sequences)])
-        return self._step(state)[:rows]
+        return self._step(state)
 
-    def _state(self, rows: int, width: int, steps: int) -> DecodeState:
-        return DecodeState(rows, width, steps, self.cache.pages.page_size, self.config.head_dim, self.device)
+    def _reach(self, longest: int) -> int:
+        """Tokens of the block table in which a sequence of `longest` fits; of few sizes, as attention is launched for what the table could hold."""
+        reach = FIRST_REACH
+        while reach < longest:
+            reach *= 4
+        return min(reach, self.max_seq_len)
+
+    def _made_state(self, rows: int, reach: int) -> DecodeState:
+        page_size = self.cache.pages.page_size
+        return DecodeState(rows, -(-reach // page_size), self.lookahead, page_size, self.config.head_dim, self.device)
 
     def _allocate(self, rows: int) -> dict[str, torch.Tensor]:
         c = self.config
@@ -213,6 +221,3 @@ class FusedRunner:
 def _linears(block) -> tuple:
     return block.attention.qkv_proj, block.attention.out_proj, block.ffn.gate_up_proj, block.ffn.down_proj
 
-
-def quantised_cache(cache: EngineCache) -> bool:
-    return cache.k.dtype in LARGEST

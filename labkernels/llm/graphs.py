@@ -29,8 +29,6 @@ from labkernels.llm.decode_state import DecodeState
 from labkernels.llm.fused import FusedRunner
 from labkernels.llm.requests import Request
 
-FIRST_REACH = 1024  # tokens of the smallest block table; the next ones reach four times as far each
-
 
 class GraphRunner(FusedRunner):
     """Captured when first needed: a batch's first step takes some 10 ms longer."""
@@ -68,17 +66,13 @@ class GraphRunner(FusedRunner):
         return state.drawn(len(requests), count)
 
     def _captured(self, rows: int, longest: int, draws: bool):
-        rows = 1 << (rows - 1).bit_length()
-        reach = FIRST_REACH
-        while reach < longest:
-            reach *= 4
-        key = rows, min(reach, self.max_seq_len), draws
+        key = 1 << (rows - 1).bit_length(), self._reach(longest), draws
         if key not in self._graphs:
             self._graphs[key] = self._capture(*key)
         return self._graphs[key]
 
     def _capture(self, rows: int, reach: int, draws: bool):
-        state = self._state(rows, -(-reach // self.cache.pages.page_size), self.lookahead)
+        state = self._state(rows, reach)
 
         def step() -> torch.Tensor:
             logits = self._step(state)
