@@ -23,7 +23,7 @@ from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.variants import kernel
 from labkernels.gemv.variants import TABLE_BYTES, Stored, column_tiles, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
 from labkernels.kvcache.caches import Step
-from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts_cluster, clustered
+from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts_cluster, clustered, stored_type
 from labkernels.llm.cache import EngineCache
 from labkernels.llm.cached import refuse
 from labkernels.llm.decode_state import DecodeState
@@ -138,7 +138,7 @@ class FusedRunner:
         if not self.early or accepts_cluster(*given, k_scale=k_scale, v_scale=v_scale) is not None:
             return lk.decode_attention(*given, k_scale=k_scale, v_scale=v_scale)
         tiling = CLUSTERS[_key(q, k)]
-        run = kernel(FOLDER / "attend.cu", "decode_cluster", q.dtype, k.dtype, tiling)
+        run = kernel(FOLDER / "attend.cu", "decode_cluster", q.dtype, stored_type(k.dtype), tiling)
 
         def launch(grid, threads, args, shared, cluster):
             self._launch(run, grid, (threads, 1, 1), args, shared, cluster)

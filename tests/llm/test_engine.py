@@ -7,7 +7,7 @@ from labkernels.errors import ArgumentError
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.decode_state import DecodeState
 from labkernels.llm.engine import Engine
-from labkernels.llm.fused import MOST_NARROW
+from labkernels.llm.fused import MOST_NARROW, FusedRunner
 from labkernels.llm.model import Transformer
 from labkernels.llm.quantized import quantize_model
 from labkernels.llm.requests import Request, SamplingParams
@@ -105,6 +105,16 @@ def test_a_cache_of_8_bits_is_near_the_one_of_16_and_smaller(model, runner):
     wanted, found = logits_of(whole, prompts), logits_of(small, prompts)
     assert_as_good(found, wanted, 0.06)
     assert not torch.equal(found, wanted) and small.cache.nbytes < 0.6 * whole.cache.nbytes
+
+
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+def test_attention_that_begins_early_is_the_one_that_waits(model, monkeypatch, cache_dtype):
+    """decode/attend.cu, whose first keys and values come before the wait."""
+    prompts = prompts_of(5, 33, 16, 47)
+    wanted = logits_of(Engine(model, runner="fused", cache_dtype=cache_dtype), prompts)
+    monkeypatch.setattr(FusedRunner, "early", True)
+    found = logits_of(Engine(model, runner="fused", cache_dtype=cache_dtype), prompts)
+    assert_as_good(found, wanted, 0.02)
 
 
 def test_an_engine_that_reads_the_wrong_page_is_noticed(model):

@@ -39,15 +39,15 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     const bool old = token + CHUNK < length;  // without the newest token
     if (old) {
         const Place place(sequence, token);
-        keys.load(k, k_scale, sequence, place, CHUNK, problem);
-        values.load(v, v_scale, sequence, place, CHUNK, problem);
+        keys.load(k, k_scale, v_scale, sequence, place, CHUNK, problem);
+        values.load(v, sequence, place, CHUNK, problem);
     }
     grid_dependency_wait();
     grid_dependency_launch();
     if (!old && token < length) {
         const Place place(sequence, token);
-        keys.load(k, k_scale, sequence, place, length - token, problem);
-        values.load(v, v_scale, sequence, place, length - token, problem);
+        keys.load(k, k_scale, v_scale, sequence, place, length - token, problem);
+        values.load(v, sequence, place, length - token, problem);
     }
     warp.begin(q, sequence, first_row, length, problem);
     if (token < length) warp.walk(keys, values, k, v, k_scale, v_scale, sequence, length, token, stride, length, problem);
