@@ -83,7 +83,7 @@ def training_memory(
     """Bytes of a training step of batch sequences of seq_len tokens.
 
     Parts: weights and gradients in `dtype`; master, float32 copies of the weights, if wanted and dtype is not float32; the optimizer's states in
-    `state_dtype`; activations, what autograd keeps; loss, what is there at its end; workspace, what a block's backward pass makes. With
+    `state_dtype`; activations, what autograd keeps; loss, the most that the head and the loss have besides; workspace, what a block's backward pass makes. With
     `accumulate` the gradients are kept from one backward pass to the next, and stand beside all activations; else they grow as activations go.
     """
     if optimizer not in OPTIMIZER_STATES:
@@ -93,6 +93,7 @@ def training_memory(
     matrices = table["attention"] + table["ffn"]
     kernels, size = resolve(kernels), dtype.itemsize
     kept, block = activation_bytes(config, tokens, dtype, kernels, checkpointing), block_bytes(config, tokens, dtype, kernels)
+    again = {"none": 0, "selective": max(0, block - product_bytes(config, tokens, dtype, kernels)), "full": block}[checkpointing]
     parts = {
         "weights": count * size,
         "master": count * FLOAT32 if master_weights and dtype != torch.float32 else 0,
@@ -100,7 +101,7 @@ def training_memory(
         "gradients": count * size,
         "activations": kept,
         "loss": loss_bytes(config, tokens, dtype, kernels),
-        "workspace": (block if checkpointing != "none" else 0) + backward_bytes(config, tokens, dtype),
+        "workspace": again + backward_bytes(config, tokens, dtype),
     }
     passing = parts["activations"] + max(parts["loss"], parts["workspace"])
     always = parts["weights"] + parts["master"] + parts["optimizer"]
@@ -110,7 +111,6 @@ def training_memory(
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str], checkpointing: str = "none") -> int:
     """What autograd keeps from the forward pass for the backward pass, without the loss."""
     c, size, last = config, dtype.itemsize, 2 * config.embed_dim  # of the last norm: the stream and its norm
-    q, hidden = c.num_heads * c.head_dim, (2 if c.gated else 1) * c.ffn_dim
     last += 0 if kernels["loss"] == "torch" else -c.embed_dim  # the loss has its gradient already, and needs no input
     rstd = FLOAT32 if kernels["norm"] == "torch" else 0
     ends = tokens * (last * size + rstd)
@@ -118,9 +118,15 @@ def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kerne
         return c.num_layers * block_bytes(c, tokens, dtype, kernels) + ends
     if checkpointing == "full":
         return c.num_layers * tokens * c.embed_dim * size + ends
-    products = c.qkv_dim + q + c.embed_dim + hidden + c.embed_dim
-    products += q + c.num_kv_heads * c.head_dim if fused(c, kernels) else 0  # q and k, turned: one operator's results with the others
-    return c.num_layers * tokens * ((products + c.embed_dim) * size + FLOAT32 * c.num_heads) + ends
+    return c.num_layers * (product_bytes(c, tokens, dtype, kernels) + tokens * c.embed_dim * size) + ends
+
+
+def product_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str]) -> int:
+    """What one block keeps with selective checkpointing, beside the stream before it: the results of products and of attention."""
+    c, q = config, config.num_heads * config.head_dim
+    elements = c.qkv_dim + q + c.embed_dim + (2 if c.gated else 1) * c.ffn_dim + c.embed_dim
+    elements += q + c.num_kv_heads * c.head_dim if fused(c, kernels) else 0  # q and k, turned: one operator's results with the others
+    return tokens * (elements * dtype.itemsize + FLOAT32 * c.num_heads)
 
 
 def fused(config: ModelConfig, kernels: Mapping[str, str]) -> bool:
@@ -146,9 +152,9 @@ def block_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: M
 
 
 def loss_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str]) -> int:
-    """What there is at the end of the loss."""
+    """The most that the head and the loss have at a time."""
     if kernels["loss"] == "torch":
-        return tokens * config.vocab_size * 2 * FLOAT32  # float32 logits, and their log-softmax, later its gradient
+        return tokens * config.vocab_size * 3 * FLOAT32  # the log-softmax in float32, its gradient, and that of the logits
     chunk = min(chunk_tokens(config.vocab_size, dtype), tokens) * config.vocab_size
     return (chunk + (tokens + config.vocab_size) * config.embed_dim) * dtype.itemsize  # a chunk's logits; the gradients, made at once
 

@@ -143,7 +143,7 @@ def test_checkpointing_and_accumulation_say_what_they_change():
     assert none["activations"] > selective["activations"] > full["activations"] > 0 and none["weights"] == full["weights"]
     assert none.peak > selective.peak > full.peak
     assert training_memory(config, **given, accumulate=True).peak == none.peak + none["gradients"]
-    assert training_memory(config, **given, kernels="torch")["loss"] == 2 * 4 * 16 * 2048 * config.vocab_size
+    assert training_memory(config, **given, kernels="torch")["loss"] == 3 * 4 * 16 * 2048 * config.vocab_size
     muon = training_memory(config, **given, optimizer="muon")
     assert none["optimizer"] == 8 * parameters(config) and none["optimizer"] / 2 < muon["optimizer"] < none["optimizer"]
     with pytest.raises(ArgumentError, match="optimizer is 'lion'"):
