@@ -149,7 +149,7 @@ def test_no_bank_conflicts_and_as_few_loads_as_can_be(config, layout, monkeypatc
     assert found.global_store_sectors == c.block_m * c.block_n * 2 // 32
 
 
-@pytest.mark.parametrize("config, arch", zip(CONFIGS, itertools.cycle(["sm_80", "sm_90a"])))  # data/resources.csv has on both what is launched
+@pytest.mark.parametrize("config, arch", [*zip(CONFIGS, itertools.cycle(["sm_80", "sm_90a"]))])  # data/resources.csv has on both what is launched
 def test_compiles_for_gpus_without_spills(config, arch):
     c = CONFIGS[config]
     sizes = (c.block_m, c.block_n, c.block_k, c.warp_m, c.warp_n, c.stages, c.blocks)
