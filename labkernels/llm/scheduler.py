@@ -86,7 +86,7 @@ class Scheduler:
                 continue
             chunk = request.upcoming(budget)
             if not self._make_room(request, len(chunk), chunks):
-                break
+                return Prefill(chunks) if chunks else None  # nobody new takes what it waits for
             chunks[request] = chunk
             budget -= len(chunk)
         while self.waiting and budget and len(self.running) < self.max_batch:
