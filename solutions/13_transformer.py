@@ -223,9 +223,9 @@ lk.check_against(both(plain_block), both(my_block), cases, mistakes=mistakes);
 # you use that.
 #
 # ## Many documents in one row
-# A model trains on rows of equal length, and documents have none. Padding would waste up to most of a row. So documents are *packed*, one
-# behind the other. Three things must then be right: a query sees keys of its own document alone, positions begin again, and nobody is asked for the
-# first token of the next document.
+# A model trains on rows of equal length, and documents are of any. To pad a short one would waste most of its row. So documents are *packed*, one
+# behind the other. Then three things must be right: a query sees keys of its own document alone, positions begin again, and no token is asked for
+# the first one of the next document.
 
 # %%
 lk.draw.packed_documents([3, 5, 4])
