@@ -125,7 +125,7 @@ def rope_attention(
 
 def linear(kernel: str, x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
     """(..., in) -> (..., out)"""
-    if kernel != "labkernels":
+    if kernel != "labkernels" or not _plain(layer):
         return layer(x)
     weight = layer.weight
     if torch.is_autocast_enabled(x.device.type):
@@ -135,13 +135,18 @@ def linear(kernel: str, x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor
 
 def ffn(kernel: str, x: torch.Tensor, first: torch.nn.Module, down: torch.nn.Module, activation: str) -> torch.Tensor:
     """`first` is gate_up_proj (all gates, then all ups) of "swiglu", else up_proj."""
-    if kernel == "labkernels":
+    if kernel == "labkernels" and _plain(first, down):
         return lk.ffn(x, first.weight, down.weight, activation=activation)
     hidden = first(x)
     if activation == "swiglu":
         gate, up = hidden.chunk(2, dim=-1)
         return down(F.silu(gate) * up)
     return down(F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none"))
+
+
+def _plain(*layers: torch.nn.Module) -> bool:
+    """Are these linear layers as the model has made them? What has taken the place of one, quantised or in fp8, multiplies in its own way."""
+    return all(type(layer) is torch.nn.Linear for layer in layers)
 
 
 def loss(kernel: str, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

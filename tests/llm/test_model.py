@@ -175,6 +175,24 @@ def test_compiled_and_checkpointed_it_is_the_same(kernels, checkpointing):
             torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-5)
 
 
+def test_a_layer_in_the_place_of_a_linear_one_multiplies_in_its_own_way():
+    class Half(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    with torch.no_grad():
+        for names in (("attention", "qkv_proj"), ("ffn", "down_proj")):
+            model = make()
+            want = model(tokens())
+            part = getattr(model.blocks[0], names[0])
+            half = Half(*getattr(part, names[1]).weight.shape[::-1], bias=False)
+            half.weight = torch.nn.Parameter(2 * getattr(part, names[1]).weight)
+            setattr(part, names[1], half)
+            for kernels in ("torch", "labkernels"):
+                model.kernels = kernels
+                torch.testing.assert_close(model(tokens()), want, atol=1e-4, rtol=1e-4)
+
+
 def test_it_survives_casts_copies_and_meta():
     model = make()
     half = copy.deepcopy(model).to(torch.bfloat16)
