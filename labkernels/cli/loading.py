@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from labkernels.cli.options import Choices
+from labkernels.cli.sizes import readable
 from labkernels.errors import ArgumentError, LabKernelsError
-
-GB = 1e9
 
 
 class TooLittleMemory(LabKernelsError):
@@ -93,13 +92,13 @@ def check_memory(model: str, choices: Choices) -> None:
     estimate, (free, where) = needed(model, least), free_memory(choices)
     if estimate.peak <= free:
         return
-    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in estimate.items())
-    message = f"{model} needs {estimate.peak / GB:.1f} GB by the estimate ({parts}), and {where} has {free / GB:.1f} GB free"
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in estimate.items())
+    message = f"{model} needs {readable(estimate.peak)} by the estimate ({parts}), and {where} has {readable(free)} free"
     smaller = replace(least, optimize_memory=True, max_speed=False, quantize=None, context=min(least.context, 2048))
     other = needed(model, smaller).peak
     tokens = f" --context {smaller.context}" if choices.context != smaller.context else ""
     if other < estimate.peak:
-        message += f"; with --optimize-memory{tokens} it needs {other / GB:.1f} GB"
+        message += f"; with --optimize-memory{tokens} it needs {readable(other)}"
     raise TooLittleMemory(message + ("" if other <= free else "; take a smaller model"))
 
 

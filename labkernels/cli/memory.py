@@ -9,8 +9,7 @@ import typer
 
 from labkernels.cli.complaints import complaints
 from labkernels.cli.options import Cache, Json
-
-GB = 1e9
+from labkernels.cli.sizes import readable
 
 
 class Dtype(str, Enum):
@@ -64,7 +63,8 @@ def estimate_memory(
             shown = {"model": model, "parameters": parameters(config), "dtype": weights, "batch_size": batch_size, "context": tokens}
             typer.echo(json.dumps({**shown, "bytes": dict(found), "peak_bytes": found.peak, "gpu_free_bytes": free}))
             return
-        typer.echo(f"{model}: {parameters(config) / 1e9:.2f} billion parameters, {weights}, {batch_size} x {tokens} tokens{', training' if training else ''}")
-        typer.echo(str(found))
+        typer.echo(f"{model}: {parameters(config) / 1e6:,.0f} million parameters, {weights}, {batch_size} x {tokens} tokens{', training' if training else ''}")
+        for name, size in (*found.items(), ("peak", found.peak)):
+            typer.echo(f"{name:<12}{readable(size):>10}")
         if free is not None:
-            typer.echo(f"this GPU has {free / GB:.1f} GB free: it {'fits' if found.peak <= free else 'does not fit'}")
+            typer.echo(f"this GPU has {readable(free)} free: it {'fits' if found.peak <= free else 'does not fit'}")

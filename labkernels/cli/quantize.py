@@ -9,6 +9,7 @@ import typer
 
 from labkernels.cli.complaints import complaints
 from labkernels.cli.options import Choices, Device, Json, Model, Scheme
+from labkernels.cli.sizes import readable
 
 
 def quantize(
@@ -42,4 +43,4 @@ def quantize(
         if as_json:
             typer.echo(json.dumps({"model": model, "out": str(out), "scheme": scheme.value, "bytes_before": before, "bytes_after": after}))
         else:
-            typer.echo(f"{out}: {scheme.value}, {after / 1e9:.3f} GB of {before / 1e9:.3f} GB; next: labkernels generate {out} \"Once upon a time\"")
+            typer.echo(f"{out}: {scheme.value}, {readable(after)} of {readable(before)}; next: labkernels generate {out} \"Once upon a time\"")
