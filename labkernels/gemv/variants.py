@@ -1,4 +1,7 @@
-"""How each version of `gemv` is launched, and on what it can run. Each takes (x, w, norm_weight, residual, activation, eps, out_dtype, out) and returns y."""
+"""How each version of `gemv` is launched, and on what it can run.
+
+Each takes (x, w, norm_weight, residual, activation, eps, out_dtype, out) and returns y.
+"""
 
 from __future__ import annotations
 

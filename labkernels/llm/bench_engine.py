@@ -162,8 +162,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
             return None
         drawn = found.pop("drawn")
-        row = {"model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "head": quantize and given.head or "bf16", "cache": given.cache_dtype or "bf16", "batch": batch,
-               "prompt": prompt, "new": given.new, **found, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}  # fmt: skip
+        row = {
+            "model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "head": quantize and given.head or "bf16",
+            "cache": given.cache_dtype or "bf16", "batch": batch, "prompt": prompt, "new": given.new, **found,
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        }  # fmt: skip
         pages = 64 * -(-(prompt + given.new + 64) // 64)  # of tokens, as `ours` asks for
         options = {"quantize": quantize, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype), "prefill_tokens": min(8192, batch * prompt)}
         row["estimate_gb"] = inference_memory(config, batch, pages, **options).total / 1e9

@@ -84,18 +84,15 @@ class Engine:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, model.config
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
         self.max_seq_len = self.config.max_seq_len if max_seq_len is None else max_seq_len
+        page_size = (64 if self.device.type == "cuda" else 16) if page_size is None else page_size
+        counts = {"max_batch": max_batch, "chunk_tokens": chunk_tokens, "page_size": page_size, "lookahead": lookahead}
+        _check_counts(counts if cache_tokens is None else counts | {"cache_tokens": cache_tokens})
         if not 2 <= self.max_seq_len <= self.config.max_seq_len:
             raise ArgumentError(f"Engine: max_seq_len is {max_seq_len}; it must be from 2 to the model's {self.config.max_seq_len}")
-        for name, value in (("max_batch", max_batch), ("chunk_tokens", chunk_tokens)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"Engine: {name} is {value!r}; it must be an int of at least 1")
-        if lookahead < 1 or not 0 < memory <= 1:
-            raise ArgumentError(f"Engine: lookahead is {lookahead}, memory {memory}; they must be at least 1, and above 0 to 1")
-        page_size = page_size or (64 if self.device.type == "cuda" else 16)
+        if not 0 < memory <= 1:
+            raise ArgumentError(f"Engine: memory is {memory}; it must be above 0, and at most 1")
         cache_dtype = _cache_dtype(cache_dtype, self.dtype)
         wanted = max_batch * -(-self.max_seq_len // page_size)  # pages
-        if cache_tokens is not None and cache_tokens < 1:
-            raise ArgumentError(f"Engine: cache_tokens is {cache_tokens}; it must be at least 1")
         pages = -(-cache_tokens // page_size) if cache_tokens else min(wanted, self._affordable(page_size, cache_dtype, memory))
         self.cache = EngineCache(
             self.config.num_layers, pages, self.config.num_kv_heads, page_size, self.config.head_dim, cache_dtype, self.device, share_prefixes
@@ -108,13 +105,21 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id, quantize: str | None = None, *, group_size: int | None = None, head: str | None = None, device=None, dtype=None, **options
+        cls,
+        folder_or_hub_id,
+        quantize: str | None = None,
+        *,
+        group_size: int | None = None,
+        head: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options,
     ) -> Engine:
         """The engine of a Hugging Face Llama folder, or of a hub's model, or of a folder that `save_quantized` wrote.
 
-        quantize: None, "int8", "fp8", "int4", "nf4": layer by layer on the way to the device, which never holds more than one layer in full. head: the
-        same for the head, which otherwise stays in 16 bits. device: the GPU if there is one. dtype: of activations and what is not quantised; the file's, but bfloat16 on a GPU where the file has float32.
-        Raises ArgumentError, PretrainedError.
+        quantize: None, "int8", "fp8", "int4", "nf4": layer by layer on the way to the device, which never holds more than one layer in full.
+        head: the same for the head, which otherwise stays as it is. device: the GPU if there is one. dtype: of activations and of what is not
+        quantised; the file's, but bfloat16 on a GPU where the file has float32. options: those of Engine. Raises ArgumentError, PretrainedError.
         """
         from labkernels.llm.quantized import load_model
         from labkernels.llm.tokenizer import Tokenizer
@@ -306,6 +311,12 @@ def _cache_dtype(given, model_dtype: torch.dtype) -> torch.dtype:
     if dtype is not model_dtype and dtype not in LARGEST or dtype not in (*FULL_DTYPES, *LARGEST):
         raise ArgumentError(f"Engine: cache_dtype is {given!r}; it must be None, 'int8' or 'fp8' (the model is {dtype_name(model_dtype)})")
     return dtype
+
+
+def _check_counts(counts: dict[str, int]) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"Engine: {name} is {value!r}; it must be an int of at least 1")
 
 
 def _known(settings: dict) -> dict:

@@ -22,7 +22,10 @@ def test_the_peer_writes_what_the_engine_writes():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("quantize, bytes_of", [(None, lambda n, k: 2 * n * k), ("int8", lambda n, k: n * k + 4 * n), ("int4", lambda n, k: n * k // 2 + 4 * n * k // 128)])
+@pytest.mark.parametrize(
+    "quantize, bytes_of",
+    [(None, lambda n, k: 2 * n * k), ("int8", lambda n, k: n * k + 4 * n), ("int4", lambda n, k: n * k // 2 + 4 * n * k // 128)],
+)
 def test_bytes_a_token_are_those_counted_by_hand(tied, quantize, bytes_of):
     config = ModelConfig(80, 128, 2, 4, 2, 256, max_seq_len=128, tie_embeddings=tied)
     model = random_model(config, torch.bfloat16, "cpu", quantize)
