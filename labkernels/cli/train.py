@@ -26,12 +26,11 @@ def train(**options: Any) -> None:
 
 def train_with(options: dict[str, Any]):
     """Train as the options say; under torchrun on several GPUs. Returns the trainer."""
-    from labkernels.llm.train import TrainConfig, Trainer
+    from labkernels.llm.distributed import train
+    from labkernels.llm.train import TrainConfig
 
     options = {**options, "model": pairs("--model", options["model"]), "kernels": _kernels(options["kernels"])}
-    trainer = Trainer(TrainConfig(**options))
-    trainer.train()
-    return trainer
+    return train(TrainConfig(**options))
 
 
 def pairs(option: str, given: list[str] | None) -> dict[str, Any]:

@@ -75,9 +75,9 @@ class Trainer(Parts):
         self.model.train()
         with self.monitor() as monitor, StopSignals() as stop, self.explained():
             self.rows = monitor.rows
-            while not self.done() and not stop.anywhere(self.device):
+            while not self.done() and not self.told_to_stop(stop):
                 this = self.train_step()
-                self.seconds = before + time.perf_counter() - begun
+                self.seconds = self.clock(before + time.perf_counter() - begun)
                 self.report(launched, monitor)
                 launched = this
                 if self.due(c.evaluate_every) or self.due(c.sample_every) or self.due(c.save_every):
@@ -90,17 +90,25 @@ class Trainer(Parts):
             self.report(launched, monitor)
             for event in self.guard.events(wait=True):
                 monitor.note(event.step, event=str(event))
-            self.seconds = before + time.perf_counter() - begun
-            if stop.requested:
+            self.seconds = self.clock(before + time.perf_counter() - begun)
+            if self.told_to_stop(stop):
                 done = "saved and left" if self.store else "left"
-                monitor.say(f"told to stop ({stop.received.name}): {done} after step {self.step}")
+                why = stop.received.name if stop.received else "another rank was"
+                monitor.say(f"told to stop ({why}): {done} after step {self.step}")
             else:
                 self.look(monitor, True, True)
             self.save()
-            if self.store is not None:
+            if self.config.folder:
                 monitor.say(f'next: labkernels generate {self.export()} "{self.config.prompt}"')
         self.loader.close()
         return self.rows
+
+    def told_to_stop(self, stop: StopSignals) -> bool:
+        return stop.anywhere(self.device)
+
+    def clock(self, seconds: float) -> float:
+        """Several GPUs agree on the time, by which they end and plan."""
+        return seconds
 
     def explained(self) -> contextlib.AbstractContextManager:
         """Where there is too little memory the error says what a step needs, and what would need less."""
@@ -159,7 +167,7 @@ class Trainer(Parts):
     def plain_step(self, optimizer: torch.optim.Optimizer, factor: torch.Tensor) -> None:
         """An optimiser that knows nothing of `factor`."""
         if factor.isfinite():
-            for p in self.model.parameters():
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
                 if p.grad is not None:
                     p.grad.mul_(factor)
             optimizer.step()
@@ -199,7 +207,7 @@ class Trainer(Parts):
             c.tensorboard if self.rank == 0 else None,
             total=c.steps,
             first_step=self.step,
-            gpus=self.world_size,
+            gpus=self.gpus,
             quiet=self.rank > 0,
         )
 
@@ -245,9 +253,12 @@ class Trainer(Parts):
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        return {"model": self.model.state_dict(), "optimizers": optimizers} | self.rest_of_state()
+
+    def rest_of_state(self) -> dict[str, Any]:
+        """What is the same on all GPUs."""
         return {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "data": self.loader.state_dict(),
             "rng": rng_state(),
             "guard": self.guard.state_dict(),
@@ -276,11 +287,15 @@ class Trainer(Parts):
             return
         state = found.state
         self.model.load_state_dict(state["model"])
+        self.load_rest(state)
+        if self.rank == 0:
+            print(f"continuing {found.folder} after step {self.step}", flush=True)
+
+    def load_rest(self, state: dict[str, Any]) -> None:
+        """All but the model."""
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.loader.load_state_dict(state["data"])
         self.guard.load_state_dict(state["guard"])
         self.step, self.tokens, self.seconds = (state["counts"][name] for name in ("step", "tokens", "seconds"))
         set_rng_state(state["rng"])
-        if self.rank == 0:
-            print(f"continuing {found.folder} after step {self.step}", flush=True)

@@ -19,10 +19,12 @@ CHOICES = {
     "optimizer": ("adamw", "adamw-torch", "muon"),
     "schedule": tuple(SCHEDULES),
     "fp8": ("none", "tensor", "row"),
+    "parallel": ("ddp", "fsdp"),
 }
 LEAST = {
     "seq_len": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0.0, "weight_decay": 0.0, "clip": 0.0, "evaluate_every": 0,
     "evaluate_batches": 1, "sample_every": 0, "sample_tokens": 1, "save_every": 0, "keep": 1,
+    "tensor_parallel": 1, "timeout_s": 1,
 }  # fmt: skip
 
 
@@ -74,6 +76,10 @@ class TrainConfig:
     folder: str | None = None  # for checkpoints; None: none are written. What is there is continued
     save_every: int = 500  # steps between checkpoints; 0: at the end alone
     keep: int = 3  # of the newest checkpoints
+    # Several GPUs, under torchrun
+    parallel: str = "ddp"  # each GPU has the whole model ("ddp"), or a share of each weight that is put together when needed ("fsdp")
+    tensor_parallel: int = 1  # GPUs that share each matrix, its heads and FFN columns, and take the same data; divides the number of GPUs
+    timeout_s: float = 600.0  # how long a GPU waits for the others before the job ends
     # The machine
     device: str = "auto"  # "cuda" where there is a GPU, else "cpu"
     seed: int = 0  # of weights, data and samples

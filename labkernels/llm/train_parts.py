@@ -37,6 +37,15 @@ class Parts:
     model: Transformer
     seq_len: int
 
+    @property
+    def data_rank(self) -> int:
+        """Whose share of the data this process takes; GPUs that share a model's matrices take the same."""
+        return self.rank
+
+    @property
+    def gpus(self) -> int:
+        return self.world_size
+
     def build_device(self) -> torch.device:
         name = self.config.device
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -68,7 +77,7 @@ class Parts:
 
     def build_loader(self, split: str) -> Loader:
         c = self.config
-        where = {"device": self.device, "boundaries": c.boundaries, "rank": self.rank, "world_size": self.world_size}
+        where = {"device": self.device, "boundaries": c.boundaries, "rank": self.data_rank, "world_size": self.world_size}
         if split == "train":
             return Loader(self.data[split], c.batch_size, self.seq_len, seed=c.seed, **where)
         whole = (self.data[split].tokens - 1) // self.seq_len // self.world_size
