@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -135,10 +136,11 @@ class Engine:
     ) -> Completion | list[Completion] | Iterator[Event]:
         """The answers to one prompt, or to a list of them; with `stream` their tokens as events, as they come.
 
-        A prompt is text or its tokens. settings: those of SamplingParams: temperature (0: greedy), top_k, top_p, min_p, repetition_penalty, seed,
+        A prompt is text or its tokens; a tensor holds one prompt, or a row for each. settings: those of SamplingParams: temperature (0: greedy), top_k, top_p, min_p, repetition_penalty, seed,
         stop, ignore_eos, logprobs. Of several prompts, number i has seed + i. One prompt gives one Completion, a list a list.
         """
-        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        prompts = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
+        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
         params = SamplingParams(max_new_tokens=max_new_tokens, **_known(settings))
         requests: list[Request] = []
         try:
@@ -163,10 +165,11 @@ class Engine:
 
     def submit(self, prompt: str | Sequence[int], params: SamplingParams) -> Request:
         """Put a prompt into the queue. Raises ArgumentError for one that can never be computed: empty, unknown tokens, too long."""
-        tokens = tuple(self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt)
+        tokens = self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt
         for token in tokens:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.config.vocab_size:
+            if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.config.vocab_size:
                 raise ArgumentError(f"generate: a prompt has the token {token!r}; tokens are ints from 0 to {self.config.vocab_size - 1}")
+        tokens = tuple(map(int, tokens))
         if any(isinstance(one, str) for one in params.stop):
             self._tokenizer("generate with stop strings")
         ends = frozenset(one for one in params.stop if isinstance(one, int))

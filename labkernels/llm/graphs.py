@@ -10,7 +10,9 @@ v6 early
     Idea      Programmatic dependent launch, in the graph: each kernel begins when the one before has begun, asks for its first weights, which nobody
               writes, and waits for the one before only then. Up to 8 MB are on their way when it may go on.
     Predicts  A third of the gaps' time is left: 0.1 ms a token of Llama-3.2-1B.
-    Wastes    Attention of one short sequence: 4 us a layer in which little but the next weights comes.
+    Wastes    Attention of one short sequence: 4 us a layer in which little but the next weights comes; drawing and beginning again, four launches of
+              which none begins early.
+    Next      The largest logit in the head's epilogue; attention and the projection behind it in one launch; at last one persistent kernel.
 
 A greedy answer in any batch of up to 8: products give the same bits for each row (gemv), attention shares its tokens out in the same way as long as
 the longest sequence in the batch stays in the same reach; but prompts are computed packed, by cuBLAS, whose sums depend on how many rows there are.

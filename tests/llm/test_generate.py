@@ -195,6 +195,13 @@ def test_wrong_prompts_are_named(ours, prompt, culprit):
         Engine(ours).generate([[1, 2], prompt])
 
 
+def test_a_prompt_may_be_a_tensor_or_numpys_numbers(ours):
+    wanted = Engine(ours).generate([3, 1, 4], 4).tokens
+    tensor = torch.tensor([3, 1, 4])
+    assert Engine(ours).generate(tensor, 4).tokens == Engine(ours).generate(list(tensor.numpy()), 4).tokens == wanted
+    assert [one.tokens for one in Engine(ours).generate(tensor[None].repeat(2, 1), 4)] == [wanted, wanted]
+
+
 def test_a_request_knows_what_the_cache_lacks():
     request = Request((1, 2, 3, 4), SamplingParams(max_new_tokens=4))
     request.tokens, request.computed = [5, 6], 3
