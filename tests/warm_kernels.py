@@ -12,6 +12,7 @@ process that is forked: its modules are imported, no kernel compiled, no thread 
 This file is the three sides of it: the fixture's, the forking process's (`serve`), and that of the command that Jupyter starts
 (`stand_for_a_kernel`), which waits for the fork, and passes signals on. The latter imports nothing but the standard library.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,17 +28,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PRELOADED = ("ipykernel.kernelapp", "ipykernel.ipkernel", "pandas", "torch", "matplotlib.backends.backend_agg", "matplotlib.pyplot")
-PRELOADED += tuple(f"labkernels.{name}" for name in ("lab.magics", "lab.check", "lab.check_against", "lab.check_counters", "lab.bench", "lab.draw",
-                                                      "lab.compile_report", "classroom.predictions", "classroom.reasons", "functional", "nn"))
-PICTURES = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}    # what ipykernel sets; matplotlib reads it when imported
+PRELOADED += tuple(
+    f"labkernels.{name}"
+    for name in (
+        "lab.magics",
+        "lab.check",
+        "lab.check_against",
+        "lab.check_counters",
+        "lab.bench",
+        "lab.draw",
+        "lab.compile_report",
+        "classroom.predictions",
+        "classroom.reasons",
+        "functional",
+        "nn",
+    )
+)
+PICTURES = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # what ipykernel sets; matplotlib reads it when imported
 
 
 @contextlib.contextmanager
 def started(environment: dict[str, str]) -> Iterator[str]:
     """The process to be forked, which imports with `environment`; gives what JUPYTER_PATH must be."""
-    with tempfile.TemporaryDirectory() as folder:               # a short path: a socket's has at most a hundred characters
+    with tempfile.TemporaryDirectory() as folder:  # a short path: a socket's has at most a hundred characters
         address, spec = f"{folder}/socket", Path(folder, "kernels", "python3", "kernel.json")
-        with socket.socket(socket.AF_UNIX) as listener:         # listens before the process is ready: who comes early waits
+        with socket.socket(socket.AF_UNIX) as listener:  # listens before the process is ready: who comes early waits
             listener.bind(address)
             listener.listen(32)
             command = [sys.executable, __file__, "serve", str(listener.fileno())]
@@ -74,7 +89,7 @@ def stand_for_a_kernel(address: str, arguments: list[str]) -> None:
             signal.signal(number, lambda number, frame: os.killpg(kernel, number))
         with contextlib.suppress(ProcessLookupError):
             while True:
-                os.kill(kernel, 0)                              # raises once it is gone, whoever else still holds the connection
+                os.kill(kernel, 0)  # raises once it is gone, whoever else still holds the connection
                 select.select([connection], [], [], 0.05)
 
 
@@ -83,13 +98,13 @@ def serve(listener: socket.socket) -> None:
     import gc
     from importlib import import_module
 
-    os.environ["JPY_PARENT_PID"] = str(os.getpid())             # a kernel ends when the process with this number does
+    os.environ["JPY_PARENT_PID"] = str(os.getpid())  # a kernel ends when the process with this number does
     os.environ.update(PICTURES)
     sys.path.remove(str(Path(__file__).parent))
     for name in PRELOADED:
         import_module(name)
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)               # the operating system buries them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the operating system buries them
     while True:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(ConnectionError):

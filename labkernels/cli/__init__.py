@@ -1,4 +1,5 @@
 """`labkernels ...` on the command line: here is the list of commands, each file beside this one holds those of one purpose."""
+
 from __future__ import annotations
 
 import typer

@@ -1,4 +1,5 @@
 """What is shown of a mistake: one message, and exit status 1; a traceback is for mistakes of ours."""
+
 from __future__ import annotations
 
 import sys
@@ -12,7 +13,7 @@ from labkernels.errors import LabKernelsError
 
 @contextmanager
 def complaints() -> Iterator[None]:
-    """What the package raises on purpose, memory that runs out and files that cannot be read or written end the command with a message and status 1."""
+    """What the package raises on purpose, memory that runs out, files that cannot be read: the command ends with a message and status 1."""
     try:
         yield
     except LabKernelsError as error:
@@ -28,8 +29,8 @@ def complaints() -> Iterator[None]:
         if not out_of_memory(error):
             raise
         _end(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}; take a smaller --batch-size or context, --quantize int4 "
-            "or --optimize-memory (`labkernels estimate-memory` says what each needs)"
+            f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}; take a smaller --batch-size or context, "
+            "--quantize int4 or --optimize-memory (`labkernels estimate-memory` says what each needs)"
         )
 
 

@@ -1,4 +1,5 @@
 """`labkernels generate` and `labkernels chat`: text from a model."""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,10 +12,25 @@ from typing import Annotated
 import typer
 
 from labkernels.cli.complaints import complaints
-from labkernels.cli.options import BatchSize, Cache, Choices, Context, Device, FlashAttention, Json, MaxSpeed, Model, OptimizeMemory, Quantize, Seed
+from labkernels.cli.options import (
+    BatchSize,
+    Cache,
+    Choices,
+    Context,
+    Device,
+    FlashAttention,
+    Json,
+    MaxSpeed,
+    Model,
+    OptimizeMemory,
+    Quantize,
+    Seed,
+)
 
 NewTokens = Annotated[int, typer.Option(min=1, help="the longest answer, in tokens; the model's own end or --stop may come before")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time; 1 draws by the model's probabilities; more is wilder")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, help="0 takes the likeliest token each time; 1 draws by the model's probabilities; more is wilder")
+]
 TopK = Annotated[int, typer.Option(min=0, help="draw from the so many likeliest tokens; 0: from all")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="draw from the fewest tokens that make up this probability; 1: from all")]
 MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="draw from tokens with at least this share of the likeliest's probability")]
@@ -100,9 +116,18 @@ def chat(
             choices = replace(choices, context=min(describe(model)[0].max_seq_len, 8192))
         engine = load_engine(model, choices)
         if engine.tokenizer is None or not engine.tokenizer.has_chat_template:
-            raise ArgumentError(f"{model} has no chat template, so it was not made for conversations; `labkernels generate` continues a text")
+            raise ArgumentError(
+                f"{model} has no chat template, so it was not made for conversations; `labkernels generate` continues a text"
+            )
         first = [{"role": "system", "content": system}] if system else []
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
+        settings = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        }
         said = list(first)
         while text := _ask():
             if text == "/new":

@@ -1,4 +1,5 @@
 """`labkernels bench`, `resources` and `info`: the kernels, what they take, and what they run on here."""
+
 from __future__ import annotations
 
 import json
@@ -15,11 +16,15 @@ from labkernels.errors import ArgumentError
 
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="operations by name; default: all")] = None,
-    record: Annotated[Path | None, typer.Option(help="write the figures of the book into this folder; needs a GPU", file_okay=False)] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="write the figures of the book into this folder; needs a GPU", file_okay=False)
+    ] = None,
     budget_ms: Annotated[float, typer.Option(min=1.0, help="with --record: what the samples of a row may take")] = 100.0,
     longest_call_ms: Annotated[float, typer.Option(min=1.0, help="with --record: a call expected to take longer is left out")] = 800.0,
     seconds: Annotated[float, typer.Option(min=1.0, help="with --record: after so long no further operation is begun")] = float("inf"),
-    model: Annotated[str | None, typer.Option(help="time a model's answers instead: a folder, or a preset with random weights, such as llama-3.2-1b")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="time a model's answers instead: a folder, or a preset with random weights, such as llama-3.2-1b")
+    ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="with --model: of each prompt")] = 64,
     new_tokens: Annotated[int, typer.Option(min=2, help="with --model: of each answer")] = 128,
     batch_size: BatchSize = 1,
@@ -30,7 +35,7 @@ def bench(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Time every variant of an operation beside its peers and the limit (without a GPU, show the recorded figures), or a model's answers."""
+    """Time every variant of an operation beside its peers and the limit (without a GPU, show what is recorded), or a model's answers."""
     from labkernels.lab import bench as benchmark
     from labkernels.operation import ops as registry
 

@@ -1,4 +1,5 @@
 """`labkernels lab`: JupyterLab with the book open."""
+
 from __future__ import annotations
 
 import subprocess
@@ -12,7 +13,9 @@ from labkernels.cli.complaints import complaints
 
 
 def lab(
-    name: Annotated[str | None, typer.Argument(help="a lab by number or name, such as 03 or 03_matmul; default: the list in JupyterLab")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="a lab by number or name, such as 03 or 03_matmul; default: the list in JupyterLab")
+    ] = None,
     root: Annotated[Path, typer.Option(help="the folder that holds notebooks/, as the repository does", file_okay=False)] = Path("."),
     worked: Annotated[bool, typer.Option("--worked", help="the notebooks with solutions and outputs instead of the student's")] = False,
     names: Annotated[bool, typer.Option("--list", help="print the labs and open nothing")] = False,

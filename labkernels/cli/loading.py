@@ -1,4 +1,5 @@
-"""A model's folder to an engine: what it will need is compared with what there is before anything is loaded, and a bar shows how far it is."""
+"""A model's folder to an engine: what it will need is compared with what there is, then it is loaded, and a bar shows how far it is."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +22,7 @@ class TooLittleMemory(LabKernelsError):
 
 
 def describe(model: str) -> tuple:
-    """(config, folder or None, stored dtype, scheme of a quantised folder or None) of a folder, a preset's name or a hub's, from the config alone."""
+    """(config, folder or None, stored dtype, scheme if quantised or None) of a folder, a preset's name or a hub's, from the config alone."""
     import torch
 
     from labkernels.llm import pretrained, quantized
@@ -44,7 +45,9 @@ def config_of_hub(name: str) -> Path:
     from labkernels.llm.pretrained import PretrainedError
 
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise PretrainedError(f"{name}: there is no such folder, it is no name of a hub's model such as meta-llama/Llama-3.2-1B, and none of {', '.join(PRESETS)}")
+        raise PretrainedError(
+            f"{name}: there is no such folder, it is no hub's name such as meta-llama/Llama-3.2-1B, and none of {', '.join(PRESETS)}"
+        )
     around = f"without a network, download it elsewhere (`hf download {name} --local-dir FOLDER`) and give the folder"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt
     try:
@@ -57,7 +60,9 @@ def config_of_hub(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except Exception as error:  # of the network, of the hub, of access: dozens of classes of several libraries
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise PretrainedError(f"{name}: there is no such folder, and its config.json cannot be downloaded ({type(error).__name__}: {reason}); {around}") from None
+        raise PretrainedError(
+            f"{name}: there is no such folder, and its config.json cannot be downloaded ({type(error).__name__}: {reason}); {around}"
+        ) from None
 
 
 def needed(model: str, choices: Choices):
@@ -71,7 +76,13 @@ def needed(model: str, choices: Choices):
     cache = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(choices.cache_dtype)
     context = min(choices.context or config.max_seq_len, config.max_seq_len)
     return inference_memory(
-        config, choices.batch_size, context, dtype=dtype, quantize=scheme or choices.scheme, cache_dtype=cache, prefill_tokens=choices.chunk_tokens
+        config,
+        choices.batch_size,
+        context,
+        dtype=dtype,
+        quantize=scheme or choices.scheme,
+        cache_dtype=cache,
+        prefill_tokens=choices.chunk_tokens,
     )
 
 
@@ -87,7 +98,7 @@ def free_memory(choices: Choices) -> tuple[int, str]:
 
 
 def check_memory(model: str, choices: Choices) -> None:
-    """Raises TooLittleMemory, which says what would fit. Without --context the cache takes what is left, but it must hold one sequence of 2048 tokens."""
+    """Raises TooLittleMemory, which says what would fit. Without --context the cache takes what is left, but at least a sequence of 2048 tokens."""
     least = choices if choices.context is not None else replace(choices, context=2048, batch_size=1)
     estimate, (free, where) = needed(model, least), free_memory(choices)
     if estimate.peak <= free:
@@ -119,7 +130,9 @@ def load_engine(model: str, choices: Choices, show: bool = True):
     if choices.quantize is not None:
         scheme = choices.scheme
     with loading(model, choices, show):
-        engine = Engine.from_pretrained(model, scheme, device="cuda" if choices.device is None and choices.on_gpu else choices.device, **choices.engine_options())
+        engine = Engine.from_pretrained(
+            model, scheme, device="cuda" if choices.device is None and choices.on_gpu else choices.device, **choices.engine_options()
+        )
     if choices.flash_attention and isinstance(engine.runner, CachedRunner):
         raise ArgumentError(f"--flash-attention: the engine {FusedRunner.refusal(engine.model, engine.cache)}; leave the option out")
     return engine

@@ -1,4 +1,5 @@
 """`labkernels estimate-memory`: what a model will need, from its config alone."""
+
 from __future__ import annotations
 
 import json
@@ -26,12 +27,26 @@ class Dtype(str, Enum):
 
 
 def estimate_memory(
-    model: Annotated[str, typer.Argument(help="a Hugging Face folder, a hub's name, of which the config alone is read, or a preset: llama-3.2-1b, llama-2-7b, ...")],
-    dtype: Annotated[Dtype, typer.Option(help="of the weights; 8 and 4 bits are those of the layers, beside 16 for embedding and head; auto: as the folder has them")] = Dtype.auto,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="a Hugging Face folder, a hub's name, of which the config alone is read, or a preset: llama-3.2-1b, llama-2-7b, ..."
+        ),
+    ],
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="of the weights; 8 and 4 bits are those of the layers, beside 16 for embedding and head; auto: as the folder has them"
+        ),
+    ] = Dtype.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences at a time")] = 1,
-    context: Annotated[int | None, typer.Option(min=1, help="tokens of each sequence, prompt and answer; default: all that the model takes")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="tokens of each sequence, prompt and answer; default: all that the model takes")
+    ] = None,
     cache: Cache = None,
-    training: Annotated[bool, typer.Option("--training", help="a step of training instead of generating: gradients, AdamW's states, activations")] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="a step of training instead of generating: gradients, AdamW's states, activations")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say how many bytes a model takes, by part, before anything is loaded."""
@@ -63,7 +78,10 @@ def estimate_memory(
             shown = {"model": model, "parameters": parameters(config), "dtype": weights, "batch_size": batch_size, "context": tokens}
             typer.echo(json.dumps({**shown, "bytes": dict(found), "peak_bytes": found.peak, "gpu_free_bytes": free}))
             return
-        typer.echo(f"{model}: {parameters(config) / 1e6:,.0f} million parameters, {weights}, {batch_size} x {tokens} tokens{', training' if training else ''}")
+        typer.echo(
+            f"{model}: {parameters(config) / 1e6:,.0f} million parameters, {weights}, {batch_size} x {tokens} tokens"
+            + (", training" if training else "")
+        )
         for name, size in (*found.items(), ("peak", found.peak)):
             typer.echo(f"{name:<12}{readable(size):>10}")
         if free is not None:

@@ -1,4 +1,5 @@
 """The options that commands for language models share, each with its help, and what they mean for the engine."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -27,23 +28,33 @@ class Cached(str, Enum):
     fp8 = "fp8"
 
 
-Model = Annotated[str, typer.Argument(help="a Hugging Face folder of a Llama model, a folder that `labkernels quantize` or `labkernels train` wrote, or a hub's name")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="a Hugging Face folder of a Llama model, a folder that `labkernels quantize` or `labkernels train` wrote, or a hub's name"
+    ),
+]
 Quantize = Annotated[
     Scheme | None,
-    typer.Option(help="store the layers' weights in 8 or 4 bits, made so layer by layer while they are loaded: less memory, more tokens a second, a little less exact"),
+    typer.Option(
+        help="store the layers' weights in 8 or 4 bits, made so one by one while they are loaded: less memory, "
+        "more tokens a second, a little less exact"
+    ),
 ]
 MaxSpeed = Annotated[
     bool,
     typer.Option(
         "--max-speed",
-        help="the most tokens a second: int4 weights unless --quantize says otherwise, and on a Hopper GPU 32 tokens in a row, by CUDA graphs, between two looks of the CPU",
+        help="the most tokens a second: int4 weights unless --quantize says otherwise, and on a Hopper GPU 32 tokens in a row, "
+        "by CUDA graphs, between two looks of the CPU",
     ),
 ]
 OptimizeMemory = Annotated[
     bool,
     typer.Option(
         "--optimize-memory",
-        help="the least memory: int4 weights unless --quantize says otherwise, keys and values in 8 bits, and prompts read 256 tokens at a time",
+        help="the least memory: int4 weights unless --quantize says otherwise, keys and values in 8 bits, "
+        "and prompts read 256 tokens at a time",
     ),
 ]
 FlashAttention = Annotated[
@@ -55,12 +66,27 @@ FlashAttention = Annotated[
         show_default=False,
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="sequences computed at a time; the others wait for their turn, and each needs its own room for keys and values")]
-Context = Annotated[int | None, typer.Option(min=2, help="tokens of prompt and answer together for which there is room, at most the model's own")]
-Cache = Annotated[Cached | None, typer.Option(help="store keys and values in 8 bits with a scale for each token and head: half of their memory")]
-Device = Annotated[str | None, typer.Option(help="where to compute: cuda, cuda:1, cpu; default: the GPU if there is one", show_default=False)]
-Seed = Annotated[int | None, typer.Option(help="of the draws: the same seed, prompt and settings give the same answer; without it each run draws anew")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object for programs, instead of text for people; progress goes to stderr in any case")]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1, help="sequences computed at a time; the others wait for their turn, and each needs its own room for keys and values"
+    ),
+]
+Context = Annotated[
+    int | None, typer.Option(min=2, help="tokens of prompt and answer together for which there is room, at most the model's own")
+]
+Cache = Annotated[
+    Cached | None, typer.Option(help="store keys and values in 8 bits with a scale for each token and head: half of their memory")
+]
+Device = Annotated[
+    str | None, typer.Option(help="where to compute: cuda, cuda:1, cpu; default: the GPU if there is one", show_default=False)
+]
+Seed = Annotated[
+    int | None, typer.Option(help="of the draws: the same seed, prompt and settings give the same answer; without it each run draws anew")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="print one JSON object for programs, instead of text for people; progress goes to stderr in any case")
+]
 
 
 @dataclass(frozen=True)
@@ -113,6 +139,6 @@ class Choices:
         """Keywords of `Engine`."""
         kernels = self.on_gpu if self.flash_attention is None else self.flash_attention
         return {
-            "runner": "auto" if kernels else "cached", "max_batch": self.batch_size, "max_seq_len": self.context, "cache_dtype": self.cache_dtype,
-            "chunk_tokens": self.chunk_tokens, "lookahead": 32 if self.max_speed else 8,
+            "runner": "auto" if kernels else "cached", "max_batch": self.batch_size, "max_seq_len": self.context,
+            "cache_dtype": self.cache_dtype, "chunk_tokens": self.chunk_tokens, "lookahead": 32 if self.max_speed else 8,
         }  # fmt: skip

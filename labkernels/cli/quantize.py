@@ -1,4 +1,5 @@
 """`labkernels quantize`: a folder's weights in 8 or 4 bits, in a folder of their own."""
+
 from __future__ import annotations
 
 import json
@@ -15,8 +16,13 @@ from labkernels.cli.sizes import readable
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Argument(help="the folder for the quantised model; new, or empty unless --overwrite", file_okay=False)],
-    scheme: Annotated[Scheme, typer.Option("--to", help="int8 and fp8: a scale for each row; int4 and nf4: for each group of a row")] = Scheme.int4,
-    group_size: Annotated[int | None, typer.Option(help="weights that share a scale, of int4 and nf4: 32, 64 or 128; smaller is more exact and a little larger")] = None,
+    scheme: Annotated[
+        Scheme, typer.Option("--to", help="int8 and fp8: a scale for each row; int4 and nf4: for each group of a row")
+    ] = Scheme.int4,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="weights that share a scale, of int4 and nf4: 32, 64 or 128; smaller is more exact and a little larger"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is in the folder")] = False,
     device: Device = None,
     as_json: Json = False,
@@ -37,10 +43,14 @@ def quantize(
         choices = Choices(quantize=scheme, device=device, context=2, batch_size=1)
         check_memory(str(source), choices)
         with loading(str(source), choices):
-            made, folder = load_model(source, scheme.value, group_size=group_size, device="cuda" if device is None and choices.on_gpu else device)
+            made, folder = load_model(
+                source, scheme.value, group_size=group_size, device="cuda" if device is None and choices.on_gpu else device
+            )
         save_quantized(made, out, source=folder)
         before, after = (sum(path.stat().st_size for path in where.glob("*.safetensors")) for where in (folder, out))
         if as_json:
             typer.echo(json.dumps({"model": model, "out": str(out), "scheme": scheme.value, "bytes_before": before, "bytes_after": after}))
         else:
-            typer.echo(f"{out}: {scheme.value}, {readable(after)} of {readable(before)}; next: labkernels generate {out} \"Once upon a time\"")
+            typer.echo(
+                f'{out}: {scheme.value}, {readable(after)} of {readable(before)}; next: labkernels generate {out} "Once upon a time"'
+            )

@@ -1,4 +1,5 @@
 """`labkernels serve`: a model behind OpenAI's HTTP interface."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -15,9 +16,17 @@ from labkernels.cli.options import BatchSize, Cache, Choices, Context, Device, F
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="the address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="the address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
-    api_key: Annotated[str | None, typer.Option(envvar="LABKERNELS_API_KEY", help="clients must send it as Authorization: Bearer KEY; better in the variable, where `ps` does not show it")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LABKERNELS_API_KEY",
+            help="clients must send it as Authorization: Bearer KEY; better in the variable, where `ps` does not show it",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="what clients call the model; default: the folder's name")] = None,
     batch_size: BatchSize = 16,
     quantize: Quantize = None,
@@ -29,7 +38,10 @@ def serve(
     device: Device = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="the longest answer that a client may ask for")] = 4096,
     max_request_bytes: Annotated[int, typer.Option(min=1, help="the longest request; longer ones are refused (413) unread")] = 1 << 20,
-    max_queue: Annotated[int, typer.Option(min=0, help="answers that may wait beside those that are being written; then clients are told to come again (429)")] = 256,
+    max_queue: Annotated[
+        int,
+        typer.Option(min=0, help="answers that may wait beside those that are being written; then clients are told to come again (429)"),
+    ] = 256,
     grace: Annotated[int, typer.Option(min=0, help="seconds that answers have to come to their end after Ctrl-C or SIGTERM")] = 30,
 ) -> None:
     """Serve a model as OpenAI's interface has it: /v1/completions, /v1/chat/completions, /v1/models, /metrics, /health."""
@@ -46,7 +58,9 @@ def serve(
             choices = replace(choices, context=min(describe(model)[0].max_seq_len, 8192))
         limits = Limits(body_bytes=max_request_bytes, new_tokens=max_new_tokens, queue=max_queue)
         engine = load_engine(model, choices)
-        app = create_app(engine, name or Path(model).resolve().name if Path(model).is_dir() else name or model, limits=limits, api_key=api_key)
+        app = create_app(
+            engine, name or Path(model).resolve().name if Path(model).is_dir() else name or model, limits=limits, api_key=api_key
+        )
         if api_key is None and not _loopback(host):
             typer.echo(f"anybody who reaches {host} can use this server: --api-key lets in only those who have it", err=True)
         run(app, host, port, grace_s=grace)

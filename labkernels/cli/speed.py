@@ -1,4 +1,5 @@
 """`labkernels bench --model`: how fast a model answers here, by the engine as it is."""
+
 from __future__ import annotations
 
 import statistics
@@ -22,7 +23,9 @@ def measure(model: str, choices: Choices, prompt_tokens: int, new_tokens: int, r
 
     config = describe(model)[0]
     if prompt_tokens + new_tokens > config.max_seq_len:
-        raise ArgumentError(f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the {config.max_seq_len} that {model} takes")
+        raise ArgumentError(
+            f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} are more than the {config.max_seq_len} that {model} takes"
+        )
     if model in PRESETS:
         check_memory(model, choices)
         with loading(model, choices):
@@ -42,7 +45,8 @@ def measure(model: str, choices: Choices, prompt_tokens: int, new_tokens: int, r
     first, whole, rate = (statistics.median(column) for column in zip(*found))
     where = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "CPU"
     return {
-        "model": model, "device": where, "weights": choices.scheme or str(engine.dtype).removeprefix("torch."), "runner": type(engine.runner).__name__,
-        "batch_size": choices.batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "first_token_ms": 1e3 * first, "seconds": whole,
+        "model": model, "device": where, "weights": choices.scheme or str(engine.dtype).removeprefix("torch."),
+        "runner": type(engine.runner).__name__, "batch_size": choices.batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
+        "first_token_ms": 1e3 * first, "seconds": whole,
         "tokens_per_s": rate,
     }  # fmt: skip

@@ -1,4 +1,5 @@
 """Commands for language models: what they print, and that each mistake ends in one line that says what and what to do."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -58,7 +59,9 @@ def test_several_prompts_come_in_their_order_whatever_the_batch_size(folder, tmp
     (tmp_path / "prompts.txt").write_text("the dog\nüber\n")
     shown = []
     for size in (1, 8):
-        code, out, _ = run("generate", folder, "the cat", "--file", tmp_path / "prompts.txt", "--max-new-tokens", 6, "--batch-size", size, "--json", *CPU)
+        code, out, _ = run(
+            "generate", folder, "the cat", "--file", tmp_path / "prompts.txt", "--max-new-tokens", 6, "--batch-size", size, "--json", *CPU
+        )
         answers = json.loads(out)["answers"]
         assert code == 0 and [answer["prompt"] for answer in answers] == ["the cat", "the dog", "über"]
         shown.append([(answer["text"], answer["finish_reason"], answer["new_tokens"]) for answer in answers])
@@ -68,19 +71,27 @@ def test_several_prompts_come_in_their_order_whatever_the_batch_size(folder, tmp
 
 def test_both_ways_to_attend_write_the_same_and_a_model_that_the_kernels_do_not_take_is_refused(folder, tmp_path):
     torch.manual_seed(1)
-    shape = dataclasses.replace(model().config, embed_dim=64, head_dim=64, ffn_dim=96)    # as in test_engine.py, which compiles the same kernels
+    shape = dataclasses.replace(
+        model().config, embed_dim=64, head_dim=64, ffn_dim=96
+    )  # as in test_engine.py, which compiles the same kernels
     Transformer(shape, dtype=torch.bfloat16).save_pretrained(tmp_path)
     tokenizer().save(tmp_path)
-    plain, kernels = (run("generate", tmp_path, "the cat", "--max-new-tokens", 3, flag, *CPU) for flag in ("--no-flash-attention", "--flash-attention"))
+    plain, kernels = (
+        run("generate", tmp_path, "the cat", "--max-new-tokens", 3, flag, *CPU) for flag in ("--no-flash-attention", "--flash-attention")
+    )
     assert plain == kernels and plain[0] == 0
-    assert "takes a head_dim of a multiple of 16, at most 256; this model has 8" in failing("generate", folder, "x", "--flash-attention", *CPU)
+    assert "takes a head_dim of a multiple of 16, at most 256; this model has 8" in failing(
+        "generate", folder, "x", "--flash-attention", *CPU
+    )
 
 
 def test_options_say_what_the_engine_is_to_do():
     fast, small = Choices(max_speed=True, device="cpu"), Choices(optimize_memory=True, device="cpu")
     assert (fast.scheme, fast.engine_options()["lookahead"]) == ("int4", 32)
     assert (small.scheme, small.cache_dtype, small.engine_options()["chunk_tokens"]) == ("int4", "int8", 256)
-    assert Choices(max_speed=True, quantize=Scheme.none).scheme is None and Choices(quantize=Scheme.nf4, optimize_memory=True).scheme == "nf4"
+    assert (
+        Choices(max_speed=True, quantize=Scheme.none).scheme is None and Choices(quantize=Scheme.nf4, optimize_memory=True).scheme == "nf4"
+    )
     assert Choices(flash_attention=True, device="cpu").engine_options()["runner"] == "auto"
     assert Choices(device="cpu").engine_options()["runner"] == "cached"
 
@@ -95,7 +106,9 @@ def test_every_option_has_a_help_that_says_what_it_does():
     for name in ("generate", "chat", "serve", "bench", "quantize", "estimate-memory", "lab"):
         for parameter in commands[name].params:
             assert parameter.name == "help" or len(getattr(parameter, "help", None) or "") > 15, (name, parameter.name)
-    assert {"max_speed", "flash_attention", "optimize_memory", "batch_size", "quantize", "seed"} <= {p.name for p in commands["generate"].params}
+    assert {"max_speed", "flash_attention", "optimize_memory", "batch_size", "quantize", "seed"} <= {
+        p.name for p in commands["generate"].params
+    }
 
 
 def test_chat_remembers_what_was_said(folder):
@@ -120,7 +133,7 @@ def test_quantize_writes_a_folder_that_is_loaded_without_the_first(folder, tmp_p
     assert code == 0 and found["scheme"] == "int8" and 0 < found["bytes_after"] < found["bytes_before"]
     want = Engine(load_model(folder, "int8", device="cpu")[0], tokenizer(), runner="cached").generate("the cat", 6).text
     assert run("generate", out, "the cat", "--max-new-tokens", 6, *CPU)[1] == want + "\n"
-    assert run("generate", out, "the cat", "--max-new-tokens", 6, "--max-speed", *CPU)[1] == want + "\n"      # it stays what it is
+    assert run("generate", out, "the cat", "--max-new-tokens", 6, "--max-speed", *CPU)[1] == want + "\n"  # it stays what it is
     assert "is quantised already, to int8" in failing("generate", out, "x", "--quantize", "int4", *CPU)
     assert "is not empty; give another folder, or --overwrite" in failing("quantize", folder, out, *CPU)
     assert "is the model's own folder" in failing("quantize", folder, folder, "--overwrite", *CPU)
@@ -128,16 +141,20 @@ def test_quantize_writes_a_folder_that_is_loaded_without_the_first(folder, tmp_p
 
 @pytest.mark.parametrize("quantize, cache", [(None, None), ("int8", None), ("int4", "int8")])
 def test_memory_is_estimated_within_5_percent_from_the_config_alone(quantize, cache, tmp_path):
-    shape = ModelConfig(vocab_size=500, embed_dim=128, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=384, max_seq_len=512, tie_embeddings=False)
+    shape = ModelConfig(
+        vocab_size=500, embed_dim=128, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=384, max_seq_len=512, tie_embeddings=False
+    )
     Transformer(shape).save_pretrained(tmp_path)
     made = Engine.from_pretrained(tmp_path, quantize, device="cpu", max_batch=4, max_seq_len=300, cache_dtype=cache, runner="cached")
     used = sum(tensor.nbytes for name, tensor in [*made.model.named_parameters(), *made.model.named_buffers()] if name != "angles")
     for file in tmp_path.glob("*.safetensors"):
-        file.unlink()                                                     # nothing but config.json is left to look at
+        file.unlink()  # nothing but config.json is left to look at
     options = ["--dtype", quantize] if quantize else []
-    code, shown, _ = run("estimate-memory", tmp_path, "--batch-size", 4, "--context", 300, "--json", *options, *(["--cache", cache] if cache else []))
+    code, shown, _ = run(
+        "estimate-memory", tmp_path, "--batch-size", 4, "--context", 300, "--json", *options, *(["--cache", cache] if cache else [])
+    )
     found = json.loads(shown)
-    dtypes = 2 if quantize else 1                                         # of a float32 folder the rest is bfloat16 on a GPU, and in the estimate
+    dtypes = 2 if quantize else 1  # of a float32 folder the rest is bfloat16 on a GPU, and in the estimate
     embedding = 2 * 500 * 128 * 4
     assert code == 0 and found["context"] == 300
     assert found["bytes"]["weights"] == pytest.approx(used - (embedding // 2 if dtypes == 2 else 0), rel=0.05)
@@ -216,7 +233,9 @@ def test_memory_that_runs_out_later_is_told_in_one_line_too(folder, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore lines")
 
     monkeypatch.setattr(Engine, "step", full)
-    assert "out of memory: CUDA out of memory. Tried to allocate 2 GiB.; take a smaller --batch-size" in failing("generate", folder, "x", "y", *CPU)
+    assert "out of memory: CUDA out of memory. Tried to allocate 2 GiB.; take a smaller --batch-size" in failing(
+        "generate", folder, "x", "y", *CPU
+    )
 
 
 def test_options_that_cannot_be(folder, tmp_path):

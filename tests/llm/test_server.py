@@ -1,4 +1,5 @@
 """The server, by OpenAI's own client: many at a time, some of whom leave early, and what each answer must be."""
+
 from __future__ import annotations
 
 import asyncio
@@ -72,7 +73,9 @@ def test_a_stop_string_is_no_part_of_the_answer(client, alone):
     found = client.completions.create(model=NAME, prompt="the cat", max_tokens=30, temperature=1, seed=4, stop=stop)
     assert found.choices[0].text == whole[: whole.index(stop)] and found.choices[0].finish_reason == "stop"
     events = list(client.completions.create(model=NAME, prompt="the cat", max_tokens=30, temperature=1, seed=4, stop=[stop], stream=True))
-    assert "".join(event.choices[0].text for event in events) == whole[: whole.index(stop)] and events[-1].choices[0].finish_reason == "stop"
+    assert (
+        "".join(event.choices[0].text for event in events) == whole[: whole.index(stop)] and events[-1].choices[0].finish_reason == "stop"
+    )
 
 
 def test_log_probabilities_come_in_both_forms(client, alone):
@@ -108,7 +111,7 @@ def test_64_streams_a_third_of_them_cut_off_each_as_alone_and_no_page_lost(serve
                 text += event.choices[0].text
                 seen += 1
                 if number % 3 == 0 and seen > number % 7:
-                    return text, False                  # leaves, and with it the connection
+                    return text, False  # leaves, and with it the connection
         return text, True
 
     async def all_of_them():
@@ -122,7 +125,7 @@ def test_64_streams_a_third_of_them_cut_off_each_as_alone_and_no_page_lost(serve
     stats = server.engine.stats
     assert stats.free_pages == stats.num_pages and stats.running == stats.waiting == 0
     server.engine.cache.pages.check()
-    assert cancelled() - before > 10                              # of 22: the others had their last token before they were missed
+    assert cancelled() - before > 10  # of 22: the others had their last token before they were missed
 
 
 def test_who_leaves_without_streaming_is_cancelled_too(server):
@@ -130,7 +133,10 @@ def test_who_leaves_without_streaming_is_cancelled_too(server):
 
     async def leave():
         async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client:
-            asking = [asyncio.create_task(client.completions.create(model=NAME, prompt=p, max_tokens=240, extra_body={"ignore_eos": True})) for p in PROMPTS]
+            asking = [
+                asyncio.create_task(client.completions.create(model=NAME, prompt=p, max_tokens=240, extra_body={"ignore_eos": True}))
+                for p in PROMPTS
+            ]
             await asyncio.sleep(0.1)
             for task in asking:
                 task.cancel()

@@ -1,4 +1,5 @@
 """The server's refusals, its figures, and its end: each says what is wrong, and none costs a page."""
+
 from __future__ import annotations
 
 import asyncio
@@ -48,7 +49,11 @@ def test_without_the_key_nobody_gets_in_but_to_ask_for_its_health(server, header
     headers = {} if header is None else {"Authorization": header}
     for path in ("/v1/models", "/metrics"):
         answer = httpx.get(server.address + path, headers=headers)
-        assert answer.status_code == 401 and "the API key is missing or wrong" in answer.text and answer.headers["www-authenticate"] == "Bearer"
+        assert (
+            answer.status_code == 401
+            and "the API key is missing or wrong" in answer.text
+            and answer.headers["www-authenticate"] == "Bearer"
+        )
     assert httpx.post(server.address + "/v1/completions", headers=headers, json=ASK).status_code == 401
     assert httpx.get(server.address + "/health", headers=headers).json() == {"status": "ok", "model": NAME}
 
@@ -56,7 +61,10 @@ def test_without_the_key_nobody_gets_in_but_to_ask_for_its_health(server, header
 def test_openais_client_sends_the_key(server):
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="secret", max_retries=0) as client:
         assert client.completions.create(**ASK).choices
-    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="other", max_retries=0) as client, pytest.raises(openai.AuthenticationError):
+    with (
+        openai.OpenAI(base_url=f"{server.address}/v1", api_key="other", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
         client.completions.create(**ASK)
 
 
@@ -79,7 +87,11 @@ def test_openais_client_sends_the_key(server):
         ("completions", {**ASK, "wrong": 3}, "unrecognized request argument: wrong"),
         ("completions", {"model": NAME}, "prompt: Field required"),
         ("chat/completions", {**SAY, "messages": []}, "messages"),
-        ("chat/completions", {**SAY, "messages": [{"role": "cook", "content": "x"}]}, "Input should be 'system', 'developer', 'user' or 'assistant'"),
+        (
+            "chat/completions",
+            {**SAY, "messages": [{"role": "cook", "content": "x"}]},
+            "Input should be 'system', 'developer', 'user' or 'assistant'",
+        ),
         ("chat/completions", {**SAY, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part of type 'image_url'"),
         ("chat/completions", {**SAY, "tools": [{"type": "function"}]}, "tools is not supported"),
         ("chat/completions", {**SAY, "response_format": {"type": "json_object"}}, "response_format is not supported"),
@@ -97,15 +109,23 @@ def test_no_json_is_no_json(http):
 
 
 def test_a_request_that_is_too_long_is_refused_whether_its_length_is_announced_or_not(http):
-    assert error(http.post("/v1/completions", content=b" " * 4001)) == (413, "the request is longer than 4000 bytes, which is this server's limit")
+    assert error(http.post("/v1/completions", content=b" " * 4001)) == (
+        413,
+        "the request is longer than 4000 bytes, which is this server's limit",
+    )
     assert error(http.post("/v1/completions", content=iter([b" " * 1000] * 5)))[0] == 413
-    assert http.post("/v1/completions", content=json.dumps(ASK).encode() + b" " * 1000, headers={"Content-Type": "application/json"}).status_code == 200
+    assert (
+        http.post(
+            "/v1/completions", content=json.dumps(ASK).encode() + b" " * 1000, headers={"Content-Type": "application/json"}
+        ).status_code
+        == 200
+    )
 
 
 def test_a_full_queue_says_when_to_come_again(server, http):
     held = threading.Event()
     step = server.engine.step
-    server.engine.step = lambda: (held.wait(20), step())[1]          # nobody gets further for now
+    server.engine.step = lambda: (held.wait(20), step())[1]  # nobody gets further for now
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(http.post("/v1/completions", json={**ASK, "n": 2}))) for _ in range(2)]
     try:
@@ -157,7 +177,12 @@ def test_the_figures_are_those_of_what_was_served(http, server):
     assert more('labkernels_requests_total{path="/v1/completions",status="400"}') == 1
     assert more('labkernels_answers_total{reason="length"}') == 1 and more("labkernels_generated_tokens_total") == 7
     assert more("labkernels_prompt_tokens_total") == len(tokenizer().encode(ASK["prompt"]))
-    assert more("labkernels_first_token_seconds_count") == more("labkernels_answer_seconds_count") == more("labkernels_token_seconds_count") == 1
+    assert (
+        more("labkernels_first_token_seconds_count")
+        == more("labkernels_answer_seconds_count")
+        == more("labkernels_token_seconds_count")
+        == 1
+    )
     assert after["labkernels_cache_pages_free"] == after["labkernels_cache_pages"] == server.engine.stats.num_pages
     assert after["labkernels_requests_running"] == after["labkernels_requests_waiting"] == 0
 
@@ -183,7 +208,9 @@ def test_at_the_end_those_in_flight_finish_and_those_who_take_too_long_are_cance
         with served(engine(max_batch=2), grace_s=grace_s) as running:
             slow = running.engine.step
             running.engine.step = lambda slow=slow: time.sleep(0.02) or slow()
-            with httpx.stream("POST", f"{running.address}/v1/completions", json={**ASK, "max_tokens": 30, "stream": True, "ignore_eos": True}) as answer:
+            with httpx.stream(
+                "POST", f"{running.address}/v1/completions", json={**ASK, "max_tokens": 30, "stream": True, "ignore_eos": True}
+            ) as answer:
                 lines = answer.iter_lines()
                 next(lines)
                 running.server.should_exit = True
@@ -216,7 +243,9 @@ def test_a_request_that_never_ends_is_given_up():
 
 def test_a_cache_smaller_than_the_context_is_the_limit():
     with served(engine(cache_tokens=64, max_batch=2)) as running:
-        answer = httpx.post(f"{running.address}/v1/chat/completions", json={**SAY, "max_tokens": None, "temperature": 0, "ignore_eos": True}).json()
+        answer = httpx.post(
+            f"{running.address}/v1/chat/completions", json={**SAY, "max_tokens": None, "temperature": 0, "ignore_eos": True}
+        ).json()
         assert answer["usage"]["total_tokens"] == 64
         status, message = error(httpx.post(f"{running.address}/v1/completions", json={**ASK, "max_tokens": 64}))
         assert status == 400 and "this model's context is 64 tokens" in message

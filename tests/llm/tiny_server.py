@@ -1,4 +1,5 @@
 """A server of a tiny model on a free port of this machine, in a thread, and what its answers must be."""
+
 from __future__ import annotations
 
 import contextlib
@@ -39,7 +40,9 @@ def tokenizer() -> Tokenizer:
 @functools.cache
 def model() -> Transformer:
     torch.manual_seed(0)
-    shape = ModelConfig(vocab_size=tokenizer().vocab_size, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=64, max_seq_len=256)
+    shape = ModelConfig(
+        vocab_size=tokenizer().vocab_size, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=64, max_seq_len=256
+    )
     return Transformer(shape)
 
 

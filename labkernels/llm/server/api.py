@@ -1,8 +1,8 @@
 """What a request may say, and the answers, as OpenAI spells them.
 
-Notable: what this server cannot do is refused by name, not silently left out (tools, penalties by count, logit_bias); what only concerns OpenAI's own
-bookkeeping is taken and has no effect. Beside OpenAI's settings there are top_k, min_p, repetition_penalty and ignore_eos, which its client sends in
-`extra_body`.
+Notable: what this server cannot do is refused by name, not silently left out (tools, penalties by count, logit_bias); what only concerns
+OpenAI's own bookkeeping is taken and has no effect. Beside OpenAI's settings there are top_k, min_p, repetition_penalty and ignore_eos, which
+its client sends in `extra_body`.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class Sampling(BaseModel):
         if len(stops) > 16:
             raise Refused(f"stop has {len(stops)} strings; at most 16 are taken", param="stop")
         return SamplingParams(
-            max_new_tokens=wanted or max(1, min(limits.new_tokens, room, default or room)), temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
-            min_p=self.min_p, repetition_penalty=self.repetition_penalty, seed=None if self.seed is None else (self.seed + number) & (1 << 62) - 1,
+            max_new_tokens=wanted or max(1, min(limits.new_tokens, room, default or room)), temperature=self.temperature, top_k=self.top_k,
+            top_p=self.top_p, min_p=self.min_p, repetition_penalty=self.repetition_penalty,
+            seed=None if self.seed is None else (self.seed + number) & (1 << 62) - 1,
             stop=tuple(stops), ignore_eos=self.ignore_eos, logprobs=self.logprobs_wanted(limits),
         )  # fmt: skip
 
@@ -98,7 +99,11 @@ class CompletionRequest(Sampling):
         if self.best_of not in (None, self.n):
             raise Refused("best_of is not supported by this server, but as large as n", param="best_of", code="unsupported_parameter")
         if self.echo and self.logprobs is not None:
-            raise Refused("echo with logprobs is not supported by this server: the prompt's are not computed", param="echo", code="unsupported_parameter")
+            raise Refused(
+                "echo with logprobs is not supported by this server: the prompt's are not computed",
+                param="echo",
+                code="unsupported_parameter",
+            )
 
     def prompts(self) -> list[str | list[int]]:
         alone = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
@@ -145,7 +150,9 @@ class ChatRequest(Sampling):
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
         if (self.response_format or {}).get("type", "text") != "text":
-            raise Refused("response_format is not supported by this server, but for text", param="response_format", code="unsupported_parameter")
+            raise Refused(
+                "response_format is not supported by this server, but for text", param="response_format", code="unsupported_parameter"
+            )
 
     def wanted_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens

@@ -113,7 +113,12 @@ class Service:
             raise Refused(f"the request asks for {count} answers; this server gives at most {self.limits.choices} at once", param="n")
         if self.loop.open + count > self.engine.scheduler.max_batch + self.limits.queue:
             wait = math.ceil(self._usual_s * (1 + self.loop.open / self.engine.scheduler.max_batch) / 2)
-            raise Refused(f"{self.loop.open} answers are under way or waiting already; come again later", 429, "queue_full", retry_after_s=min(60, max(1, wait)))
+            raise Refused(
+                f"{self.loop.open} answers are under way or waiting already; come again later",
+                429,
+                "queue_full",
+                retry_after_s=min(60, max(1, wait)),
+            )
         default = DEFAULT_NEW_TOKENS if kind == "text" else None
         wanted = [(tokens, body.params(self.limits, self.longest - len(tokens), i, default)) for tokens in prompts for i in range(body.n)]
         if not self.loop.alive:
@@ -134,7 +139,9 @@ class Service:
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             events = self._stream(writer, answers, before, prompt_tokens if with_usage else None)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+            return StreamingResponse(
+                events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            )
         found = await self._whole(answers, request)
         if any(events[-1].finish_reason == "error" for events in found):
             raise Refused("a pass through the model failed; the server's log says why", 500)
@@ -208,7 +215,7 @@ class Service:
         for tokens in found:
             if len(tokens) + (body.wanted_tokens() or 1) > longest:
                 raise Refused(
-                    f"this model's context is {longest} tokens; the prompt has {len(tokens)} and the answer may have {body.wanted_tokens() or 1}",
+                    f"this model's context is {longest} tokens; the prompt has {len(tokens)}, the answer may have {body.wanted_tokens() or 1}",
                     code="context_length_exceeded", param="messages" if kind == "chat" else "prompt",
                 )  # fmt: skip
         return found
@@ -235,7 +242,9 @@ def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, grace_s: int
     import uvicorn
 
     server = uvicorn.Server(
-        uvicorn.Config(app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=grace_s, timeout_keep_alive=30, server_header=False)
+        uvicorn.Config(
+            app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=grace_s, timeout_keep_alive=30, server_header=False
+        )
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again at the end: a graceful end is no failure
         signal.signal(number, lambda *_: None)

@@ -1,7 +1,7 @@
-"""How much a client may ask for, and what it is told when that was too much: errors in OpenAI's form, with the status that its clients know.
+"""How much a client may ask for, and what it is told when that was too much: errors in OpenAI's form, with the status that clients know.
 
-Notable: a body that is too long is refused before it is parsed, whether its length was announced or not; who finds the queue full is told when to come
-again (429, Retry-After), which OpenAI's client does by itself; keys are compared in constant time.
+Notable: a body that is too long is refused before it is parsed, whether its length was announced or not; who finds the queue full is told
+when to come again (429, Retry-After), which OpenAI's client does by itself; keys are compared in constant time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Limits:
 class Refused(Exception):
     """A request that is answered with an error."""
 
-    def __init__(self, message: str, status: int = 400, code: str | None = None, param: str | None = None, retry_after_s: int | None = None):
+    def __init__(
+        self, message: str, status: int = 400, code: str | None = None, param: str | None = None, retry_after_s: int | None = None
+    ):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after_s = status, code, param, retry_after_s
 
@@ -75,7 +77,9 @@ class Gate:
             refused = Refused(f"the request was not whole after {self.limits.body_s} s", 408, "request_timeout")
             return await refused.response()(scope, receive, send)
         if body is None:
-            refused = Refused(f"the request is longer than {self.limits.body_bytes} bytes, which is this server's limit", 413, "request_too_large")
+            refused = Refused(
+                f"the request is longer than {self.limits.body_bytes} bytes, which is this server's limit", 413, "request_too_large"
+            )
             response = refused.response()
             response.headers["Connection"] = "close"  # the rest of the body is not read
             return await response(scope, receive, send)

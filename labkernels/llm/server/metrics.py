@@ -1,7 +1,7 @@
 """What Prometheus sees: how many ask, how long they wait, how fast they are served, how full the cache is.
 
-Notable: each application has a registry of its own, so that two in one process do not count each other's; what the engine counts itself is read when
-somebody looks, from the state after the last pass, and no lock of the engine is taken.
+Notable: each application has a registry of its own, so that two in one process do not count each other's; what the engine counts itself is
+read when somebody looks, from the state after the last pass, and no lock of the engine is taken.
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ class Metrics:
     def __init__(self, loop: EngineLoop):
         self.registry = CollectorRegistry()
         self.requests = Counter("labkernels_requests", "HTTP requests by path and status", ["path", "status"], registry=self.registry)
-        self.answers = Counter("labkernels_answers", "Answers by why they ended: stop, length, cancelled, error", ["reason"], registry=self.registry)
-        self.first_token = Histogram("labkernels_first_token_seconds", "From a request to its first token", buckets=SECONDS, registry=self.registry)
-        self.per_token = Histogram("labkernels_token_seconds", "Of each token after the first", buckets=TOKEN_SECONDS, registry=self.registry)
-        self.whole = Histogram("labkernels_answer_seconds", "From a request to the end of its answer", buckets=SECONDS, registry=self.registry)
+        self.answers = Counter(
+            "labkernels_answers", "Answers by why they ended: stop, length, cancelled, error", ["reason"], registry=self.registry
+        )
+        self.first_token = Histogram(
+            "labkernels_first_token_seconds", "From a request to its first token", buckets=SECONDS, registry=self.registry
+        )
+        self.per_token = Histogram(
+            "labkernels_token_seconds", "Of each token after the first", buckets=TOKEN_SECONDS, registry=self.registry
+        )
+        self.whole = Histogram(
+            "labkernels_answer_seconds", "From a request to the end of its answer", buckets=SECONDS, registry=self.registry
+        )
         self.registry.register(_Engine(loop))
 
     def finished(self, request: Request) -> None:
