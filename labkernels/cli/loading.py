@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -51,12 +52,12 @@ def config_of_hub(name: str) -> Path:
     around = f"without a network, download it elsewhere (`hf download {name} --local-dir FOLDER`) and give the folder"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt
     try:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
         if isinstance(kept := try_to_load_from_cache(name, "config.json"), str):
             return Path(kept)
         if not urllib.request.getproxies():
-            socket.getaddrinfo("huggingface.co", 443)  # says at once that there is no network; the hub's library tries six times
+            socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)  # says at once that there is no network; the hub's library tries six times
         return Path(hf_hub_download(name, "config.json"))
     except Exception as error:  # of the network, of the hub, of access: dozens of classes of several libraries
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

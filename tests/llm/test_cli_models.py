@@ -189,6 +189,17 @@ def test_a_folder_that_is_not_there_or_no_model(tmp_path, folder):
     assert "no prompt is given" in failing("generate", folder)
 
 
+def test_a_hubs_name_without_a_network_names_the_local_route(monkeypatch):
+    def nowhere(host, port):
+        raise OSError(f"cannot find {host}")
+
+    monkeypatch.setattr(loading.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(loading.urllib.request, "getproxies", dict)
+    for command in (["generate", "some/model", "x"], ["estimate-memory", "some/model"]):
+        said = failing(*command)
+        assert "cannot find huggingface.co" in said and "hf download some/model --local-dir FOLDER" in said
+
+
 def test_an_architecture_that_is_not_read(copy):
     config = json.loads((copy / "config.json").read_text())
     for change, says in (
