@@ -6,7 +6,6 @@ it may be replayed without the CPU. Rows of length 0 are empty places: their key
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -62,10 +61,10 @@ class DecodeState:
             torch.cuda.current_stream(self._device.device).synchronize()
         return self._drawn[1 : count + 1, :rows].t().tolist()  # the first row is what was there before
 
-    def as_struct(self) -> bytes:
-        """begin.cu's `State`."""
+    def begin(self, embedding: torch.Tensor, hidden: torch.Tensor, angles: torch.Tensor) -> tuple:
+        """The arguments of begin.cu, which is launched with `rows` blocks."""
         tensors = (self.tokens, self.draws, self.slots, self.history, self.step, self.lengths, self.block_table, self.turns)
-        return struct.pack("<8Q4i", *(tensor.data_ptr() for tensor in tensors), self.width, self.page_size, self.head_dim, self.rows)
+        return *tensors, embedding, hidden, angles, self.width, self.page_size, self.head_dim, *reversed(embedding.shape), len(angles)
 
     @property
     def settings(self) -> dict[str, torch.Tensor]:

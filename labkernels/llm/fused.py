@@ -89,11 +89,10 @@ class FusedRunner:
 
     def _step(self, state: DecodeState) -> torch.Tensor:
         """A token of each sequence of `state`, which is updated, to float32 logits (rows, vocab), in a buffer that the next step overwrites."""
-        buffers, model, c = self._buffers(state.rows), self.model, self.config
+        buffers, model = self._buffers(state.rows), self.model
         begin = kernel(FOLDER / "begin.cu", "begin_step", self.dtype)
         hidden = buffers["hidden"]
-        args = (model.embedding.weight, hidden, model.angles, state.as_struct(), c.embed_dim, c.vocab_size, model.angles.shape[0])
-        self._launch(begin, (state.rows, 1, 1), (256, 1, 1), args, 0, None)
+        self._launch(begin, (state.rows, 1, 1), (256, 1, 1), state.begin(model.embedding.weight, hidden, model.angles), 0, None)
         if self.streams and state.rows <= MOST_NARROW:
             return self._narrow(state, buffers)
         return self._wide(state, hidden)

@@ -5,6 +5,7 @@ import torch
 
 import labkernels as lk
 from labkernels.errors import ArgumentError
+from labkernels.gemv import variants
 from labkernels.gemv.op import OP
 from labkernels.gemv.variants import Stored, Stream, column_tiles, stream_for, streamed
 from labkernels.quant import quantize
@@ -50,6 +51,19 @@ def test_a_quantised_weight_goes_through_the_same_stream(scheme, dtype, m, gated
     wanted = OP.reference(**exact | {"w": weight.dequantize(torch.float64)})
     found = streamed(config, **{**given, "w": weight}).double()
     assert (found - wanted).abs().max() < (0.03 if dtype == torch.bfloat16 else 0.004) * wanted.abs().max()
+
+
+def test_the_sanitizer_finds_nothing_in_a_quantised_stream(monkeypatch):
+    def watched(run, config, device, tiles, args, shared, early):
+        report = lk.sanitize(run, (2, config.splits), 32 * config.warps, args, shared, cluster=config.cluster, write_back=True)
+        assert not report.findings, report
+
+    monkeypatch.setattr(variants, "launch_stream", watched)
+    given = inputs(2, 44, 512, norm=True)
+    weight = quantize(given["w"].float(), "int4")
+    found = streamed(Stream(2, 3), **{**given, "w": weight})
+    wanted = OP.reference(**{**given, "w": weight.dequantize(torch.bfloat16)}).float()
+    assert (found.float() - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("splits", [1, 4])

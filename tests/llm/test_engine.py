@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import labkernels as lk
 from labkernels.errors import ArgumentError
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.decode_state import DecodeState
@@ -138,7 +139,8 @@ def test_a_step_tells_itself_where_it_is():
     angles = torch.randn(64, 8)
     for drawn in ([4, 7], [9, 2]):
         state.tokens[:2] = torch.tensor(drawn)
-        kernel(FOLDER / "begin.cu", "begin_step", torch.float32)(4, 256, (embedding, hidden, angles, state.as_struct(), 12, 10, 64))
+        report = lk.sanitize(kernel(FOLDER / "begin.cu", "begin_step", torch.float32), 4, 64, state.begin(embedding, hidden, angles), write_back=True)
+        assert not report.findings
     assert state.lengths.tolist() == [17, 42, 0, 0] and state.draws.tolist() == [2, 4, 0, 0]
     assert state.slots.tolist() == [5 * 16, 8 * 16 + 41 - 32, -1, -1]
     assert state.history[:2, :2].tolist() == [[4, 7], [9, 2]] and state.step.tolist() == [2, 2, 0, 0]
