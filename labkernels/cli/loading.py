@@ -116,6 +116,8 @@ def check_memory(model: str, choices: Choices) -> None:
 
 def load_engine(model: str, choices: Choices, show: bool = True):
     """The engine of a folder, or of a hub's model. Raises what `Engine.from_pretrained` does, and TooLittleMemory before it has begun."""
+    import torch
+
     from labkernels.llm.cached import CachedRunner
     from labkernels.llm.engine import Engine
     from labkernels.llm.fused import FusedRunner
@@ -127,6 +129,8 @@ def load_engine(model: str, choices: Choices, show: bool = True):
     if choices.context is not None and choices.context > config.max_seq_len:
         raise ArgumentError(f"--context is {choices.context}; {model} takes at most {config.max_seq_len} tokens")
     check_memory(model, choices)
+    if choices.on_gpu and choices.device not in (None, "cuda"):
+        torch.cuda.set_device(choices.device)
     scheme = None if stored else choices.scheme  # a quantised folder stays what it is, unless asked for by name
     if choices.quantize is not None:
         scheme = choices.scheme

@@ -17,6 +17,8 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import torch
+
 from labkernels.llm.engine import Engine, Stats
 from labkernels.llm.requests import Event, Request, SamplingParams
 
@@ -108,6 +110,8 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
+            if self.engine.device.type == "cuda":
+                torch.cuda.set_device(self.engine.device)  # which GPU is the current one is each thread's own matter
             self._serve()
         except Exception:
             log.exception("the engine's thread has ended")
