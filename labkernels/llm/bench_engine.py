@@ -1,7 +1,7 @@
 """The engine measured, rung by rung, and its peers in the same process: tokens/s, time to the first token, launches, bytes, share of the limit.
 
     python -m labkernels.llm.bench_engine llama-3.2-1b --runners cached fused graphs early --peers reduce-overhead --out engine.csv
-    python -m labkernels.llm.bench_engine llama-3.2-1b --quantize int4 --batch 1 4 16 64 --prompt 1024
+    python -m labkernels.llm.bench_engine llama-3.2-1b --quantize int4 --head int8 --batch 1 4 16 64 --prompt 1024 --out engine.csv --append
 
 Weights are random: the time does not depend on them. tokens/s counts the tokens after the first, from the first's arrival to the last's; the limit is the
 time of reading weights, keys and values once a token at the bandwidth measured in the same run (lk.lab.ceilings).
@@ -139,6 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lookahead", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=600.0, help="begin nothing new after so many")
     parser.add_argument("--out", type=Path, default=None, help="a csv to write")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the csv has")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("bench_engine: figures are measured on an NVIDIA GPU, and this machine has none")
@@ -202,7 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
         del model
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(rows).to_csv(given.out, index=False, float_format="%.6g")
+        before = [pandas.read_csv(given.out)] if given.append and given.out.exists() else []
+        pandas.concat([*before, pandas.DataFrame(rows)]).to_csv(given.out, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":
