@@ -11,6 +11,7 @@
 #include "warp.cuh"
 
 constexpr float NOTHING_SEEN = -3e38f;  // instead of -inf, which would make NaN of -inf - -inf
+constexpr float SMALLEST_LOG2 = -100.0f;  // of a value's scale
 constexpr float RESCALE_ABOVE = 8.0f;   // weights may be 2^8 times what they would be against the true maximum
 
 template <int HEAD_DIM_, int ROW_TILES_, int WARPS_, int BLOCKS_>
@@ -39,6 +40,11 @@ __device__ __forceinline__ void load_words(unsigned (&to)[WORDS], const void* fr
     }
 }
 
+// a * stride, neither negative, where both fit into 32 bits: one instruction, where 64 bits take four. No stride is longer (tensor_cores.py).
+__device__ __forceinline__ unsigned long long times(int a, long long stride) {
+    return static_cast<unsigned long long>(static_cast<unsigned>(a)) * static_cast<unsigned>(stride);
+}
+
 // Where 16 tokens lie: looked up before they are asked for.
 struct Place {
     int page = 0, offset = 0;
@@ -51,32 +57,35 @@ template <class C, int HEAD_DIM>
 struct Keys {
     using Cut = ::Cut<C, HEAD_DIM>;
     unsigned words[2][Cut::K_LOADS][Cut::K_WORDS];
-    float scale[2][2];  // of the keys 8 * i + 2 * t and the next
+    float scale;  // of the key that has this lane's number; in lanes 16 to 31 those of the values
 
-    __device__ __forceinline__ void load(const C* k, const float* k_scale, const Sequence& sequence, Place place, int valid, const Problem& p) {
-        const int g = lane_id() / 4, t = lane_id() % 4, offset = place.offset;
-        const long long page = place.page;
-        const C* first = k + page * p.k_page + sequence.head * p.k_head + offset * p.k_token + t * Cut::K_EACH;
+    __device__ __forceinline__ void load(const C* k, const float* k_scale, const float* v_scale, const Sequence& sequence, Place place, int valid,
+                                         const Problem& p) {
+        const int g = lane_id() / 4, t = lane_id() % 4;
+        const C* first = k + times(sequence.head, p.k_head) + t * Cut::K_EACH + times(place.page, p.k_page) + times(place.offset, p.k_token);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const C* key = first + min(g + 8 * i, valid - 1) * p.k_token;
+            const C* key = first + times(min(g + 8 * i, valid - 1), p.k_token);
 #pragma unroll
             for (int j = 0; j < Cut::K_LOADS; ++j) load_words(words[i][j], key + j * 4 * Cut::K_EACH);
         }
         if constexpr (sizeof(C) == 1) {
-            const float* scales = k_scale + page * p.ks_page + sequence.head * p.ks_head + offset;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) scale[i / 2][i % 2] = scales[min(8 * (i / 2) + 2 * t + i % 2, valid - 1)];
+            const bool of_key = lane_id() < CHUNK;
+            const float* scales = of_key ? k_scale + times(sequence.head, p.ks_head) + times(place.page, p.ks_page)
+                                         : v_scale + times(sequence.head, p.vs_head) + times(place.page, p.vs_page);
+            scale = scales[place.offset + min(lane_id() % CHUNK, valid - 1)];
         }
     }
+    // Scales from token `valid` on may be anything.
+    __device__ __forceinline__ void forget(int valid) {
+        if (sizeof(C) == 1 && lane_id() % CHUNK >= valid) scale = 0.0f;
+    }
     // What the instruction for step `s`, 16 elements of the row, takes of the keys 8 * i to 8 * i + 7.
-    template <class T>
     __device__ __forceinline__ void operand(unsigned (&b)[2], int i, int s) const {
         constexpr int STEPS_A_LOAD = Cut::K_WORDS / Cut::STEP_WORDS;
         const unsigned* from = words[i][s / STEPS_A_LOAD] + s % STEPS_A_LOAD * Cut::STEP_WORDS;
         if constexpr (sizeof(C) == 1) {
-            b[0] = pair<T, C, 0, 1>(from[0], from[0]);
-            b[1] = pair<T, C, 2, 3>(from[0], from[0]);
+            key_pairs<C>(b, from[0]);
         } else {
             b[0] = from[0];
             b[1] = from[1];
@@ -89,22 +98,15 @@ template <class C, int HEAD_DIM>
 struct Values {
     using Cut = ::Cut<C, HEAD_DIM>;
     unsigned words[4][Cut::V_LOADS][Cut::V_WORDS];
-    float scale[2][2];
 
-    __device__ __forceinline__ void load(const C* v, const float* v_scale, const Sequence& sequence, Place place, int valid, const Problem& p) {
-        const int g = lane_id() / 4, t = lane_id() % 4, offset = place.offset;
-        const long long page = place.page;
-        const C* first = v + page * p.v_page + sequence.head * p.v_head + offset * p.v_token + g * Cut::V_EACH;
+    __device__ __forceinline__ void load(const C* v, const Sequence& sequence, Place place, int valid, const Problem& p) {
+        const int g = lane_id() / 4, t = lane_id() % 4;
+        const C* first = v + times(sequence.head, p.v_head) + g * Cut::V_EACH + times(place.page, p.v_page) + times(place.offset, p.v_token);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const C* value = first + min(8 * (i / 2) + 2 * t + i % 2, valid - 1) * p.v_token;
+            const C* value = first + times(min(8 * (i / 2) + 2 * t + i % 2, valid - 1), p.v_token);
 #pragma unroll
             for (int j = 0; j < Cut::V_LOADS; ++j) load_words(words[i][j], value + j * 8 * Cut::V_EACH);
-        }
-        if constexpr (sizeof(C) == 1) {
-            const float* scales = v_scale + page * p.vs_page + sequence.head * p.vs_head + offset;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) scale[i / 2][i % 2] = scales[min(8 * (i / 2) + 2 * t + i % 2, valid - 1)];
         }
     }
     // The values from `valid` on count for nothing: what was read there may be anything, and 0 * NaN is NaN.
@@ -113,31 +115,38 @@ struct Values {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             if (8 * (i / 2) + 2 * t + i % 2 < valid) continue;
-            if constexpr (sizeof(C) == 1) scale[i / 2][i % 2] = 0.0f;
 #pragma unroll
             for (int j = 0; j < Cut::V_LOADS * Cut::V_WORDS; ++j) words[i][j / Cut::V_WORDS][j % Cut::V_WORDS] = 0u;
         }
     }
-    // Element E of the lane's place `j`, and the one half a place on, of all 16 values: 16 rows of v^T.
-    template <class T, int E>
-    __device__ __forceinline__ void operand(unsigned (&a)[4], int j) const {
-        constexpr int F = E + Cut::V_EACH / 2, WORD_E = E / Cut::PER_WORD, WORD_F = F / Cut::PER_WORD, AT_E = E % Cut::PER_WORD, AT_F = F % Cut::PER_WORD;
-        a[0] = pair<T, C, AT_E, AT_E>(words[0][j][WORD_E], words[1][j][WORD_E]);
-        a[1] = pair<T, C, AT_F, AT_F>(words[0][j][WORD_F], words[1][j][WORD_F]);
-        a[2] = pair<T, C, AT_E, AT_E>(words[2][j][WORD_E], words[3][j][WORD_E]);
-        a[3] = pair<T, C, AT_F, AT_F>(words[2][j][WORD_F], words[3][j][WORD_F]);
+    // Of all 16 values the elements of word WORD of the lane's place `j`, and those half a place on: PER_WORD times 16 rows of v^T.
+    __device__ __forceinline__ void operands(unsigned (&a)[Cut::PER_WORD][4], int j, int word) const {
+        unsigned pairs[4][Cut::PER_WORD];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int at = word + i % 2 * (Cut::V_WORDS / 2);
+            value_pairs<C>(pairs[i], words[i / 2 * 2][j][at], words[i / 2 * 2 + 1][j][at]);
+        }
+#pragma unroll
+        for (int e = 0; e < Cut::PER_WORD; ++e)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[e][i] = pairs[i][e];
     }
 };
 
 // A warp's queries, and what it has found for them so far. Of a tile of 8 rows lane 4 * g + t holds the maximum and the sum of row g; of the output
-// of rows 2 * t and 2 * t + 1 the elements that Values::operand names.
+// of rows 2 * t and 2 * t + 1 the elements that Values::operands names.
+// Queries of a quantised cache are multiplied as halves, each row divided by a power of two so that none is too large.
 template <class T, class C, class Tiling>
 struct Warp {
     static constexpr int HEAD_DIM = Tiling::HEAD_DIM, ROW_TILES = Tiling::ROW_TILES;
+    static constexpr bool QUANTISED = sizeof(C) == 1;
     using Cut = ::Cut<C, HEAD_DIM>;
+    using M = Multiplied<T, C>;
     unsigned query[Cut::STEPS][ROW_TILES][2];
     float max[ROW_TILES], sum[ROW_TILES], out[ROW_TILES][Cut::V_LOADS][Cut::V_EACH / 2][4];
-    int row_limit[ROW_TILES];  // keys that row g sees
+    int row_limit[ROW_TILES];                                  // keys that row g sees
+    float score_scale[ROW_TILES], score_start[ROW_TILES];  // of row g: what scores are multiplied by, and what they begin with
 
     __device__ __forceinline__ void begin(const T* q, const Sequence& sequence, int first_row, int length, const Problem& p) {
         const int g = lane_id() / 4, t = lane_id() % 4;
@@ -147,6 +156,8 @@ struct Warp {
             max[tile] = NOTHING_SEEN;
             sum[tile] = 0.0f;
             row_limit[tile] = p.visible(row, length);
+            score_scale[tile] = p.scale;
+            score_start[tile] = 0.0f;
             const T* from = p.query(q, sequence.batch, sequence.head, row);
 #pragma unroll
             for (int s = 0; s < Cut::STEPS; ++s) {
@@ -156,6 +167,7 @@ struct Warp {
                 query[s][tile][0] = words.x;
                 query[s][tile][1] = words.y;
             }
+            if constexpr (QUANTISED) make_halves(tile);
 #pragma unroll
             for (int i = 0; i < Cut::V_LOADS * Cut::V_EACH / 2; ++i)
 #pragma unroll
@@ -163,12 +175,36 @@ struct Warp {
         }
     }
 
+    __device__ __forceinline__ void make_halves(int tile) {
+        float largest = 0.0f, sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 2 * Cut::STEPS; ++i) {
+            const float2 both = floats_of<T>(query[i / 2][tile][i % 2]);
+            largest = fmaxf(largest, fmaxf(fabsf(both.x), fabsf(both.y)));
+        }
+        largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
+        const int exponent = __float_as_int(fminf(fmaxf(largest, 0x1p-126f), 0x1p126f)) >> 23;  // of the largest: 2^(exponent - 127)
+        const float inverse = __int_as_float((254 - exponent) << 23);
+#pragma unroll
+        for (int i = 0; i < 2 * Cut::STEPS; ++i) {
+            unsigned& word = query[i / 2][tile][i % 2];
+            const float2 both = floats_of<T>(word);
+            word = pack_f16x2(both.x * inverse, both.y * inverse);
+            sum += sum_of_pair<__half>(word);
+        }
+        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+        score_scale[tile] *= __int_as_float(exponent << 23);
+        score_start[tile] = -KEY_BIAS<C> * sum;
+    }
+
     // Scores of 16 keys: of row g (tile 0) in scores[i][0] and [1] those of the keys 8 * i + 2 * t and the next, of row g + 8 in [2] and [3].
     __device__ __forceinline__ void multiply(float (&scores)[2][4], const Keys<C, HEAD_DIM>& keys) const {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
-            for (int j = 0; j < 4; ++j) scores[i][j] = 0.0f;
+            for (int j = 0; j < 4; ++j) scores[i][j] = j / 2 < ROW_TILES ? score_start[j / 2 % ROW_TILES] : 0.0f;
 #pragma unroll
         for (int s = 0; s < Cut::STEPS; ++s) {
             const unsigned a[4] = {query[s][0][0], ROW_TILES == 2 ? query[s][ROW_TILES - 1][0] : 0u, query[s][0][1],
@@ -176,25 +212,35 @@ struct Warp {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 unsigned b[2];
-                keys.template operand<T>(b, i, s);
-                mma_m16n8k16<T>(scores[i], a, b, scores[i]);
+                keys.operand(b, i, s);
+                mma_m16n8k16<M>(scores[i], a, b, scores[i]);
             }
         }
     }
 
-    // Scores become weights, in the operand that the second product takes.
-    __device__ __forceinline__ void weigh(unsigned (&weights)[ROW_TILES][2], float (&scores)[2][4], const float (&k_scale)[2][2], const float (&v_scale)[2][2],
-                                          int token, bool all_seen, float scale) {
+    // Scores become weights, in the operand that the second product takes. Those of a quantised cache are multiplied by the values' scales, and the
+    // maximum is that of scores plus log2 of them: so no weight is too large for a half, whatever the scales are.
+    __device__ __forceinline__ void weigh(unsigned (&weights)[ROW_TILES][2], float (&scores)[2][4], float scale, int token, bool all_seen) {
         const int t = lane_id() % 4;
+        float k_scale[4], v_scale[4], more[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if constexpr (QUANTISED) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int of = 8 * (i / 2) + 2 * t + i % 2;
+                k_scale[i] = __shfl_sync(FULL_WARP, scale, of);
+                v_scale[i] = __shfl_sync(FULL_WARP, scale, CHUNK + of);
+                more[i] = fmaxf(log2_approx(fabsf(v_scale[i])), SMALLEST_LOG2);
+            }
+        }
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
             float largest = -CUDART_INF_F;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 float& score = scores[i / 2][2 * tile + i % 2];
-                score *= sizeof(C) == 1 ? scale * k_scale[i / 2][i % 2] : scale;
+                score *= QUANTISED ? score_scale[tile] * k_scale[i] : score_scale[tile];
                 if (!all_seen && token + 8 * (i / 2) + 2 * t + i % 2 >= row_limit[tile]) score = -CUDART_INF_F;
-                largest = fmaxf(largest, score);
+                largest = fmaxf(largest, score + more[i]);
             }
             largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 1));
             largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
@@ -203,15 +249,15 @@ struct Warp {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 p[i] = exp2_approx(scores[i / 2][2 * tile + i % 2] - max[tile]);
-                if constexpr (sizeof(C) == 1) {
+                if constexpr (QUANTISED) {
                     sum[tile] += p[i];
-                    p[i] *= v_scale[i / 2][i % 2];
+                    p[i] *= v_scale[i];
                 }
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                weights[tile][i] = pack_pair<T>(p[2 * i], p[2 * i + 1]);
-                if constexpr (sizeof(C) == 2) sum[tile] += sum_of_pair<T>(weights[tile][i]);  // as rounded: where one weight counts, its error cancels
+                weights[tile][i] = pack_pair<M>(p[2 * i], p[2 * i + 1]);
+                if constexpr (!QUANTISED) sum[tile] += sum_of_pair<T>(weights[tile][i]);  // as rounded: where one weight counts, its error cancels
             }
         }
     }
@@ -227,18 +273,21 @@ struct Warp {
             for (int j = 0; j < 4; ++j) out[tile][i / (Cut::V_EACH / 2)][i % (Cut::V_EACH / 2)][j] *= j % 2 ? odd : even;
     }
 
-    template <int E = 0>
     __device__ __forceinline__ void add(const unsigned (&weights)[ROW_TILES][2], const Values<C, HEAD_DIM>& values) {
-        if constexpr (E < Cut::V_EACH / 2) {
+#pragma unroll
+        for (int word = 0; word < Cut::V_WORDS / 2; ++word)
 #pragma unroll
             for (int j = 0; j < Cut::V_LOADS; ++j) {
-                unsigned a[4];
-                values.template operand<T, E>(a, j);
+                unsigned a[Cut::PER_WORD][4];
+                values.operands(a, j, word);
 #pragma unroll
-                for (int tile = 0; tile < ROW_TILES; ++tile) mma_m16n8k16<T>(out[tile][j][E], a, weights[tile], out[tile][j][E]);
+                for (int e = 0; e < Cut::PER_WORD; ++e)
+#pragma unroll
+                    for (int tile = 0; tile < ROW_TILES; ++tile) {
+                        float(&sum)[4] = out[tile][j][word * Cut::PER_WORD + e];
+                        mma_m16n8k16<M>(sum, a[e], weights[tile], sum);
+                    }
             }
-            add<E + 1>(weights, values);
-        }
     }
 
     // The tokens `token` to `token` + 15, and those every `stride` further on, before `end`. The first ones are in keys and values.
@@ -248,18 +297,16 @@ struct Warp {
         for (;; token += stride) {
             const int next = token + stride, valid = min(CHUNK, length - next);
             const Place place = next_place;
-            float scores[2][4], of_keys[2][2];
+            float scores[2][4];
             unsigned weights[ROW_TILES][2];
             multiply(scores, keys);
-            if constexpr (sizeof(C) == 1)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) of_keys[i / 2][i % 2] = keys.scale[i / 2][i % 2];
-            if (next < end) keys.load(k, k_scale, sequence, place, valid, p);
+            const float scale = keys.scale;
+            if (next < end) keys.load(k, k_scale, v_scale, sequence, place, valid, p);
             if (next + stride < end) next_place = Place(sequence, next + stride);
-            weigh(weights, scores, of_keys, values.scale, token, token + CHUNK <= length - p.queries + 1, p.scale);
+            weigh(weights, scores, scale, token, token + CHUNK <= length - p.queries + 1);
             add(weights, values);
             if (next >= end) return;
-            values.load(v, v_scale, sequence, place, valid, p);
+            values.load(v, sequence, place, valid, p);
         }
     }
 };

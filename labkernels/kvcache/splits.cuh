@@ -1,7 +1,8 @@
 // How one launch shares out all tokens of all sequences, whose lengths only the GPU knows.
 //
 // Each head of each sequence is an item of ceil(length / 16) tiles of 16 tokens, at least one. It is cut into splits of at most `each` tiles, one a
-// block: as few tiles as leave no more splits than there are blocks. So no block has two items, and none more than `each` tiles.
+// block: as few tiles as leave no more splits than there are blocks. So no block has two items, and none more than `each` tiles. Which of them a split
+// has is up to the kernel.
 #pragma once
 #include "warp.cuh"
 
@@ -10,7 +11,7 @@ constexpr int CHUNK = 16;  // tokens that a warp takes at a time
 struct Splits {
     const int* lengths;
     int batch, heads;        // `heads` items a sequence, of equal length
-    int warps, each, count;  // of a block; tiles of a split at most; splits
+    int each, count;         // tiles of a split at most; splits
 
     __device__ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
     __device__ static int tiles(int length) { return max(1, ceil_div(length, CHUNK)); }
@@ -19,7 +20,7 @@ struct Splits {
     // All lanes of a warp call, here and in find(). The grid has `warps` warps a block, and at least a block for each item; `resident` blocks run at a
     // time. They are what is dealt out, and where there are more items, so many besides: for sequences longer than the others.
     __device__ Splits(const int* lengths, int batch, int heads, int warps, int resident)
-        : lengths(lengths), batch(batch), heads(heads), warps(warps), each(1) {
+        : lengths(lengths), batch(batch), heads(heads), each(1) {
         count = all_splits();  // for now, tiles
         const int items = batch * heads, blocks = min(static_cast<int>(gridDim.x), items <= resident ? resident : items + resident);
         int wanted = ceil_div(count, blocks);
@@ -38,7 +39,6 @@ struct Splits {
     struct Item {
         int batch, head, length;
         int split, splits;  // this one, of how many of the item
-        int first, end;     // its tokens
     };
     // What block `block` has, which is less than count.
     __device__ Item find(int block) const {
@@ -59,8 +59,7 @@ struct Splits {
             const int lane = max(0, __ffs(holders) - 1);
             const int its_length = __shfl_sync(FULL_WARP, length, lane), its_splits = splits(its_length);
             const int at = block - before - __shfl_sync(FULL_WARP, end - own, lane);
-            const int split = at % its_splits, even = ceil_div(ceil_div(tiles(its_length), its_splits), warps) * warps * CHUNK;
-            return {base + lane, at / its_splits, its_length, split, its_splits, split * even, min(its_length, (split + 1) * even)};
+            return {base + lane, at / its_splits, its_length, at % its_splits, its_splits};
         }
     }
 };

@@ -50,9 +50,9 @@ TILINGS = {  # by head_dim, tiles of 8 rows, and whether there are more heads in
     (64, 2, False): Tiling(64, 2, 8, 1),
     (128, 1, False): Tiling(128, 1, 8, 1),
     (128, 2, False): Tiling(128, 2, 8, 1),
-    (64, 1, True): Tiling(64, 1, 4, 4),
-    (64, 2, True): Tiling(64, 2, 4, 3),
-    (128, 1, True): Tiling(128, 1, 4, 3),
+    (64, 1, True): Tiling(64, 1, 4, 2),
+    (64, 2, True): Tiling(64, 2, 4, 2),
+    (128, 1, True): Tiling(128, 1, 4, 2),
     (128, 2, True): Tiling(128, 2, 4, 2),
 }
 CLUSTERS = {
@@ -64,6 +64,12 @@ CLUSTERS = {
     (64, 2, True): Tiling(64, 2, 4, 2),
     (128, 1, True): Tiling(128, 1, 4, 2),
     (128, 2, True): Tiling(128, 2, 4, 2),
+}
+GUESSES = {  # of v6, by head_dim and tiles of 8 rows: for no more heads than multiprocessors, for more, and for a long quantised cache
+    (64, 1): (Tiling(64, 1, 8, 2), Tiling(64, 1, 4, 4), Tiling(64, 1, 4, 4)),
+    (64, 2): (Tiling(64, 2, 8, 1), Tiling(64, 2, 4, 3), Tiling(64, 2, 4, 3)),
+    (128, 1): (Tiling(128, 1, 8, 1), Tiling(128, 1, 4, 2), Tiling(128, 1, 4, 4)),
+    (128, 2): (Tiling(128, 2, 8, 1), Tiling(128, 2, 4, 2), Tiling(128, 2, 4, 2)),
 }
 
 
@@ -92,8 +98,45 @@ def shared_out(
     return out
 
 
+def guess(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
+    return guessed(guess_tiling(q, k, block_table), q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
+
+
+def guessed(
+    tiling: Tiling, q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None, run=None
+) -> torch.Tensor:  # fmt: skip
+    """v6 with this tiling; `run` is another build of its kernel."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    q = as_rows(q)
+    items, room = _items(tiling, q, k), capacity(k, block_table)
+    resident = processors(q) * tiling.blocks
+    splits = max(1, min(resident // items, ceil_div(room, CHUNK * tiling.warps)))  # of an item, if all are alike
+    most = items * ceil_div(max(1, room), CHUNK * tiling.warps)
+    grid = max(items * splits, min(most, resident if items <= resident else items + resident))
+    slots = grid * tiling.rows
+    parts = torch.empty(slots * (tiling.head_dim + 2), dtype=torch.float32, device=q.device)
+    args = (
+        q, k, v, k_scale, v_scale, lengths, block_table, out, parts, parts[slots * tiling.head_dim :], counters(grid, q.device), resident, splits, room,
+        k.shape[0], problem_bytes(q, k, v, block_table, scale, k_scale, v_scale),
+    )  # fmt: skip
+    run = run or kernel(FOLDER / "v6_guess.cu", "decode_guess", q.dtype, stored_type(k.dtype), tiling)
+    run(grid, 32 * tiling.warps, args, tiling.meeting_bytes)
+    return out
+
+
+def guess_tiling(q, k, block_table) -> Tiling:
+    """One large block a multiprocessor where few heads are shared out, else smaller ones. A quantised cache has half the bytes on their way to a warp,
+    and so more warps, as soon as there are more tokens than all wait for at the beginning."""
+    head_dim, row_tiles, many = _key(q, k)
+    few, small, quantised = GUESSES[head_dim, row_tiles]
+    if k.element_size() > 1:
+        return small if many else few
+    at_once = few.tile * (processors(q) if q.is_cuda else 132)
+    return quantised if capacity(k, block_table) * _items(few, as_rows(q), k) > CLUSTER_ROUNDS * at_once else few
+
+
 def cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> torch.Tensor:
-    return clustered(CLUSTERS[_key(q, k)], None, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
+    return clustered(cluster_tiling(q, k), None, q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale)
 
 
 def clustered(
@@ -112,6 +155,11 @@ def clustered(
     grid = (blocks, k.shape[1] * row_blocks, q.shape[0])
     run(grid, 32 * tiling.warps, args, tiling.meeting_bytes + tiling.slices_bytes, cluster=(blocks, 1, 1))
     return out
+
+
+def cluster_tiling(q, k) -> Tiling:
+    head_dim, row_tiles, many = _key(q, k)
+    return GUESSES[head_dim, row_tiles][2] if many and k.element_size() == 1 else CLUSTERS[head_dim, row_tiles, many]
 
 
 def cluster_blocks(tiling: Tiling, q, k, block_table) -> int:
@@ -148,6 +196,10 @@ def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_s
         return f"takes pages of a multiple of {CHUNK} tokens"
     if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
         return "needs a GPU of compute capability 8.0 or more"
+    caches = {"k": k, "v": v, "k_scale": k_scale, "v_scale": v_scale}
+    for name, tensor in caches.items():
+        if tensor is not None and max(tensor.stride()) >= 2**31:
+            return f"takes caches whose strides are below 2^31, {name} has {max(tensor.stride())}"
     for name, tensor, size in (("q", q, 8), ("k", k, 16), ("v", v, 16)):
         distances = [stride * tensor.element_size() for stride, length in zip(tensor.stride()[:-1], tensor.shape[:-1]) if length > 1]
         if any(distance % size for distance in (tensor.data_ptr(), *distances)):
@@ -162,7 +214,7 @@ FEW_ROUNDS = 4  # of them even where clusters fill but part of the GPU
 def accepts_cluster(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None) -> str | None:
     if wrong := accepts(q, k, v, lengths, block_table, scale, k_scale=k_scale, v_scale=v_scale) or hopper_refusal(q):
         return wrong
-    tiling, rows = CLUSTERS[_key(q, k)], as_rows(q)
+    tiling, rows = cluster_tiling(q, k), as_rows(q)
     blocks = cluster_blocks(tiling, rows, k, block_table)
     rounds = ceil_div(capacity(k, block_table), blocks * tiling.tile)
     processors_used = blocks * _items(tiling, rows, k) / tiling.blocks / (processors(q) if q.is_cuda else 132)
@@ -177,4 +229,6 @@ VARIANTS = (
             FOLDER / "v4_tensor_cores.cu", accepts),
     Variant("v5_cluster", cluster, "few tokens: a cluster a head merges in shared memory, loads do not wait for the length",
             FOLDER / "v5_cluster.cu", accepts_cluster),
+    Variant("v6_guess", guess, "many tokens: loads begin as if all sequences were of one length, before the lengths are known",
+            FOLDER / "v6_guess.cu", accepts),
 )  # fmt: skip

@@ -6,14 +6,15 @@ import torch.nn.functional as F
 
 import labkernels as lk
 from labkernels.errors import ArgumentError
-from labkernels.kvcache import decode_attention, layout, tensor_cores
+from labkernels.cuda import sanitizing
+from labkernels.kvcache import decode_attention, decode_attention_op, layout, tensor_cores
 from labkernels.kvcache.decode_attention_op import OP, shape
 from labkernels.kvcache.reference import reference
-from labkernels.kvcache.tensor_cores import CLUSTERS, TILINGS
+from labkernels.kvcache.tensor_cores import CLUSTERS, GUESSES, TILINGS, Tiling
 from labkernels.lab.failure import CheckFailed
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-ON_TENSOR_CORES = ["v4_tensor_cores", "v5_cluster"]
+ON_TENSOR_CORES = ["v4_tensor_cores", "v5_cluster", "v6_guess"]
 
 
 def inputs_of(seed=0, device="cpu", dtype=torch.bfloat16, **sizes):
@@ -98,6 +99,31 @@ def test_the_counters_are_zero_again():
     assert_right(results[0], inputs)
 
 
+@pytest.mark.parametrize("lengths", [(700, 690, 641), (700, 0, 3)], ids=["about equal", "far apart"])
+@pytest.mark.parametrize("cache, page_size", [("same", 0), ("int8", 16)])
+def test_a_guess_and_a_wrong_one(lengths, cache, page_size):
+    inputs = inputs_of(batch=3, length=700, heads=12, kv_heads=2, cache=cache, page_size=page_size)
+    inputs["lengths"] = torch.tensor(lengths, dtype=torch.int32)
+    decode_attention_op._spoil(inputs, page_size)
+    for tiling in (Tiling(64, 1, 2, 1), Tiling(64, 1, 2, 9)):  # a split for each head, three for each
+        with sanitizing():
+            got = tensor_cores.guessed(tiling, **inputs)
+        assert_right(got, inputs)
+
+
+def test_scales_far_apart_do_no_harm():
+    """Weights times the values' scales must fit into halves, and queries too."""
+    inputs = inputs_of(batch=1, length=90, heads=4, kv_heads=1, cache="int8")
+    for magnitude in (1e-12, 1e9):
+        inputs["v_scale"] *= magnitude
+        inputs["v_scale"][:, :, ::7] *= 1e-4
+        inputs["q"] = inputs["q"] * 2.0**20
+        inputs["k_scale"] *= 2.0**-20
+        for name in ON_TENSOR_CORES:
+            got, want = (fn(**inputs).double() for fn in (OP.variants[name], reference))
+            assert (got - want).norm() <= torch.finfo(torch.bfloat16).eps * want.norm(), (name, magnitude)
+
+
 def test_a_mistake_is_named():
     def forgets_the_lengths(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None):
         return reference(q, k, v, lengths - 1, block_table, scale, k_scale=k_scale, v_scale=v_scale)
@@ -151,8 +177,12 @@ def test_quantising_errs_by_half_a_step():
 
 @pytest.mark.parametrize("stored", ["__nv_bfloat16", "signed char"])
 def test_what_models_use_most_does_not_spill(stored):
-    for table, file, name in ((TILINGS, "v4_tensor_cores.cu", "decode_tensor_cores"), (CLUSTERS, "v5_cluster.cu", "decode_cluster")):
-        found = lk.Kernel(tensor_cores.FOLDER / file, f"{name}<__nv_bfloat16, {stored}, {table[128, 1, False]}>").resources("sm_90a")
+    few, many, _ = GUESSES[128, 1]
+    for tiling, file, name in (
+        (TILINGS[128, 1, False], "v4_tensor_cores.cu", "decode_tensor_cores"), (CLUSTERS[128, 1, False], "v5_cluster.cu", "decode_cluster"),
+        (few, "v6_guess.cu", "decode_guess"), (many, "v6_guess.cu", "decode_guess"),
+    ):  # fmt: skip
+        found = lk.Kernel(tensor_cores.FOLDER / file, f"{name}<__nv_bfloat16, {stored}, {tiling}>").resources("sm_90a")
         assert found.spill_store_bytes == 0, (file, stored)
 
 

@@ -1,0 +1,73 @@
+// Decode attention, v6: begins as if all sequences were of one length. v4's splits with v5's start.
+//   Idea      v4 waits for the lengths before it knows which block has what; v5 does not, but gives every head the same share of the GPU, however long
+//             its sequence is. Here each block takes its share of a head by the room in the cache, asks for its first keys and values, and only then
+//             reads the lengths. If they are about equal the guess was right, and what is on its way is used; else the splits are v4's.
+//   Predicts  v4 without some 2 us: a wait for the lengths, divisions, and a scan over the sequences.
+//   Measured  Not recorded yet; to be in data/measured/h200/decode_attention.csv.
+//             Loads that tell L2 to fetch 256 bytes at a time, or to bypass L1, took up to 10% longer than those marked as read once. Clusters of 4 and 8
+//             blocks that fill the GPU took half as long again: not all of them find room at the same time.
+//   Wastes    Parts of a head still go through memory; where lengths differ, the first loads were for nothing.
+#include "parts.cuh"
+
+constexpr int EVEN_SHARE = 8;  // lengths are about equal if all together have at least 7 / 8 of what the longest one would make them
+
+// As v4. Block b begins with split b % guessed of item b / guessed, if there is such an item.
+template <class T, class C, class Tiling>
+__global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
+    decode_guess(const T* q, const C* k, const C* v, const float* k_scale, const float* v_scale, const int* lengths, const int* block_table, T* out,
+                 float4* parts, float2* part_stats, unsigned* arrived, int resident, int guessed, int capacity, int pages, Problem problem) {
+    constexpr int HEAD_DIM = Tiling::HEAD_DIM, ROWS = Tiling::ROWS;
+    extern __shared__ float4 shared[];
+    auto& meeting = *reinterpret_cast<Meeting<T, C, Tiling>*>(shared);
+    const int row_blocks = (problem.rows() + ROWS - 1) / ROWS, heads = problem.kv_heads * row_blocks;
+
+    Warp<T, C, Tiling> warp;
+    Keys<C, HEAD_DIM> keys;
+    Values<C, HEAD_DIM> values;
+    const int number = blockIdx.x / guessed;
+    Splits::Item item{number / heads, number % heads, 0, static_cast<int>(blockIdx.x) % guessed, guessed};
+    const bool there = item.batch < problem.batch;
+    const auto first_token = [&] { return CHUNK * (item.split * Tiling::WARPS + warp_id()); };
+    const auto sequence_of = [&] { return Sequence(block_table, problem, item.batch, item.head / row_blocks); };
+    const auto load = [&](int room) {
+        Place place(sequence_of(), first_token());
+        if (place.page < 0 || place.page >= pages) place.page = 0;  // beyond the sequence's length the block table may say anything
+        const int valid = min(CHUNK, room - first_token());
+        keys.load(k, k_scale, v_scale, sequence_of(), place, valid, problem);
+        values.load(v, sequence_of(), place, valid, problem);
+    };
+    const bool asked = there && first_token() < capacity;
+    if (asked) load(capacity);
+
+    int longest = 0, sum = 0;
+    for (int b = lane_id(); b < problem.batch; b += 32) {
+        const int tiles = Splits::tiles(lengths[b]);
+        longest = max(longest, tiles);
+        sum += tiles;
+    }
+    longest = __reduce_max_sync(FULL_WARP, longest);
+    sum = __reduce_add_sync(FULL_WARP, sum);
+    const bool even = static_cast<long long>(longest) * problem.batch * (EVEN_SHARE - 1) <= static_cast<long long>(sum) * EVEN_SHARE;
+    if (even) {
+        if (!there) return;
+        item.length = lengths[item.batch];
+        if (first_token() < item.length && first_token() + CHUNK > item.length) {
+            keys.forget(item.length - first_token());
+            values.forget(item.length - first_token());
+        }
+    } else {
+        const Splits splits(lengths, problem.batch, heads, Tiling::WARPS, resident);
+        if (static_cast<int>(blockIdx.x) >= splits.count) return;
+        item = splits.find(blockIdx.x);
+        if (first_token() < item.length) load(item.length);
+    }
+
+    const Sequence sequence = sequence_of();
+    const int first_row = item.head % row_blocks * ROWS, rows = min(ROWS, problem.rows() - first_row);
+    const int token = first_token(), stride = CHUNK * Tiling::WARPS * item.splits;
+    warp.begin(q, sequence, first_row, item.length, problem);
+    if (token < item.length) warp.walk(keys, values, k, v, k_scale, v_scale, sequence, item.length, token, stride, item.length, problem);
+    meeting.put(warp, rows);
+    __syncthreads();
+    settle(meeting, item, rows, out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM, Parts{parts, part_stats, arrived});
+}
