@@ -16,6 +16,7 @@ from labkernels.loss.products import logits_into
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
+BORROWED = 0.5  # of dweight holds logits, in v5
 BLOCK = 2048  # of the vocabulary, in v5: eight by sixteen tiles of dweight are one wave of blocks on an H200
 BLOCK_SHARE = 16  # of the weight is what a block of logits of all tokens has, about
 LOGITS_BYTES = 256_000_000  # that are little enough to have them whatever the weight's size is
@@ -76,7 +77,7 @@ def in_borrowed_memory(x, weight, target, scale, ignore_index=-100, label_smooth
     options = (ignore_index, label_smoothing, z_loss)
     losses, lses = torch.empty((2, tokens), dtype=torch.float32, device=x.device)
     dx, dweight = torch.empty((tokens, hidden), dtype=x.dtype, device=x.device), torch.empty((vocab, hidden), dtype=x.dtype, device=x.device)
-    at_once = vocab // 2 // 8 * 8  # rows of dweight that are made chunk by chunk
+    at_once = int(vocab * (1 - BORROWED)) // 8 * 8  # rows of dweight that are made chunk by chunk
     chunk = max(1, min(tokens, (vocab - at_once) * hidden // vocab))
     borrowed = dweight[at_once:].view(-1)[: chunk * vocab].view(chunk, vocab)
     run = fastest(borrowed, with_lse=True)
