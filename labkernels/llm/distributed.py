@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
-import sys
+import time
 
 import psutil
 import torch
@@ -134,8 +135,9 @@ class DistributedTrainer(Trainer):
         if self.world_size == 1:
             return forward
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        options = {"gradient_as_bucket_view": True, "broadcast_buffers": False, "process_group": self.data_group}
-        wrapped = nn.parallel.DistributedDataParallel(self.model, device_ids=device_ids, **options)
+        parallel = nn.parallel.DistributedDataParallel
+        parallel._set_params_and_buffers_to_ignore_for_model(self.model, ["angles"])  # RoPE's: the same everywhere, not to be sent in every step
+        wrapped = parallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True, process_group=self.data_group)
         return torch.compile(wrapped) if c.compile == "whole" else wrapped
 
     # ---- a step ----
@@ -149,8 +151,10 @@ class DistributedTrainer(Trainer):
             raise RankLost(self._what_was_lost(error)) from error
 
     def _what_was_lost(self, error: BaseException) -> str:
-        here = os.uname().nodename
-        gone = [str(rank) for rank, (host, process) in enumerate(self._pids) if host == here and not _lives(process)]
+        here, gone, end = os.uname().nodename, [], time.monotonic() + 0.5
+        while not gone and time.monotonic() < end:  # a process that is being killed closes its connections before it has ended
+            gone = [str(rank) for rank, (host, process) in enumerate(self._pids) if host == here and not _lives(process)]
+            time.sleep(0.02)
         who = f"rank {', '.join(gone)} has ended" if gone else "another rank has ended or does not answer"
         folder = f"the same command goes on from the newest whole checkpoint in {self.config.folder}" if self.config.folder else "no checkpoints were kept"
         return f"rank {self.rank} stops after step {self.step}, because {who}; {folder} ({str(error).splitlines()[0][:150]})"
@@ -207,7 +211,7 @@ class DistributedTrainer(Trainer):
 
     def evaluate(self) -> Evaluation:
         own = super().evaluate()
-        bits = own.loss * own.tokens / 0.6931471805599453
+        bits = own.loss * own.tokens / math.log(2)
         sums = torch.tensor([own.loss * own.tokens, own.tokens, bits / own.bits_per_byte, bits], dtype=torch.float64)
         dist.all_reduce(sums)  # ranks that share a model's matrices have the same numbers: the ratios stay
         self._put_away()
