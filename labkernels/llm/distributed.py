@@ -100,12 +100,11 @@ class DistributedTrainer(Trainer):
             split(self.model, self.tensor_group)
         rows = {name: p.shape[0] for name, p in self.model.named_parameters()}
         if self.config.parallel == "fsdp":
-            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+            from torch.distributed.fsdp import fully_shard
 
             for block in self.model.blocks:
                 fully_shard(block, mesh=self.mesh["data"])
             fully_shard(self.model, mesh=self.mesh["data"])
-            register_fsdp_forward_method(self.model, "hidden")
         self.shared = dict(self.model.named_parameters())  # as the module has them between steps
         self.weights = {name: _own(p) for name, p in self.shared.items()}  # this rank's share, as plain tensors on the same memory
         self.places = {name: self._place(name, rows[name]) for name in self.weights}
@@ -220,6 +219,8 @@ class DistributedTrainer(Trainer):
 
     def sample(self, prompt: str = "", **options) -> str:
         """All ranks write the same; with FSDP and tensor parallelism they need each other for it."""
+        if self.config.parallel == "fsdp":
+            self.model.unshard()  # it calls model.hidden, of which FSDP knows nothing; blocks put themselves together
         text = super().sample(prompt, **options)
         self._put_away()
         return text
