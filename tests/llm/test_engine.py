@@ -16,12 +16,12 @@ from labkernels.llm.requests import Request, SamplingParams
 CONFIG = ModelConfig(80, 64, 2, 4, 2, 96, head_dim=64, max_seq_len=128)
 
 
-def random_model(config=CONFIG, dtype=torch.bfloat16, seed=0) -> Transformer:
+def random_model(config=CONFIG, dtype=torch.bfloat16, seed=0, std=0.2, device="cpu") -> Transformer:
     torch.manual_seed(seed)
-    model = Transformer(config, dtype=dtype).requires_grad_(False)
+    model = Transformer(config, dtype=dtype, device=device).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=std)
         elif name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
@@ -177,11 +177,7 @@ GPU_LENGTHS = (3, 70, 200, 1, 1500)
 
 @pytest.fixture(scope="module")
 def on_gpu():
-    model = random_model(GPU_CONFIG)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.04)
-    return model.cuda()
+    return random_model(GPU_CONFIG, std=0.04, device="cuda")
 
 
 @pytest.mark.gpu
@@ -199,7 +195,7 @@ def test_on_a_gpu_every_rung_is_as_near_to_float32_as_pytorch(on_gpu, runner, ba
 @pytest.mark.gpu
 @pytest.mark.parametrize("scheme", ["int8", "fp8", "int4", "nf4"])
 def test_on_a_gpu_quantised_weights_compute_what_they_stand_for(scheme):
-    quantised, prompts = quantize_model(random_model(GPU_CONFIG).cuda(), scheme, head="int8"), prompts_of(*GPU_LENGTHS, vocab=4096)
+    quantised, prompts = quantize_model(random_model(GPU_CONFIG, std=0.04, device="cuda"), scheme, head="int8"), prompts_of(*GPU_LENGTHS, vocab=4096)
     wanted = logits_of(Engine(quantised, runner="cached", cache_tokens=8192), prompts)
     for runner in ("graphs", "early"):
         engine = Engine(quantised, runner=runner, cache_tokens=8192)
