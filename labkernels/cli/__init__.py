@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from labkernels.cli import book, data, generate, kernels, lab, memory, quantize, serve, train
+from labkernels.cli import book, data, evaluate, export_onnx, generate, kernels, lab, memory, quantize, serve, train
 
 app = typer.Typer(help="The LabKernels workbook: its labs, its kernels, its language models.", no_args_is_help=True, add_completion=False)
 
@@ -14,6 +14,8 @@ app.command()(generate.chat)
 app.command()(serve.serve)
 app.command()(memory.estimate_memory)
 app.command()(quantize.quantize)
+app.command()(evaluate.evaluate)
+app.command()(export_onnx.export_onnx)
 app.command()(book.book)
 app.command()(book.course)
 app.command()(kernels.bench)
