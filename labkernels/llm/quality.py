@@ -8,6 +8,7 @@ A recipe is the weights' scheme; then the quantiser, `-mse` or `-gptq`, and the 
 Notable:
 - the model runs as the engine runs it, with its cache: every key and value is read as the cache keeps it, from the first token on
 - all recipes see the same tokens, so that what one costs is told from chance by the differences of single windows
+- a loss may fall when weights are rounded, by luck; the divergence from the unquantised model's predictions cannot
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ RECIPES = (
 )  # fmt: skip
 QUANTIZERS = ("nearest", "mse", "gptq")
 LOGITS_BYTES = 256 * 2**20  # of a batch of windows
+KEPT_BYTES = 2**30  # of the unquantised model's predictions, with which others are compared
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def compare(
     `make` gives the model anew, which is then quantised in place. `calibration` is for GPTQ, and must not be of the held-out text. `head`: a scheme for
     the head of quantised models. `context`: tokens in the cache whose memory is counted; the model's max_seq_len unless given. `speed`: measure the
     engine, on a GPU alone. Columns: recipe, weights, quantizer, group_size, head, cache; loss (nats a token), perplexity, bits_per_byte; loss_change
-    against the unquantised model, and its standard error; weight_bytes, cache_bytes_per_token, memory_bytes; tokens_per_s, runner; tokens. Raises ArgumentError.
+    against the unquantised model, and its standard error; divergence (KL, nats a token) from its predictions; weight_bytes, cache_bytes_per_token,
+    memory_bytes; tokens_per_s, runner; tokens. Raises ArgumentError.
     """
     import pandas
 
@@ -100,14 +103,16 @@ def compare(
         raise ArgumentError(f"evaluate: {lacking[0]} needs text to calibrate with, and there is none")
     if speed and not torch.cuda.is_available():
         raise ArgumentError("evaluate: tokens a second are measured on an NVIDIA GPU, and this machine has none; leave --speed out")
-    rows, baseline, model, of = [], None, None, None
+    rows, baseline, divergence, model, of = [], None, None, None, None
     for recipe in tqdm(wanted, desc="evaluating", leave=False, disable=None if progress else True):
         if model is None or recipe.weights != of:
             model = None  # its memory is free before the next one comes
             model, of = prepared(make(), recipe, calibration, head, progress), recipe.weights
-        losses = token_losses(model, held_out.tokens, recipe.cache)  # (windows, seq)
+        divergence = _Divergence(held_out.tokens.shape[1] - 1, model.config.vocab_size) if divergence is None else divergence
+        losses = token_losses(model, held_out.tokens, recipe.cache, divergence)  # (windows, seq)
         baseline = losses if baseline is None else baseline
-        rows.append(_described(model, recipe, losses, baseline, held_out, context) | (_speed(model, recipe) if speed else {"tokens_per_s": math.nan}))
+        row = _described(model, recipe, losses, baseline, held_out, context) | {"divergence": divergence.mean()}
+        rows.append(row | (_speed(model, recipe) if speed else {"tokens_per_s": math.nan}))
     return pandas.DataFrame(rows)
 
 
@@ -129,8 +134,11 @@ def prepared(model: Transformer, recipe: Recipe, calibration: Windows | None = N
 
 
 @torch.no_grad()
-def token_losses(model: Transformer, windows: torch.Tensor, cache_dtype: str | None = None) -> torch.Tensor:
-    """The loss of each target, float32 (windows, seq), on the CPU, for windows (n, seq + 1)."""
+def token_losses(
+    model: Transformer, windows: torch.Tensor, cache_dtype: str | None = None, look: Callable[[int, torch.Tensor], None] | None = None
+) -> torch.Tensor:
+    """The loss of each target, float32 (windows, seq), on the CPU, for windows (n, seq + 1). `look` is shown each batch's first window's number and
+    its logits, float32 (windows, seq, vocab_size)."""
     config, seq = model.config, windows.shape[1] - 1
     if seq > config.max_seq_len:
         raise ArgumentError(f"evaluate: windows have {seq} tokens; the model takes {config.max_seq_len}")
@@ -142,16 +150,46 @@ def token_losses(model: Transformer, windows: torch.Tensor, cache_dtype: str | N
     page = 64
     stored = CACHE_DTYPES.get(cache_dtype, dtype)
     cache = EngineCache(config.num_layers, batch * -(-seq // page), config.num_kv_heads, page, config.head_dim, stored, device, share_prefixes=False)
-    runner, found = CachedRunner(model, cache, invariant=False), []
+    runner, found, left = CachedRunner(model, cache, invariant=False), [], len(windows)
     for some in windows.split(batch):
         inputs, targets = some[:, :-1], some[:, 1:].to(device)
         sequences = {cache.add()[0]: row for row in inputs.tolist()}
         step = cache.step(sequences)
         logits = runner.prefill(inputs.flatten().to(device), step, list(range(inputs.numel())))  # (windows * seq, vocab_size)
+        if look is not None:
+            look(len(windows) - left, logits.view(*targets.shape, -1))
+        left -= len(some)
         found.append(F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape).cpu())
         for sequence in sequences:
             cache.finish(sequence)
     return torch.cat(found)
+
+
+class _Divergence:
+    """How far predictions are from those of the model that is seen first: KL divergence, nats a token, over as many windows as there is room for."""
+
+    def __init__(self, seq: int, vocab_size: int):
+        self.room = max(1, KEPT_BYTES // (4 * seq * vocab_size))
+        self.kept: list[torch.Tensor] = []
+        self.sums: list[float] = []
+        self.first = True
+
+    def __call__(self, number: int, logits: torch.Tensor) -> None:
+        logits = logits[: max(0, self.room - number)].log_softmax(-1)
+        if not len(logits):
+            return
+        if self.first:
+            self.kept.append(logits.cpu())
+            self.sums.append(0.0)
+            return
+        before = self.kept[len(self.sums)].to(logits.device)
+        self.sums.append(float((before.exp() * (before - logits)).sum(-1).double().sum()))
+
+    def mean(self) -> float:
+        """Of what was seen since the last call."""
+        tokens, found = sum(each.shape[0] * each.shape[1] for each in self.kept), sum(self.sums)
+        self.first, self.sums = False, []
+        return found / tokens
 
 
 def weight_bytes(model: Transformer) -> int:
@@ -192,10 +230,10 @@ def _speed(model: Transformer, recipe: Recipe, prompt: int = 64, new: int = 256)
 def summary(table: pandas.DataFrame) -> Sequence[str]:
     """The table as lines for a terminal."""
     speed = table.tokens_per_s.notna().any()
-    lines = [f"{'':<18}{'perplexity':>11}{'bits/byte':>11}{'loss change':>20}{'weights':>11}{'with cache':>12}" + (f"{'tokens/s':>10}" if speed else "")]
+    lines = [f"{'':<18}{'perplexity':>11}{'bits/byte':>11}{'loss change':>20}{'KL':>9}{'weights':>11}{'with cache':>12}" + (f"{'tokens/s':>10}" if speed else "")]
     for row in table.itertuples():
         error = "" if math.isnan(row.loss_change_error) else f" ± {row.loss_change_error:.4f}"
         change = "" if row.Index == 0 else f"{row.loss_change:+.4f}{error}"
-        line = f"{row.recipe:<18}{row.perplexity:>11.3f}{row.bits_per_byte:>11.4f}{change:>20}{row.weight_bytes / 1e6:>8.1f} MB{row.memory_bytes / 1e6:>9.1f} MB"
+        line = f"{row.recipe:<18}{row.perplexity:>11.3f}{row.bits_per_byte:>11.4f}{change:>20}{row.divergence:>9.5f}{row.weight_bytes / 1e6:>8.1f} MB{row.memory_bytes / 1e6:>9.1f} MB"
         lines.append(line + (f"{row.tokens_per_s:>10.0f}" if speed else ""))
     return lines
