@@ -9,6 +9,7 @@
 //             up a part of the tile from all of them, in order: the same bits each time, and no second kernel.
 //             The kernel may be launched early (early_launch.py): W's first stages are under way before the kernel that makes x has ended.
 //             v7, TURNS: warpgroups take turns at the tensor cores (hopper_weights.cuh), so that one multiplies while the others unpack.
+//             It is not recorded yet.
 //   Predicts  11008 x 4096 in 4 bits are 22.5 MB, 5.3 us; x comes once for every 192 rows of W, 58 times in all: at 64 rows another 29 MB
 //             from L2. Unpacking takes 15 instructions for 8 numbers of a lane: 4 us.
 //   Measured  data/measured/h200/quant_matmul.csv

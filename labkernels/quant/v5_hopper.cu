@@ -6,7 +6,7 @@
 //             along k into equal parts, one for every block, wherever a tile ends (stream_k.cuh).
 //   Predicts  Unpacking takes 4 instructions for two numbers, 64 of a warp for each 512 clocks of its tensor core: an eighth of its time, and
 //             the tensor cores do not wait for it. So as fast as v7 of matmul, less what 3/4 of W's bytes saved give back.
-//             v7: warpgroups take turns (hopper_weights.cuh), so that one multiplies while the others unpack.
+//             v7, TURNS: warpgroups take turns (hopper_weights.cuh), so that one multiplies while the others unpack. It is not recorded yet.
 //   Measured  data/measured/h200/quant_matmul.csv
 //   Wastes    Each 128 rows of W are unpacked again for every 256 rows of x; parts of tiles pass through L2.
 #include "many_rows.cuh"

@@ -5,7 +5,7 @@
 //             next. No other warpgroup needs the piece: they never wait for each other.
 //   Predicts  A lane unpacks 32 numbers in some 80 instructions, for 4 wgmma that keep the tensor cores busy for 512 clocks (256 rows of x).
 //             So as fast as v7 of matmul, less what 3/4 of W's bytes saved give back.
-//   Measured  data/measured/h200/quant_matmul.csv
+//   Measured  Not recorded yet.
 //   Wastes    Each 128 rows of W are unpacked again for every 256 rows of x; parts of tiles pass through L2.
 #include "many_rows.cuh"
 
