@@ -2,7 +2,7 @@
 //   Idea      pre = x W1^T + b1; h = act(pre); y = h W2^T + b2. One thread for each element of each, weights lie as nn.Linear keeps them.
 //   Predicts  The products are those of v2 of matmul, at best: two loads for a multiply-add. What is this network's own: pre and h, (tokens,
 //             ffn), go to memory and come back: 4 * tokens * ffn elements moved that nobody asked for, 0.7 GB in float32 at 4096 x 11008.
-//   Measured  Not recorded yet; to be in data/measured/h200/ffn.csv
+//   Measured  data/measured/h200/ffn.csv: 187 ms for 512 tokens, GELU in float32, 1% of the limit.
 //   Wastes    That traffic; two launches; and everything that the naive product wastes. Neighbouring threads read neighbouring rows of W.
 #include "activation.cuh"
 

@@ -7,8 +7,9 @@
 //             slots are filled with W2 while h is not even there: only h itself, tokens x ffn, has to wait.
 //   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 15 MB, 3.5 us of the stream: longer than
 //             the blocks take to meet.
-//   Measured  Not recorded yet; to be in data/measured/h200/ffn.csv. While it was made, slots filled row by row by the copy engine (cp.async.bulk) were slower than its
-//             boxes (v6_boxes.cu), and the more so the more copies there were; so threads copy here.
+//   Measured  data/measured/h200/ffn.csv: no win. One token of SwiGLU takes 110 us in bfloat16, PyTorch 86 and v6_boxes 67; in float32 212,
+//             PyTorch 166. Slots filled row by row by the copy engine (cp.async.bulk) lost to its boxes too, and the more so the more copies
+//             there were.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
 //             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.
 //   float32   has no tensor cores; a weight is multiplied by 16 tokens in 16 FMAs, for which there is time while it comes.

@@ -3,7 +3,7 @@
 //             the end.
 //   Predicts  2 bytes for each multiply-add, a quarter of what v1 of matmul asks for in float32; neighbours in a warp walk down columns
 //             that lie k bytes apart, a sector of 32 bytes each for every byte, and it stays in L1 until the other 31 have been used.
-//   Measured  data/measured/h200/scaled_matmul.csv.
+//   Measured  data/measured/h200/scaled_matmul.csv: 34.7 ms at 2048^3.
 //   Wastes    A conversion for each factor, and every load serves one multiplication.
 #include <cuda_fp8.h>
 
