@@ -43,8 +43,8 @@ def linear_cross_entropy(
     With "mean" and "sum" the gradients of x and weight are worked out together with the loss, chunk by chunk, and the backward pass only
     multiplies them by that of the loss; so nothing is computed twice (Liger-Kernel, arXiv 2410.10989). They can be asked for once. With "none"
     the backward pass computes the logits again. `chunk_tokens` not given makes the logits half of the weight's size, or those of 2048 tokens if they
-    take at most 256 MB; fewer take less memory and more time, as dweight is read and written for each chunk. Where half of the weight is more than
-    256 MB, and both gradients are wanted, chunks lie in dweight itself: next to no memory beside the gradients, for a sixth more FLOPs.
+    take at most 256 MB; fewer take less memory and more time, as dweight is read and written for each chunk. 0 takes the least: chunks lie in half
+    of dweight, whose logits are computed once more at the end, and beside the gradients there is but a sixteenth of the weight's size.
     Raises ArgumentError that names the wrong input. It is the operator `torch.ops.labkernels.linear_cross_entropy`.
     """
     import labkernels.torch_extension.loss as operators

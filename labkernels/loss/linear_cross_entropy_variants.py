@@ -17,7 +17,7 @@ from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
 BORROWED = 0.5  # of dweight holds logits, in v5
-BLOCK = 2048  # of the vocabulary, in v5: eight by sixteen tiles of dweight are one wave of blocks on an H200
+BLOCK = 1792  # of the vocabulary, in v5: with 2048, whose logits of 8192 tokens fill more of L2, it was slower
 BLOCK_SHARE = 16  # of the weight is what a block of logits of all tokens has, about
 LOGITS_BYTES = 256_000_000  # that are little enough to have them whatever the weight's size is
 LARGE_CHUNK = 2048  # tokens: with more, the matmuls are no faster
@@ -60,9 +60,8 @@ def v5_borrowed(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_los
 
 
 def worked_out(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, chunk_tokens=None, gradients=(True, True)):
-    """As in_chunks; in borrowed memory where chunks of half of the weight's size would be large, and their size is left to us."""
-    tokens, large = len(x), weight.numel() * weight.element_size() // 2 > LOGITS_BYTES
-    if chunk_tokens is None and large and all(gradients) and tokens > default_chunk(tokens, x.shape[1]):
+    """As in_chunks; with chunk_tokens 0, where both gradients are wanted and there are more tokens than one chunk has, in borrowed memory."""
+    if chunk_tokens == 0 and all(gradients) and len(x) > x.shape[1] * BORROWED:
         return in_borrowed_memory(x, weight, target, scale, ignore_index, label_smoothing, z_loss)
     return in_chunks(x, weight, target, scale, ignore_index, label_smoothing, z_loss, chunk_tokens, gradients=gradients)
 

@@ -31,8 +31,8 @@ def of_linear(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_loss=
         return f"weight is {dtype_name(weight.dtype)}, x is {dtype_name(x.dtype)}; both must be of one dtype"
     if weight.device != x.device:
         return f"weight is on {weight.device}, x is on {x.device}; both must be on one device"
-    if chunk_tokens is not None and (isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int) or chunk_tokens < 1):
-        return f"chunk_tokens is {chunk_tokens!r}; it must be an int of at least 1, or None"
+    if chunk_tokens is not None and (isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int) or chunk_tokens < 0):
+        return f"chunk_tokens is {chunk_tokens!r}; it must be an int of at least 0, or None"
     return of_target(target, x.shape[:-1], "x", x) or of_options(ignore_index, label_smoothing, z_loss, reduction)
 
 

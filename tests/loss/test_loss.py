@@ -184,7 +184,7 @@ def test_classic_mistakes_fail():
         ({"target": torch.zeros(5, dtype=torch.int32)}, "target is int32; it must be int64"),
         ({"label_smoothing": 2.0}, "label_smoothing is 2.0; it must be from 0 to 1"),
         ({"reduction": "max"}, "reduction is 'max'; it must be mean, sum, none"),
-        ({"chunk_tokens": 0}, "chunk_tokens is 0; it must be an int of at least 1"),
+        ({"chunk_tokens": -1}, "chunk_tokens is -1; it must be an int of at least 0"),
     ],
 )
 def test_wrong_inputs_are_named(change, words):
@@ -242,18 +242,16 @@ def test_borrowed_memory_gives_what_chunks_give():
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_memory_is_borrowed_where_the_weight_is_large(monkeypatch):
+def test_memory_is_borrowed_where_that_is_asked_for(monkeypatch):
     x, weight, target = normal(700, 8).requires_grad_(), normal(40, 8, seed=3).requires_grad_(), targets(700, vocab=40)
-    want = torch.autograd.grad(linear_cross_entropy(x, weight, target), (x, weight))
     used = []
-    monkeypatch.setattr(linear, "LOGITS_BYTES", 600)  # the weight has 1280
     monkeypatch.setattr(linear, "in_borrowed_memory", lambda *args, run=linear.in_borrowed_memory: (used.append(len(args[0])), run(*args))[1])
-    for got, other in zip(torch.autograd.grad(linear_cross_entropy(x, weight, target), (x, weight)), want):
+    want = torch.autograd.grad(linear_cross_entropy(x, weight, target), (x, weight))
+    assert not used
+    for got, other in zip(torch.autograd.grad(linear_cross_entropy(x, weight, target, chunk_tokens=0), (x, weight)), want):
         torch.testing.assert_close(got, other)
-    linear_cross_entropy(x, weight, target, chunk_tokens=300)
-    linear_cross_entropy(x.detach(), weight, target)
+    linear_cross_entropy(x.detach(), weight, target, chunk_tokens=0)
     assert used == [700]
-    assert linear.default_chunk(8192, 2048, bytes_of_token=2 * 32_000) == 1024  # 600 bytes hold no token
 
 
 @pytest.mark.gpu
