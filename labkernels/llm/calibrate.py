@@ -107,4 +107,4 @@ def _hessian(block: Block, layer: nn.Linear, streams: list[Stream], context: Con
                 pass
     finally:
         hook.remove()
-    return total / tokens
+    return (total + total.t()) / (2 * tokens)  # symmetric to the last bit: quantize_gptq tells a Hessian from inputs by that

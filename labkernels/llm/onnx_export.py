@@ -107,8 +107,9 @@ def export(model: Transformer, path: str | os.PathLike, *, cache: bool = False, 
     with _quiet():
         try:
             program = torch.onnx.export(
-                (_Cached if cache else _Plain)(traced).eval(), arguments, dynamo=True, input_names=inputs, output_names=outputs, dynamic_shapes=shapes, verbose=False
-            )
+                (_Cached if cache else _Plain)(traced).eval(), arguments, dynamo=True, input_names=inputs, output_names=outputs,
+                dynamic_shapes=shapes, verbose=False,
+            )  # fmt: skip
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(f"export: torch.onnx cannot write this model: {str(error).strip().splitlines()[0]}") from error
         size = sum(tensor.nbytes for tensor in traced.state_dict().values())
@@ -132,7 +133,10 @@ def difference(model: Transformer, path: str | os.PathLike, seed: int = 0) -> fl
     for batch, seq in ((1, 1), (1, longest), (3, max(1, longest // 2))):
         tokens = torch.randint(0, config.vocab_size, (batch, seq), generator=generator)
         want = model(tokens.to(model.embedding.weight.device)).float().cpu()
-        got = in_pieces(session, tokens, [seq - seq // 2, seq // 3, seq // 2 - seq // 3]) if cached else torch.from_numpy(session.run(None, {"input_ids": tokens.numpy()})[0])
+        if cached:
+            got = in_pieces(session, tokens, [seq - seq // 2, seq // 3, seq // 2 - seq // 3])
+        else:
+            got = torch.from_numpy(session.run(None, {"input_ids": tokens.numpy()})[0])
         worst = max(worst, float((got.float() - want).abs().max() / want.abs().max().clamp(min=1.0)))
     return worst
 

@@ -42,11 +42,12 @@ def plot(table: pandas.DataFrame, quality: str | None = None) -> style.Picture:
     for axes, cost in zip(grid[0], costs):
         best = frontier(table, cost, quality)
         _points(axes, table, cost, quality, best)
-        names = ", ".join(table.recipe[best].sort_values())
-        told.append(f"Over {'memory' if cost == 'memory_bytes' else 'tokens a second'}, no other is both better and {'smaller' if cost == 'memory_bytes' else 'faster'} than {names}.")
+        over, less = ("memory", "smaller") if cost == "memory_bytes" else ("tokens a second", "faster")
+        told.append(f"Over {over}, no other is both better and {less} than {', '.join(table.recipe[best].sort_values())}.")
     grid[0][0].set_ylabel({"bits_per_byte": "bits per byte of held-out text"}.get(quality, quality))
     figure.legend(handles=_legend(table), loc="outside lower center", ncols=4, fontsize=8)
-    what = f"Points for {len(table)} ways to store a model: {quality.replace('_', ' ')} from {table[quality].min():.4g} to {table[quality].max():.4g}, lower is better. "
+    span = f"{table[quality].min():.4g} to {table[quality].max():.4g}"
+    what = f"Points for {len(table)} ways to store a model: {quality.replace('_', ' ')} from {span}, lower is better. "
     return style.picture(figure, what + " ".join(told))
 
 
@@ -94,4 +95,5 @@ def _legend(table: pandas.DataFrame) -> list[Line2D]:
     found += [entry({"mse": "least error", "gptq": "GPTQ"}[name], marker, style.GREY) for name, marker in MARKERS.items() if (table.quantizer == name).any()]
     if table.recipe.str.contains("+", regex=False).any():
         found.append(entry("8-bit cache", "o", style.GREY, hollow=True))
-    return [*found, Line2D([], [], color=style.LIMIT, linewidth=1.0, label="nothing is smaller and as good" if table.tokens_per_s.isna().all() else "nothing is smaller, or faster, and as good")]
+    best = "nothing is smaller and as good" if table.tokens_per_s.isna().all() else "nothing is smaller, or faster, and as good"
+    return [*found, Line2D([], [], color=style.LIMIT, linewidth=1.0, label=best)]

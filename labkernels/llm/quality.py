@@ -143,7 +143,8 @@ def token_losses(
     if seq > config.max_seq_len:
         raise ArgumentError(f"evaluate: windows have {seq} tokens; the model takes {config.max_seq_len}")
     if int(windows.max()) >= config.vocab_size:
-        raise ArgumentError(f"evaluate: the text has the token {int(windows.max())}, and the model's vocabulary is {config.vocab_size}; the tokenizer is another's")
+        found = f"the text has the token {int(windows.max())}, and the model's vocabulary is {config.vocab_size}"
+        raise ArgumentError(f"evaluate: {found}; the tokenizer is another's")
     model.eval()
     device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
     batch = max(1, min(len(windows), LOGITS_BYTES // (4 * seq * config.vocab_size)))
@@ -207,12 +208,14 @@ def _described(model: Transformer, recipe: Recipe, losses: torch.Tensor, baselin
     of_token = 2 * config.num_layers * config.num_kv_heads * (config.head_dim * stored.itemsize + (4 if recipe.cache else 0))
     weights = weight_bytes(model)
     quantised = next((layer for layer in model.modules() if isinstance(layer, QuantLinear)), None)
+    head = model.head.scheme if isinstance(model.head, QuantLinear) else dtype_name(dtype)
     return {
         "recipe": str(recipe), "weights": quantised.scheme if quantised else dtype_name(dtype), "quantizer": recipe.quantizer if recipe.scheme else "",
-        "group_size": (quantised.group_size or 0) if quantised else 0, "head": model.head.scheme if isinstance(model.head, QuantLinear) else dtype_name(dtype),
-        "cache": recipe.cache or dtype_name(dtype), "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss * targets.numel() / math.log(2) / size if size else math.nan,
+        "group_size": (quantised.group_size or 0) if quantised else 0, "head": head, "cache": recipe.cache or dtype_name(dtype),
+        "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss * targets.numel() / math.log(2) / size if size else math.nan,
         "loss_change": float(change.mean()), "loss_change_error": float(change.std() / len(change) ** 0.5) if len(change) > 1 else math.nan,
-        "weight_bytes": weights, "cache_bytes_per_token": of_token, "memory_bytes": weights + (context or config.max_seq_len) * of_token, "tokens": targets.numel(),
+        "weight_bytes": weights, "cache_bytes_per_token": of_token,
+        "memory_bytes": weights + (context or config.max_seq_len) * of_token, "tokens": targets.numel(),
     }  # fmt: skip
 
 
@@ -230,10 +233,12 @@ def _speed(model: Transformer, recipe: Recipe, prompt: int = 64, new: int = 256)
 def summary(table: pandas.DataFrame) -> Sequence[str]:
     """The table as lines for a terminal."""
     speed = table.tokens_per_s.notna().any()
-    lines = [f"{'':<18}{'perplexity':>11}{'bits/byte':>11}{'loss change':>20}{'KL':>9}{'weights':>11}{'with cache':>12}" + (f"{'tokens/s':>10}" if speed else "")]
+    titles = f"{'':<18}{'perplexity':>11}{'bits/byte':>11}{'loss change':>20}{'KL':>9}{'weights':>11}{'with cache':>12}"
+    lines = [titles + (f"{'tokens/s':>10}" if speed else "")]
     for row in table.itertuples():
         error = "" if math.isnan(row.loss_change_error) else f" ± {row.loss_change_error:.4f}"
         change = "" if row.Index == 0 else f"{row.loss_change:+.4f}{error}"
-        line = f"{row.recipe:<18}{row.perplexity:>11.3f}{row.bits_per_byte:>11.4f}{change:>20}{row.divergence:>9.5f}{row.weight_bytes / 1e6:>8.1f} MB{row.memory_bytes / 1e6:>9.1f} MB"
+        line = f"{row.recipe:<18}{row.perplexity:>11.3f}{row.bits_per_byte:>11.4f}{change:>20}{row.divergence:>9.5f}"
+        line += f"{row.weight_bytes / 1e6:>8.1f} MB{row.memory_bytes / 1e6:>9.1f} MB"
         lines.append(line + (f"{row.tokens_per_s:>10.0f}" if speed else ""))
     return lines

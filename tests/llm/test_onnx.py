@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from tests.llm.tiny_server import one_thread  # noqa: F401  a fixture
 from typer.testing import CliRunner
 
 from labkernels.cli import app
@@ -18,14 +19,6 @@ from labkernels.llm.onnx_export import ExportError, difference, export, in_piece
 from labkernels.llm.quantized import quantize_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_model(**fields) -> Transformer:

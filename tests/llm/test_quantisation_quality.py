@@ -10,6 +10,7 @@ import shutil
 import pandas
 import pytest
 import torch
+from tests.llm.tiny_server import one_thread  # noqa: F401  a fixture
 from typer.testing import CliRunner
 
 from labkernels.cli import app
@@ -26,14 +27,6 @@ from labkernels.llm.tokenizer import Tokenizer
 from labkernels.nn import QuantLinear
 
 SEQ = 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
