@@ -23,6 +23,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.llm.evaluate import Evaluation, boundaries
@@ -100,8 +101,6 @@ class DistributedTrainer(Trainer):
             split(self.model, self.tensor_group)
         rows = {name: p.shape[0] for name, p in self.model.named_parameters()}
         if self.config.parallel == "fsdp":
-            from torch.distributed.fsdp import fully_shard
-
             for block in self.model.blocks:
                 fully_shard(block, mesh=self.mesh["data"])
             fully_shard(self.model, mesh=self.mesh["data"])

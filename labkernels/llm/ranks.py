@@ -2,7 +2,8 @@
 
 Notable:
 - each process is a fork, so that functions of a notebook can be run, and torch is not imported again: a few hundredths of a second
-- they talk through gloo on the CPU; what they return comes back as a list, and what one of them raises is raised here, with its rank
+- they talk through gloo on the CPU; what they return comes back as a list, what they print is printed here, rank by rank, and what one of
+  them raises is raised here, with its rank
 - nothing waits for ever: a rank that is silent for `timeout_s` ends all of them
 
 For training on several GPUs `torchrun` starts the processes: labkernels.llm.distributed.
@@ -10,6 +11,7 @@ For training on several GPUs `torchrun` starts the processes: labkernels.llm.dis
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import pickle
@@ -57,6 +59,7 @@ def run(function: Callable[..., Any], count: int = 2, *args: Any, timeout_s: flo
 def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
     found: dict[int, Any] = {}
     failed: list[tuple[int, BaseException]] = []
+    printed: dict[int, str] = {}
     end = time.monotonic() + timeout_s
     while len(found) + len(failed) < len(pipes):
         silent = [pipe for rank, pipe in enumerate(pipes) if rank not in found and rank not in dict(failed)]
@@ -67,7 +70,8 @@ def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
         for pipe in ready:
             rank = pipes.index(pipe)
             try:
-                fine, value = pickle.loads(pipe.recv_bytes())
+                fine, value, text = pickle.loads(pipe.recv_bytes())
+                printed[rank] = text
             except EOFError:
                 fine, value = False, RankError(f"rank {rank} ended without a result")
             if fine:
@@ -77,6 +81,8 @@ def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
                 end = min(end, time.monotonic() + 0.5)  # the others may wait for this one: who fails within this time fails for a reason of its own
         if not ready:
             break
+    for _, text in sorted(printed.items()):
+        print(text, end="")
     if failed:
         rank, error = min(failed, key=lambda one: _is_consequence(one[1]))
         error.add_note(f"(in rank {rank} of {len(pipes)})")
@@ -96,7 +102,11 @@ def is_communication(error: BaseException) -> bool:
 
 
 def _one(pipe: Connection, meet: str, rank: int, count: int, timeout_s: float, function: Callable[..., Any], args: tuple) -> None:
-    """In the fork. It leaves without Python's end, which belongs to the process that was forked."""
+    """In the fork. It leaves without Python's end, which belongs to the process that was forked, and so do its standard streams."""
+    sys.stdout, sys.stderr = printed, _ = io.StringIO(), io.StringIO()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
     try:
         torch.set_num_threads(1)  # threads of the parent do not exist here, and there is a rank for each core
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -106,9 +116,9 @@ def _one(pipe: Connection, meet: str, rank: int, count: int, timeout_s: float, f
     except BaseException as error:  # noqa: BLE001  told to the parent
         answer = (False, error)
     try:
-        message = pickle.dumps(answer)
+        message = pickle.dumps((*answer, printed.getvalue()))
     except Exception:
         text = "".join(traceback.format_exception(answer[1])) if not answer[0] else f"its result, {type(answer[1]).__name__}, cannot be sent"
-        message = pickle.dumps((False, RankError(f"rank {rank}: {text}")))
+        message = pickle.dumps((False, RankError(f"rank {rank}: {text}"), printed.getvalue()))
     pipe.send_bytes(message)
     os._exit(0)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch._dynamo  # what a dispatch mode loads with the first operator: here, once, and not in every rank that is forked
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkernels.errors import ArgumentError

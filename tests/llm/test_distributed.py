@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from torch.distributed.fsdp import fully_shard  # noqa: F401  imported once, before ranks are forked
 
 from labkernels.errors import ArgumentError
 from labkernels.llm import ranks, tensor_parallel

@@ -1,7 +1,6 @@
 """The benchmark of several GPUs runs on the CPU, and its rows say what they must."""
 
 import torch
-from torch.distributed.fsdp import fully_shard  # noqa: F401  imported once, before ranks are forked
 
 from labkernels.llm import ranks, scaling
 from labkernels.llm.corpora import corpus

@@ -1,0 +1,3 @@
+# reason: exception AssertionError
+for step in range(count - 1):
+    pieces[(rank + step + 1) % count] = exchange(pieces[(rank + step) % count])
