@@ -119,7 +119,7 @@ def test_memory_is_that_of_the_tensors(table, trained, tmp_path):
     assert (table.memory_bytes == table.weight_bytes + c.max_seq_len * table.cache_bytes_per_token).all()
 
 
-def test_each_layer_is_calibrated_with_what_it_meets_behind_the_quantised_ones(trained, texts):
+def test_each_layer_is_calibrated_with_what_it_meets_behind_the_quantised_ones(trained, texts, tmp_path):
     model, samples = load_model(trained[0], device="cpu")[0], texts[1].tokens[:32, :-1]
     whole = load_model(trained[0], device="cpu")[0]
     calibrate.quantize_calibrated(model, samples, "int4", 32, batch_size=5)
@@ -135,6 +135,8 @@ def test_each_layer_is_calibrated_with_what_it_meets_behind_the_quantised_ones(t
         again = QuantLinear.from_linear(whole.get_submodule(name), "int4", 32, calibration=met[name])
         same = (again.packed == model.get_submodule(name).packed).float().mean()  # the Hessian's sums are in another order
         assert same > 0.98, (name, same)
+    save_quantized(model, tmp_path, trained[0])
+    assert torch.equal(quality.token_losses(load_model(tmp_path, device="cpu")[0], samples), quality.token_losses(model, samples))
 
 
 def test_calibration_with_the_wrong_inputs_is_worse(trained, texts, monkeypatch):
@@ -231,3 +233,15 @@ def test_what_cannot_be_compared_is_refused(trained, texts):
         quality.token_losses(make(), dataclasses.replace(texts[0], tokens=texts[0].tokens + 500).tokens)
     with pytest.raises(ArgumentError, match="samples is"):
         calibrate.quantize_calibrated(make(), texts[1].tokens[0])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_kernels_cost_what_the_rounded_weights_cost(trained, texts, table):
+    """In bfloat16, so that even the unquantised model differs a little; and the engine is measured."""
+    recipes = ["none+int8", "int8", "int4", "int4-gptq", "nf4"]
+    found = quality.compare(lambda: load_model(trained[0], device="cuda")[0], recipes, *texts, speed=True).set_index("recipe")
+    assert abs(found.loss["none"] - table.loss["none"]) < 0.01
+    for recipe in ("int4", "int4-gptq", "nf4"):
+        assert 0.7 < found.divergence[recipe] / table.divergence[recipe] < 1.5, recipe
+    assert found.divergence["int8"] < 0.3 * found.divergence["int4"] and (found.tokens_per_s > 0).all()
+    assert found.weight_bytes["none"] == table.weight_bytes["none"] // 2
