@@ -1,9 +1,10 @@
 """What a pass launches and moves, counted on any machine: PyTorch's operations and this package's kernels, and the bytes that they are given.
 
 Notable:
-- a launch is an operation that reads or writes floating-point numbers; views are none, nor is bookkeeping in integers
-- bytes are those of the floating-point tensors that go in and come out, each once an operation; of an embedding's table the rows that are looked up. So a
-  kernel that is given a whole cache counts as reading all of it: make the cache as large as the text
+- a launch is a kernel of this package, or an operation of PyTorch's that reads or writes floating-point numbers; views are none, nor is bookkeeping in
+  integers
+- bytes are those of the tensors that go in and come out, each once an operation; of an embedding's table the rows that are looked up. So a kernel that is
+  given a whole cache counts as reading all of it: make the cache as large as the text
 
     with counted() as seen: engine.step()
     seen.launches, seen.bytes, seen.by_name
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from labkernels.cuda.kernel import Kernel
 
-_TABLES = ("begin_step",)  # kernels whose first argument is an embedding's table, of which they read rows
+_LOOK_UP = ("begin_step",)  # kernels that read of tables, the embedding's and RoPE's, one row for each that they write
 
 
 @dataclass
@@ -36,11 +37,9 @@ class Counts:
     def launches(self) -> int:
         return self.by_name.total()
 
-    def note(self, name: str, tensors: Iterable) -> None:
-        seen = {(t.data_ptr(), t.shape): t for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()}
-        if seen:
-            self.by_name[name] += 1
-            self.bytes += sum(t.numel() * t.element_size() for t in seen.values())
+    def note(self, name: str, tensors: Iterable[torch.Tensor]) -> None:
+        self.by_name[name] += 1
+        self.bytes += sum(t.nbytes for t in {(t.data_ptr(), t.shape): t for t in tensors}.values())
 
 
 @contextmanager
@@ -51,7 +50,11 @@ def counted() -> Iterator[Counts]:
 
     def noted(kernel: Kernel, grid, block, args, *others, **options) -> None:
         name = kernel.name.partition("<")[0]
-        counts.note(name, args[1:] if name in _TABLES else args)
+        given = _tensors(list(args))
+        if name in _LOOK_UP:
+            rows = min(map(len, given))
+            given = [each[:rows] for each in given]
+        counts.note(name, given)
         launch(kernel, grid, block, args, *others, **options)
 
     Kernel.__call__ = noted
@@ -77,7 +80,9 @@ class _Operations(TorchFunctionMode):
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or "out" in (kwargs or {})
         if not in_place and all(t.untyped_storage().data_ptr() in storages for t in made):
             return result  # a view
-        self.counts.note(name, made + made if name == "embedding" else given + made)
+        moved = [t for t in (made if name == "embedding" else given + made) if t.is_floating_point()]
+        if moved:
+            self.counts.note(name, moved)
         return result
 
 

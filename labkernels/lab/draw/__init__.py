@@ -79,6 +79,11 @@ _HOME = {  # picture: the file it lives in
     "stacked_projection": "transformer",
     "parameter_budget": "transformer",
     "packed_documents": "transformer",
+    "layer_launches": "engine",
+    "token_timeline": "engine",
+    "token_bytes": "engine",
+    "batch_timeline": "engine",
+    "engine_ladder": "engine",
 }
 __all__ = list(_HOME)
 

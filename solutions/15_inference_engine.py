@@ -1,0 +1,652 @@
+# %% [markdown]
+# # 15 The inference engine
+# A trained model writes one token at a time, and for each it reads all of its weights. How fast that can be is known before a line is
+# written: bytes over bandwidth. Here you build an engine in six steps towards that limit, and count at each what falls: work, launches, bytes.
+# Then you let many conversations share it, and talk to the model that you trained.
+#
+# You write a cached step, a limit, a scheduler and the last few characters of a stream. You need labs 11 and 13.
+
+# %% tags=["parameters"] again={"seed": 7, "folder": "", "steps": 15}
+seed = 0
+folder = ""          # what `labkernels train --folder runs/python` left, "runs/python/model"
+steps = 40           # of the tiny model that is trained here where no folder is given
+
+# %%
+%load_ext labkernels
+import contextlib
+import copy
+import inspect
+import io
+from dataclasses import dataclass
+
+import pandas
+import torch
+from torch.nn import functional as F
+
+import labkernels as lk
+from labkernels.errors import LabKernelsError
+from labkernels.kvcache.caches import PagedKVCache
+from labkernels.lab.measured import NotRecorded, label, recorded, recorded_ceilings
+from labkernels.llm import Engine, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, corpus, prepare
+from labkernels.llm.counted import counted
+from labkernels.llm.requests import SamplingParams
+from labkernels.nn import QuantLinear
+from labkernels.quant import quantize
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.set_num_threads(1)    # for a model as small as this one, more are slower
+
+# %%
+if folder:
+    model, tokenizer = Transformer.from_pretrained(folder, device=device, dtype=torch.float32), Tokenizer.load(folder)
+else:
+    data = prepare(corpus("stdlib", max_bytes=2_000_000), vocab_size=1024)
+    shape = {"embed_dim": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 256, "max_seq_len": 256}
+    training = TrainConfig(
+        model=shape, steps=steps, batch_size=16, seq_len=48, optimizer="muon", lr=2e-2, warmup=5, precision="float32",
+        evaluate_batches=1, sample_tokens=1, seed=seed, device="cpu", kernels="torch",
+    )
+    trainer = Trainer(training, data)
+    with contextlib.redirect_stdout(io.StringIO()):    # what a training says is in lab 14
+        trainer.train()
+    model, tokenizer = trainer.model.to(device), data.tokenizer
+    weights = sum(weight.numel() for weight in model.parameters())
+    print(f"no folder is given: a tiny model of {weights:,} weights was trained here, by Muon, in {steps} steps")
+config = model.eval().requires_grad_(False).config
+prompt = tokenizer.encode("def __init__(self, name):\n        self.")
+
+# %% [markdown]
+# ## v1: everything again
+# All that is needed for the next token are the logits behind the last one. The model gives them:
+
+# %%
+def recompute(tokens):
+    """v1. All tokens so far to the logits of the next one, (vocab,)."""
+    hidden = model.hidden(torch.tensor([tokens], device=device))    # (1, tokens, embed_dim)
+    return F.linear(hidden[0, -1], model.head_weight)
+
+
+def greedy(next_logits, prompt, count):
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(next_logits(tokens).argmax()))
+    return tokens
+
+
+slow = greedy(recompute, prompt, 24)
+print(tokenizer.decode(slow))
+
+# %% [markdown]
+# **Predict.** A prompt of 64 tokens, an answer of 512. Each pass of v1 puts all tokens so far through the model. How many tokens is that in
+# all 512 passes? And how many if each token went through once? The last one drawn need not go through at all.
+
+# %% solution="predict-work"
+recomputed = once = None
+### BEGIN SOLUTION
+recomputed = sum(64 + drawn for drawn in range(512))
+once = 64 + 511
+### END SOLUTION
+
+# %% tests="predict-work" points=1
+lk.check_prediction("engine work", recomputed, once)
+
+# %% [markdown]
+# ## v2: keep keys and values
+# A new token needs of the others their keys and values, and these do not change. Lab 11 kept them; here they go into a model.
+#
+# **Write** attention for one token. `x` is its row, normed. Make its query, key and value; turn query and key; write key and value into their
+# place; then let each head of queries look at all tokens so far, itself among them. `turn(heads, turns)` is given. Heads are grouped as in lab 04:
+# queries 0 and 1 share the first head of keys where there are twice as many.
+
+# %% solution="cached-step"
+def turn(heads, turns):
+    """heads (n, head_dim), by the cosines and sines of one position, turns (head_dim,)."""
+    first, second = heads.chunk(2, dim=-1)
+    cos, sin = turns.chunk(2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def cached_attention(x, w_qkv, w_out, keys, values, position, turns):
+    """x (embed_dim,), the cache keys and values (kv_heads, room, head_dim) with `position` tokens in it: (embed_dim,)."""
+    kv_heads, _, head_dim = keys.shape
+    ### BEGIN SOLUTION
+    qkv = F.linear(x, w_qkv).view(-1, head_dim)
+    q, k, v = qkv.split([len(qkv) - 2 * kv_heads, kv_heads, kv_heads])
+    keys[:, position], values[:, position] = turn(k, turns), v
+    groups = turn(q, turns).view(kv_heads, -1, head_dim)
+    scores = groups @ keys[:, : position + 1].mT * head_dim**-0.5       # (kv_heads, group, tokens)
+    out = scores.softmax(-1) @ values[:, : position + 1]
+    return F.linear(out.flatten(), w_out)
+    ### END SOLUTION
+
+
+# %%
+def over_a_text(x, w_qkv, w_out, heads, kv_heads):
+    """Your function, token after token. What no token has written yet is 7."""
+    dim = len(w_qkv) // (heads + 2 * kv_heads)
+    keys, values = (torch.full((kv_heads, len(x) + 3, dim), 7.0, device=x.device) for _ in range(2))
+    turns = lk.functional.rope_table(lk.functional.rope_frequencies(dim), len(x)).to(x.device)
+    w_qkv, w_out = 0.3 * w_qkv, 0.3 * w_out    # scores near 1
+    return torch.stack([cached_attention(row, w_qkv, w_out, keys, values, at, turns[at]) for at, row in enumerate(x)])
+
+
+def at_once(x, w_qkv, w_out, heads, kv_heads, turned="qk", diagonal=1, shared="group", scaled=True):
+    """The formula for all tokens at once. The last four are the mistakes that are looked for."""
+    dim = len(w_qkv) // (heads + 2 * kv_heads)
+    parts = dict(zip("qkv", (0.3 * x @ w_qkv.mT).unflatten(-1, (-1, dim)).split([heads, kv_heads, kv_heads], dim=1)))
+    turns = lk.functional.rope_table(lk.functional.rope_frequencies(dim), len(x)).to(x)[:, None]
+    cos, sin = turns.chunk(2, -1)
+    for name in turned:
+        first, second = parts[name].chunk(2, -1)
+        parts[name] = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    q, k, v = (part.transpose(0, 1) for part in parts.values())
+    of = [h * kv_heads // heads if shared == "group" else h % kv_heads for h in range(heads)]
+    scores = q @ k[of].mT * (dim**-0.5 if scaled else 1.0)
+    hidden = torch.ones(len(x), len(x), device=x.device).triu(diagonal).bool()
+    hidden[0, 0] = False
+    out = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v[of]
+    return 0.3 * out.transpose(0, 1).flatten(1) @ w_out.mT
+
+
+def formula(**changes):
+    return lambda x, w_qkv, w_out, heads, kv_heads: at_once(x, w_qkv, w_out, heads, kv_heads, **changes)
+
+
+def attention_case(tokens, heads, kv_heads, dim=8, embed_dim=12):
+    shapes = {"x": (tokens, embed_dim), "w_qkv": ((heads + 2 * kv_heads) * dim, embed_dim), "w_out": (embed_dim, heads * dim)}
+    return shapes | {"heads": heads, "kv_heads": kv_heads}
+
+
+# %% tests="cached-step" points=3
+mistakes = {
+    "the one in which a token does not see itself": formula(diagonal=0),
+    "the one in which the new key is not turned": formula(turned="q"),
+    "the one in which the query is not turned": formula(turned="k"),
+    "the one in which the value is turned, too": formula(turned="qkv"),
+    "the one whose queries 0, 1, 2 ... take keys 0, 1, 0 ... in turn": formula(shared="in turn"),
+    "the one without head_dim**-0.5": formula(scaled=False),
+}
+cases = [attention_case(1, 2, 1), attention_case(5, 4, 2), attention_case(9, 3, 3), attention_case(33, 6, 2)]
+lk.check_against(formula(), over_a_text, cases, mistakes=mistakes);
+
+# %% [markdown]
+# The rest of a step is the block of lab 13, for one row. And the engine is a class that remembers how far it is:
+
+# %%
+class Cached:
+    """v2. As `recompute`, but only tokens that it has not seen yet go through the model, one by one."""
+
+    def __init__(self, room):
+        self.length = 0
+        self.caches = torch.zeros(config.num_layers, 2, config.num_kv_heads, room, config.head_dim, device=device)
+
+    def __call__(self, tokens):
+        for token in tokens[self.length :]:
+            x = self.step(torch.tensor(token, device=device))
+        return F.linear(x, model.head_weight)
+
+    def step(self, token):
+        x = F.embedding(token, model.embedding.weight)    # (embed_dim,)
+        for block, (keys, values) in zip(model.blocks, self.caches):
+            y = F.rms_norm(x, x.shape, block.attention_norm.weight, config.norm_eps)
+            weights = block.attention.qkv_proj.weight, block.attention.out_proj.weight
+            x = x + cached_attention(y, *weights, keys, values, self.length, model.angles[self.length])
+            y = F.rms_norm(x, x.shape, block.ffn_norm.weight, config.norm_eps)
+            gate, up = F.linear(y, block.ffn.gate_up_proj.weight).chunk(2)
+            x = x + F.linear(F.silu(gate) * up, block.ffn.down_proj.weight)
+        self.length += 1
+        return F.rms_norm(x, x.shape, model.norm.weight, config.norm_eps)
+
+
+print("the same tokens:", greedy(Cached(256), prompt, 24) == slow)
+
+# %% [markdown]
+# What has it bought? `counted()` counts launches, operations that read or write numbers, and the bytes that go in and come out of them. On a GPU
+# each of PyTorch's operations is a kernel, or more. The 64th token:
+
+# %%
+text = (slow * 3)[:64]
+cached = Cached(64)
+cached(text[:63])
+rungs = {}
+for name, function in {"v1 recompute": recompute, "v2 cached": cached}.items():
+    with counted() as seen:
+        function(text)
+    rungs[name] = {"launches": seen.launches, "MB": seen.bytes / 1e6}
+pandas.DataFrame(rungs).T.style.format("{:.2f}").format("{:.0f}", subset="launches")
+
+# %% [markdown]
+# The bytes fell: v1 carries 63 rows through every operation that nobody asked for. At a thousand tokens they would be a thousand. What is left is
+# what a token must read, the weights. The launches did not fall.
+#
+# ## v3: fewer, larger kernels
+# A launch does little here: it turns the half of a row, or adds two of them. On a GPU each reads from memory what the last one has just written
+# there. So what stands between two products goes into one of them:
+
+# %%
+lk.draw.layer_launches()
+
+# %% [markdown]
+# The package's engine has these kernels (`labkernels/gemv`, `labkernels/llm/decode`). Without a GPU they run in the emulator, the same CUDA C++. They
+# read 16-bit weights, so the model is rounded to bfloat16 first, and v2 is counted again with that:
+
+# %%
+small = copy.deepcopy(model).to(torch.bfloat16)
+
+
+def one_token(runner, of=small, **options):
+    """Counts of an engine's step, the 64th token's."""
+    engine = Engine(of, runner=runner, max_batch=1, cache_tokens=64, page_size=16, lookahead=1, **options)
+    engine.submit(text[:62], SamplingParams(max_new_tokens=3, ignore_eos=True))
+    engine.step()
+    with counted() as seen:
+        engine.step()
+    return seen
+
+
+for name, seen in {"the package's v2": one_token("cached", invariant=False), "v3 fused": one_token("fused")}.items():
+    print(f"{name:<17}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB  ", dict(seen.by_name.most_common(5)))
+
+# %% [markdown]
+# Five a layer now, one that begins the step, the head. The rest is the draw, which the CPU makes of small operations, and a GPU in one.
+#
+# **Predict.** Llama 3.2 1B has 16 layers. How many launches has a token of yours, with 30 a layer, and of v3 with 5? Both have three more: the
+# embedding with what begins a step, the head with the norm before it, and the draw. And if Python needs 15 µs to launch one of v3's kernels, how many
+# tokens a second can it launch?
+
+# %% solution="predict-launches"
+of_v2 = of_v3 = rate = None
+### BEGIN SOLUTION
+of_v2 = 16 * 30 + 3
+of_v3 = 16 * 5 + 3
+rate = 1 / (of_v3 * 15e-6)
+### END SOLUTION
+
+# %% tests="predict-launches" points=1
+lk.check_prediction("engine launches", of_v2, of_v3, rate)
+
+# %% [markdown]
+# ## v4: one launch a token
+# The kernels of a step are the same each time. What differs, the token, the length, the pages, can lie in the GPU's memory. So the step is recorded
+# once, as a *CUDA graph*, and then launched as a whole. Even the drawn token stays there: the next step reads it, and the CPU looks only
+# every few tokens. The price: where a stop comes early, a few tokens were drawn for nothing. Mind the second row; the last one is for later.
+
+# %%
+lk.draw.token_timeline()
+
+# %% [markdown]
+# Graphs need a GPU:
+
+# %%
+try:
+    print(tokenizer.decode(Engine(small, runner="graphs", max_batch=1).generate(prompt, max_new_tokens=8).tokens))
+except LabKernelsError as error:
+    print(error)
+
+# %% [markdown]
+# ## The limit
+# What remains is reading. In a pass each weight of the layers is read once, and the head once: it is multiplied with every row. Of the embedding
+# a row is read, which is nothing. Norms are nothing, too. Each sequence reads its own keys and values.
+#
+# **Write** the bytes that one pass reads, for a SwiGLU model whose layers' weights have `bits` bits each (fractions for the scales of groups
+# included). The head, keys and values have 16. `config` has `num_layers`, `embed_dim`, `num_heads`, `num_kv_heads`, `head_dim`, `ffn_dim`, `vocab_size`.
+
+# %% solution="limit"
+def bytes_of_a_pass(config, batch, length, bits=16):
+    """`batch` sequences get a token each, and have `length` tokens in the cache: (of the layers, of the head, of keys and values)."""
+    c = config
+    ### BEGIN SOLUTION
+    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    weights = c.num_layers * c.embed_dim * (q + 2 * kv + q + 3 * c.ffn_dim)
+    return weights * bits / 8, c.vocab_size * c.embed_dim * 2, batch * length * c.num_layers * 2 * kv * 2
+    ### END SOLUTION
+
+
+# %% tests="limit" points=2
+sizes = {
+    "tied": ModelConfig(90, 24, 3, 6, 2, 40, head_dim=8, max_seq_len=64),
+    "untied": ModelConfig(70, 16, 2, 4, 4, 56, head_dim=6, max_seq_len=64, tie_embeddings=False),
+}
+for name, shape in sizes.items():
+    real = Transformer(shape)
+    matrices = sum(p.numel() for block in real.blocks for p in block.parameters() if p.dim() == 2)
+    of_a_token = PagedKVCache(shape.num_layers, 1, shape.num_kv_heads, 1, shape.head_dim, device="cpu").nbytes
+    for batch, length, bits in [(1, 1, 16), (1, 40, 4.25), (7, 33, 8)]:
+        got = bytes_of_a_pass(shape, batch, length, bits)
+        want = (matrices * bits / 8, real.head_weight.numel() * 2, batch * length * of_a_token)
+        for part, mine, right in zip(("the layers", "the head", "keys and values"), got, want):
+            where = f"{name} model, batch {batch}, length {length}, {bits} bits: of {part}"
+            assert mine is not None and abs(mine - right) < 0.5, f"{where} you say {mine:,.0f} bytes, in memory they are {right:,.0f}"
+
+# %% [markdown]
+# For Llama 3.2 1B, a token at a time, with 320 in the cache. What does the bandwidth allow that was measured on an H200?
+
+# %%
+llama, bandwidth = ModelConfig.preset("llama-3.2-1b"), recorded_ceilings().read_gb_per_s
+parts = ("layers", "head", "keys and values")
+rows = {name: dict(zip(parts, bytes_of_a_pass(llama, 1, 320, bits))) for name, bits in {"bf16": 16, "int8": 8, "int4": 4.25}.items()}
+rows["int4, head too"] = rows["int4"] | {"head": rows["int4"]["head"] * 4.25 / 16}
+rows["bf16, at 32k"] = dict(zip(parts, bytes_of_a_pass(llama, 1, 32_768)))
+lk.draw.token_bytes(rows, bandwidth)
+
+# %% [markdown]
+# ## v5: less to read
+# A limit of bytes moves when there are fewer. At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache wants to
+# be quantised, too. The launches stay as they are:
+
+# %%
+for scheme in ("int8", "int4"):
+    quantised = copy.deepcopy(small)
+    for block in quantised.blocks:
+        for part, name in [(block.attention, "qkv_proj"), (block.attention, "out_proj"), (block.ffn, "gate_up_proj"), (block.ffn, "down_proj")]:
+            setattr(part, name, QuantLinear.from_linear(getattr(part, name), scheme))
+    seen = one_token("fused", of=quantised)
+    print(f"v5 {scheme:<14}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB")
+
+# %% [markdown]
+# What does it cost? The loss on a text that this model has never seen: the source of the package's own engine.
+
+# %%
+def loss_of(scheme):
+    judged = copy.deepcopy(model)
+    for layer in (layer for block in judged.blocks for layer in block.modules()):
+        if scheme and isinstance(layer, torch.nn.Linear):
+            layer.weight.data = quantize(layer.weight, scheme).dequantize(torch.float32)
+    unseen = tokenizer.encode(inspect.getsource(lk.llm.engine))[: 16 * 129]
+    unseen = torch.tensor(unseen, device=device).view(16, -1)    # (16, 129)
+    return judged(unseen[:, :-1], unseen[:, 1:]).item()
+
+
+losses = {scheme or "as trained": loss_of(scheme) for scheme in (None, "int8", "fp8", "int4", "nf4")}
+pandas.DataFrame({"loss": losses}).style.format("{:.4f}")
+
+# %% [markdown]
+# A model as small and as little trained as the one of these pages hardly notices. Large ones do: lab 10 has the errors.
+#
+# ## v6: never a pause
+# Between two kernels of a graph memory stands idle for a microsecond or two: the last blocks of one finish, the first of the next begin, and
+# ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, the last row above. It asks for its first weights,
+# which do not depend on anybody, and only then waits.
+#
+# All of it on an H200: Llama 3.2 1B's shape, a prompt of 64 tokens, one sequence.
+
+# %%
+columns = {
+    "runner": "", "weights": "weights", "tokens_per_s": "tokens/s", "first_token_ms": "first token, ms", "launches": "launches",
+    "bytes_per_step": "bytes a token", "share_of_limit": "of the limit",
+}
+formats = {"tokens/s": "{:,.0f}", "first token, ms": "{:.1f}", "launches": "{:.0f}", "bytes a token": "{:.3g}", "of the limit": "{:.0%}"}
+try:
+    engines = recorded("engine")
+    engines = engines[engines["model"].eq("llama-3.2-1b") & engines["batch"].eq(1) & engines["prompt"].eq(64)]
+    display(lk.draw.engine_ladder(engines))
+    table = engines.rename(columns=columns)[[*columns.values()]].style.format(formats, na_rep="")
+    display(table.hide(axis="index").set_caption(label(engines)))
+except NotRecorded:
+    print("not recorded yet: on an H200, python -m labkernels.llm.bench_engine llama-3.2-1b --out data/measured/h200/engine.csv")
+
+# %% [markdown]
+# ## Many at once
+# A pass for 16 sequences reads the weights once, as a pass for one does. So nearly everything but the cache is free for the other 15, and the art is
+# to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass who is in it.
+#
+# The cache has so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one that
+# came last gives its own back, and is computed again later, prompt and answer so far: *pre-emption*. Nothing is lost but time, and the one that came
+# first always goes on.
+#
+# **Write** a step, of counts alone.
+#
+# 1. Everyone who runs gets a token, in order of arrival. Each first takes the pages that `needs` says. While too few are free, the *last* of `running`
+#    gives its pages back and goes to the *front* of `waiting`. That may be the one whose turn it is.
+# 2. Then those who wait are admitted, from the front, as long as fewer than `most` run and there are pages for the first of them. They get a token, too.
+
+# %% solution="plan"
+@dataclass(eq=False)
+class Request:
+    number: int          # in order of arrival
+    tokens: int          # prompt, and answer so far
+    pages: int = 0       # that it holds
+
+
+class Batch:
+    def __init__(self, pages, page_size, most):
+        self.free, self.page_size, self.most = pages, page_size, most
+        self.waiting, self.running = [], []
+
+    def needs(self, request):
+        """Pages that it lacks for its tokens and one more."""
+        return -(-(request.tokens + 1) // self.page_size) - request.pages
+
+    def take(self, request):
+        self.free, request.pages = self.free - self.needs(request), request.pages + self.needs(request)
+
+    def give_back(self, request):
+        self.free, request.pages = self.free + request.pages, 0
+
+    def step(self):
+        """Those who get a token in this pass, in order of arrival."""
+        chosen = []
+        ### BEGIN SOLUTION
+        for request in list(self.running):
+            while request in self.running and self.needs(request) > self.free:
+                last = self.running.pop()
+                self.give_back(last)
+                self.waiting.insert(0, last)
+            if request in self.running:
+                self.take(request)
+                chosen.append(request)
+        while self.waiting and len(self.running) < self.most and self.needs(self.waiting[0]) <= self.free:
+            request = self.waiting.pop(0)
+            self.take(request)
+            self.running.append(request)
+            chosen.append(request)
+        ### END SOLUTION
+        return chosen
+
+
+# %%
+def play(seed, pages=12, page_size=4, most=5, requests=14):
+    """Requests come at random; each wants its tokens. Complains of the first pass in which something is wrong."""
+    dice = torch.Generator().manual_seed(seed)
+    batch, wanted, came, turns = Batch(pages, page_size, most), {}, 0, 0
+    while came < requests or batch.waiting or batch.running:
+        turns += 1
+        assert turns < 2000, "2000 passes, and there is no end"
+        if came < requests and torch.rand(1, generator=dice) < 0.4:
+            request = Request(came, int(torch.randint(1, 20, (1,), generator=dice)))
+            wanted[request] = request.tokens + int(torch.randint(1, 28, (1,), generator=dice))
+            batch.waiting.append(request)
+            came += 1
+        everyone = {each.number: each for each in [*batch.waiting, *batch.running]}
+        chosen, where = batch.step(), f"seed {seed}, pass {turns}"
+        tokens_for, run, wait = ([each.number for each in some] for some in (chosen, batch.running, batch.waiting))
+        assert sorted(run + wait) == sorted(everyone), f"{where}: {sorted(everyone)} were there; now {run} run and {wait} wait"
+        assert tokens_for == run, f"{where}: {run} run, and {tokens_for} get a token"
+        assert run + wait == sorted(run + wait), f"{where}: {run} run and {wait} wait; who came first must not be behind"
+        assert not everyone or min(everyone) in run, f"{where}: request {min(everyone)} came first, and gets nothing"
+        for each in batch.running:
+            lacks = f"{where}: request {each.number} has {each.pages} pages of {page_size} for {each.tokens} tokens and one more"
+            assert each.pages * page_size > each.tokens, lacks
+        assert not any(each.pages for each in batch.waiting), f"{where}: somebody who waits holds pages"
+        unused = pages - sum(each.pages for each in everyone.values())
+        assert batch.free == unused >= 0, f"{where}: nobody holds {unused} pages, and {batch.free} are free"
+        idle = batch.waiting and len(batch.running) < most and batch.needs(batch.waiting[0]) <= batch.free
+        assert not idle, f"{where}: there are pages for request {wait[0]}, and it waits"
+        for each in chosen:
+            each.tokens += 1
+            if each.tokens == wanted[each]:
+                batch.give_back(each)
+                batch.running.remove(each)
+
+
+# %% tests="plan" points=3
+for game in range(40):
+    play(game, most=2 + game % 5)
+
+# %% [markdown]
+# The package's engine does the same, with chunks of prompts and real pages. Five requests, of which two come later, in a cache of 11 pages of 4
+# tokens. A pass that reads a prompt draws the first token, too:
+
+# %%
+engine = Engine(model, runner="cached", invariant=True, max_batch=4, cache_tokens=44, page_size=4, share_prefixes=False)
+sizes = {"A": (9, 9), "B": (6, 13), "C": (11, 7), "D": (5, 8), "E": (7, 5)}    # tokens of the prompt, and of the answer
+later = {3: "D", 5: "E"}
+requests, rows, pages = {}, {}, []
+while not engine.idle or not requests or any(at >= len(pages) for at in later):
+    for name in "ABC" if not pages else later.get(len(pages), ""):
+        length, answer = sizes[name]
+        own = [(37 * at + ord(name) + seed) % 250 for at in range(length)]
+        requests[name] = engine.submit(own, SamplingParams(max_new_tokens=answer, ignore_eos=True))
+        rows[name] = " " * len(pages)
+    before = {name: (each.state, each.preemptions) for name, each in requests.items()}
+    engine.step()
+    for name, each in requests.items():
+        state, preempted = before[name]
+        if each.preemptions > preempted or each.state == "waiting":
+            rows[name] += "x" if each.preemptions > preempted else "w"
+        else:
+            rows[name] += {"waiting": "p", "running": "d", "finished": " "}[state]
+    pages.append(engine.stats.num_pages - engine.stats.free_pages)
+lk.draw.batch_timeline(rows, pages, engine.stats.num_pages)
+
+# %% [markdown]
+# Nobody waits for a batch to end. And pre-emption has lost nothing: alone, each request gets the same answer.
+
+# %%
+alone = Engine(model, runner="cached", invariant=True, max_batch=1)
+for name, each in requests.items():
+    answer = alone.generate(each.prompt, max_new_tokens=sizes[name][1], ignore_eos=True)
+    print(f"{name}: pre-emptions {each.preemptions}, the same answer as alone: {answer.tokens == tuple(each.tokens)}")
+
+# %% [markdown]
+# Pages are also shared, as in lab 11: prompts that begin alike, as all with the same instructions do, read the same full pages.
+#
+# **Predict.** 40 conversations are running. Each has the same 1000 tokens of instructions, then a question and an answer of its own, 150 tokens. A page
+# has 16 tokens. How many pages do they take without sharing, and how many with it? A page is shared only if all of its tokens are.
+
+# %% solution="predict-sharing"
+apart = shared = None
+### BEGIN SOLUTION
+apart = 40 * -(-1150 // 16)
+shared = 1000 // 16 + 40 * -(-(1150 - 1000 // 16 * 16) // 16)
+### END SOLUTION
+
+# %% tests="predict-sharing" points=1
+lk.check_prediction("shared pages", apart, shared)
+
+# %%
+engine = Engine(model, tokenizer, runner="cached", max_batch=4, page_size=16)
+instructions = (slow * 3)[:50]
+for question in range(4):
+    engine.generate([*instructions, 10 + question, 20 + question], max_new_tokens=2)
+stats = engine.stats
+print(f"{stats.prompt_tokens} tokens of prompts, {stats.computed_prompt_tokens} computed, {stats.shared_tokens} found in the cache")
+
+# %% [markdown]
+# ## What may be shown
+# A reader wants to see the answer as it is written. But it ends at a *stop string*, say `"\n\n"` or `"User:"`, which is not to be seen; and it
+# comes in pieces. After `"...\n"` nobody knows yet. So text that might begin a stop string is held back, and nothing else is.
+#
+# **Write** it. `held` is all text that has come and was not shown.
+
+# %% solution="hold-back"
+def release(held, stops):
+    """(what may be shown, what is held back, whether a stop string was found). With several, the one that begins first counts."""
+    ### BEGIN SOLUTION
+    found = [held.find(stop) for stop in stops if stop in held]
+    if found:
+        return held[: min(found)], "", True
+    keep = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+    return held[: len(held) - keep], held[len(held) - keep :], False
+    ### END SOLUTION
+
+
+# %%
+def judge_stream(text, stops, size):
+    """`text` comes in pieces of `size` characters."""
+    shown, held, stopped = "", "", False
+    ends = [text.index(stop) for stop in stops if stop in text]
+    for at in range(0, len(text), size):
+        come = text[: at + size]
+        told = f"text {come!r} with stops {stops}"
+        new, held, stopped = release(held + text[at : at + size], stops)
+        shown += new
+        if any(stop in come for stop in stops):
+            assert stopped, f"{told}: it has come to its end, and goes on"
+            assert shown == text[: min(ends)], f"{told}: {shown!r} was shown, want {text[: min(ends)]!r}"
+            return
+        assert not stopped, f"{told}: no stop string has come yet"
+        assert shown + held == come, f"{told}: shown {shown!r} and held back {held!r} do not make the text"
+        needless = held and not any(stop.startswith(held) for stop in stops)
+        assert not needless, f"{told}: {held!r} is held back, which begins no stop string"
+        begun = max((stop[:n] for stop in stops for n in range(len(stop)) if come.endswith(stop[:n])), key=len)
+        assert len(held) >= len(begun), f"{told}: shown is {shown!r}, but {begun!r} at the end might begin a stop string"
+
+
+# %% tests="hold-back" points=2
+dice = torch.Generator().manual_seed(1)
+endings = (["\n\n"], ["aab"], ["abab"], ["\n\n", "aab"], ["ba", "\na"])
+for number in range(300):
+    letters = "".join("ab\n"[i] for i in torch.randint(3, (14,), generator=dice).tolist())
+    judge_stream(letters, endings[number % 5], 1 + number % 3)
+judge_stream("Is it so? Use it.\n\nUser: and now", ["User:", "\n\nS"], 4)
+
+# %% [markdown]
+# Characters have the same trouble, for a token may end inside of one: `é` is two bytes. The package's stream holds back both. Pieces as they come:
+
+# %%
+engine = Engine(model, tokenizer, max_batch=4)
+options = {"max_new_tokens": 40, "temperature": 0.7, "top_p": 0.95, "seed": seed, "stop": ["\n\n"]}
+print("|".join(event.text for event in engine.generate("def __init__(self", stream=True, **options)))
+
+# %% [markdown]
+# ## Talk to it
+# A *chat template* makes a text of a conversation, with marks for who speaks. The model continues it, until it draws the mark of an end:
+
+# %%
+chats = tokenizer.has_chat_template
+print(tokenizer.render_chat([{"role": "user", "content": "Write a class."}]) if chats else "this model has no chat template")
+
+# %%
+conversation = []
+
+
+def ask(words, **options):
+    """Your turn, and then the model's, as it comes. It remembers what was said."""
+    conversation.append({"role": "user", "content": words})
+    settings = {"max_new_tokens": 48, "temperature": 0.7, "top_p": 0.9, "seed": seed, "stream": True} | options
+    events = engine.chat(conversation, **settings) if chats else engine.generate(words, **settings)
+    answer = ""
+    for event in events:
+        answer += event.text
+        print(event.text, end="", flush=True)
+    conversation.append({"role": "assistant", "content": answer})
+
+
+ask("import os\n\nclass ")
+
+# %% [markdown]
+# It was taught to continue Python, not to converse, and for a few seconds; those marks it has never seen. The one that lab 14 trains on a GPU for a quarter
+# of an hour writes functions. Give its folder as `folder` in the first cell, or talk to it in a terminal:
+#
+# ```sh
+# labkernels train --preset 10m --minutes 5 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --folder runs/python
+# labkernels chat runs/python/model
+# labkernels serve runs/python/model
+# ```
+#
+# The last one speaks OpenAI's protocol, so that their client talks to it:
+#
+# ```python
+# client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+# client.completions.create(model="model", prompt="def ", max_tokens=64).choices[0].text
+# ```
+#
+# ## Still wasted
+# - **Attention of one short sequence.** It reads little, and takes its microseconds in every layer, while memory has little to do. One kernel for a
+#   whole token would begin on the next weights.
+# - **Passes that read everything for one token.** A small model could guess the next four, and the large one check all of them in one pass, which
+#   reads no more than a pass for one: *speculative decoding*. `truncate` takes back what was guessed wrong.
+# - **Prompts beside answers.** A chunk of a prompt is bound by arithmetic, an answer by memory. In one pass they could hide each other.
+#
+# What would you add next? With what your limit says: at which batch and length are keys and values half of the bytes of Llama 3.2 1B?

@@ -1,0 +1,7 @@
+# reason: mismatch
+qkv = F.linear(x, w_qkv).view(-1, head_dim)
+q, k, v = qkv.split([len(qkv) - 2 * kv_heads, kv_heads, kv_heads])
+keys[:, position], values[:, position] = turn(k, turns), v
+seen = max(position, 1)
+scores = turn(q, turns).view(kv_heads, -1, head_dim) @ keys[:, :seen].mT * head_dim**-0.5
+return F.linear((scores.softmax(-1) @ values[:, :seen]).flatten(), w_out)

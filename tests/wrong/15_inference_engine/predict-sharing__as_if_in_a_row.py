@@ -1,0 +1,3 @@
+# reason: mismatch
+apart = 40 * 1150 // 16
+shared = 62 + 40 * 10
