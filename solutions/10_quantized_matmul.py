@@ -324,8 +324,8 @@ rows
 # `cublas` multiplies the same weight in bfloat16, `tinygemm` is PyTorch's own kernel for 4 bits.
 #
 # On the H200 the fastest of ours takes one row in little more than a third of `cublas`' time, not in a quarter: a kernel's start and end do
-# not shrink with its bytes. At 256 rows little or nothing of that is left: now the products are the limit, and unpacking comes on top. With
-# that many rows a weight of this size gains memory, not time.
+# not shrink with its bytes. At 64 rows it is still ahead. At 256 it takes a third longer than `cublas`: now the products are the limit, and
+# unpacking comes on top. With that many rows a weight of this size gains memory, not time.
 #
 # Which kernel runs for a given number of rows is chosen by a table of such measurements, and can be asked:
 
@@ -350,7 +350,7 @@ print("bytes of the weight:", linear.weight.numel() * 2, "->", layer.weight.byte
 
 # %% [markdown]
 # ## Still wasted
-# - **Starts and ends.** A weight of 4096 x 4096 could be read in 2 microseconds, and the fastest kernel recorded takes 6. On Hopper the package's
+# - **Starts and ends.** A weight of 4096 x 4096 could be read in 2 microseconds, and the fastest kernel recorded takes 5. On Hopper the package's
 #   kernels already ask for their weight before the kernel before them is done; what is left is waiting for the first bytes and for the last.
 # - **Activations in 16 bits.** With both sides in int8, tensor cores multiply twice as fast: `w8a8_matmul` in this package.
 # - **One scheme for all.** Some layers bear 4 bits, some do not.
