@@ -37,13 +37,14 @@ def evaluate(
     head: Annotated[Scheme | None, typer.Option(help="quantise the head of quantised models, too", show_default=False)] = None,
     speed: Annotated[bool, typer.Option("--speed", help="measure tokens a second of each, on an NVIDIA GPU")] = False,
     plot: Annotated[Path | None, typer.Option(help="draw quality over memory and speed into this file (.png, .svg, .pdf)", dir_okay=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="write the table into this .csv file", dir_okay=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="write the table into this .csv file, on a GPU with its name and versions", dir_okay=False)] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Compare a model's quantisations: perplexity, bits per byte, memory and, on a GPU, speed."""
     from labkernels.cli.loading import check_memory
     from labkernels.errors import ArgumentError
+    from labkernels.lab.environment import environment
     from labkernels.llm import pareto, quality
     from labkernels.llm.quantized import described_scheme, load_model, local_folder
 
@@ -69,7 +70,8 @@ def evaluate(
             context=context, speed=speed, progress=True,
         )  # fmt: skip
         if out is not None:
-            table.to_csv(out, index=False, float_format="%.6g")
+            where = environment() if on_gpu else {}
+            table.assign(model=folder.resolve().name, text=held_out.source, **where).to_csv(out, index=False, float_format="%.6g")
         if plot is not None:
             pareto.plot(table).save(plot)
         if as_json:

@@ -2,6 +2,7 @@
 
     plot(table)                       # a table of labkernels.llm.quality.compare
     table[frontier(table)]
+    plot(recorded())                  # of a GPU, where `labkernels evaluate --out` has written it
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from labkernels.errors import ArgumentError
 from labkernels.lab import style
+from labkernels.lab.measured import NotRecorded, measured_file
 
 if TYPE_CHECKING:
     import pandas
@@ -30,6 +32,18 @@ def frontier(table: pandas.DataFrame, cost: str = "memory_bytes", quality: str =
     costs = -table[cost] if cost == "tokens_per_s" else table[cost]
     points = list(zip(costs, table[quality]))
     return [c == c and not any(a <= c and b <= q and (a, b) != (c, q) for a, b in points) for c, q in points]
+
+
+def recorded() -> pandas.DataFrame | None:
+    """The table that was recorded of the model of lab 14's long run, or None, told in a line."""
+    import pandas
+
+    try:
+        path = measured_file("quantisation_quality")
+    except NotRecorded:
+        print("not recorded yet: on an H200, labkernels evaluate FOLDER --speed --out data/measured/h200/quantisation_quality.csv")
+        return None
+    return pandas.read_csv(path, dtype={"commit": str})
 
 
 @style.look()

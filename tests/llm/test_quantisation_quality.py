@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from labkernels.cli import app
 from labkernels.errors import ArgumentError
+from labkernels.lab import measured
 from labkernels.llm import calibrate, held_out, pareto, quality
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.corpora import corpus
@@ -172,6 +173,14 @@ def test_frontier_has_what_nothing_beats(table):
     assert picture.png().startswith(b"\x89PNG")
 
 
+def test_a_recorded_table_is_drawn_and_a_missing_one_is_told(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measured, "FOLDERS", (tmp_path,))
+    (tmp_path / "h200").mkdir()
+    assert pareto.recorded() is None and "labkernels evaluate" in capsys.readouterr().out
+    table.reset_index().assign(tokens_per_s=100.0, commit="0123").to_csv(tmp_path / "h200" / "quantisation_quality.csv", index=False)
+    assert pareto.recorded().commit[0] == "0123" and len(pareto.plot(pareto.recorded()).figure.axes) == 2
+
+
 def test_windows_do_not_overlap_and_another_tokenizer_reads_the_same_text(trained, tmp_path, monkeypatch):
     for number in range(40):
         (tmp_path / f"{number}.txt").write_text(f"number {number}: " + " ".join(str((number * k) % 97) for k in range(60)))
@@ -208,7 +217,9 @@ def test_the_command_compares_draws_and_complains_in_one_line(trained, tmp_path)
     code, shown, _ = run(model, "--text", text, "--quantize", "int4-mse,none+int8", "--tokens", 1000, "--json", *files)
     found = json.loads(shown)
     assert code == 0 and [row["recipe"] for row in found["rows"]] == ["none", "none+int8", "int4-mse"] and found["rows"][0]["tokens_per_s"] is None
-    assert "<svg" in (tmp_path / "p.svg").read_text() and pandas.read_csv(tmp_path / "t.csv").loss_change[2] > 0
+    assert "<svg" in (tmp_path / "p.svg").read_text() and "int4-mse" in (tmp_path / "p.svg").read_text()
+    written = pandas.read_csv(tmp_path / "t.csv")
+    assert written.loss_change[2] > 0 and written.model[0] == "model" and "int4-mse" in pareto.plot(written).alt
     code, shown, _ = run(model, "--text", text, "--quantize", "int8", "--tokens", 1000, "--head", "int8")
     assert code == 0 and shown.splitlines()[3].startswith("int8 ")
     save_quantized(quantize_model(load_model(model, device="cpu")[0], "int8"), tmp_path / "small", model)
