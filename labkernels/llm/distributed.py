@@ -7,8 +7,8 @@ Notable:
   (fully_shard). Optimisers see plain tensors, this rank's shares, and so run the same kernels
 - tensor_parallel=n: n GPUs share each matrix (tensor_parallel.py), within either of the above
 - checkpoints are those of one process, and go on on any number of GPUs in any of these ways (shared_state.py)
-- ranks agree by messages between hosts' CPUs, once a step: on the time, and on whether to stop. So nobody waits for a GPU, and a rank that
-  was killed is noticed at once: the job ends and says which one, and which checkpoint is next
+- ranks agree by messages between CPUs, once a step: on the time, and on whether to stop. So nobody waits for a GPU, and a rank that was
+  killed is noticed at once (or by rank_watch.py): the job ends and says which one it was, and which checkpoint is next
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import contextlib
 import datetime
 import math
 import os
-import time
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,6 +27,7 @@ from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.llm.evaluate import Evaluation, boundaries
 from labkernels.llm.loader import Batch
 from labkernels.llm.model import Transformer
+from labkernels.llm.rank_watch import RankWatch, leave
 from labkernels.llm.ranks import is_communication
 from labkernels.llm.shared_state import Place, send_state, whole_optimizer_state
 from labkernels.llm.shards import TokenDataset
@@ -71,8 +70,9 @@ class DistributedTrainer(Trainer):
             raise ArgumentError(f"TrainConfig: tensor_parallel is {sharing}; it must divide the number of GPUs, {ranks}")
         if config.optimizer == "muon" and (config.parallel == "fsdp" or sharing > 1):
             raise ArgumentError("TrainConfig: optimizer 'muon' needs whole matrices; it goes with parallel 'ddp' and tensor_parallel 1")
-        self._pids = [None] * ranks
-        dist.all_gather_object(self._pids, (os.uname().nodename, os.getpid()))
+        processes = [None] * ranks
+        dist.all_gather_object(processes, (os.uname().nodename, os.getpid()))
+        self.watch = RankWatch(processes, lambda: self._what_was_lost(self.watch.gone()))
         super().__init__(config, data, model, rank=dist.get_rank(), world_size=ranks // sharing)
 
     # ---- the parts ----
@@ -142,20 +142,22 @@ class DistributedTrainer(Trainer):
 
     def train(self):
         try:
-            return super().train()
+            with self.watch:
+                rows = super().train()
+            dist.all_reduce(torch.zeros(1))  # who is done early would be missed while rank 0 still writes
+            return rows
         except Exception as error:
             if not is_communication(error):
                 raise
-            raise RankLost(self._what_was_lost(error)) from error
+            message = self._what_was_lost(self.watch.gone(wait_s=0.5), str(error).splitlines()[0][:150])
+            if self.device.type == "cuda":
+                leave(message)
+            raise RankLost(message) from error
 
-    def _what_was_lost(self, error: BaseException) -> str:
-        here, gone, end = os.uname().nodename, [], time.monotonic() + 0.5
-        while not gone and time.monotonic() < end:  # a process that is being killed closes its connections before it has ended
-            gone = [str(rank) for rank, (host, process) in enumerate(self._pids) if host == here and not _lives(process)]
-            time.sleep(0.02)
-        who = f"rank {', '.join(gone)} has ended" if gone else "another rank has ended or does not answer"
+    def _what_was_lost(self, gone: list[int], sign: str = "its process is gone") -> str:
+        who = f"rank {', '.join(map(str, gone))} has ended" if gone else "another rank has ended or does not answer"
         folder = f"the same command goes on from the newest whole checkpoint in {self.config.folder}" if self.config.folder else "no checkpoints were kept"
-        return f"rank {self.rank} stops after step {self.step}, because {who}; {folder} ({str(error).splitlines()[0][:150]})"
+        return f"rank {self.rank} stops after step {self.step}, because {who}; {folder} ({sign})"
 
     def told_to_stop(self, stop: StopSignals) -> bool:
         return stop.anywhere("cpu")
@@ -319,10 +321,3 @@ def _local(x):
 
 def _own(p: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(p.detach().to_local()) if hasattr(p, "to_local") else p
-
-
-def _lives(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -11,6 +11,7 @@ For training on several GPUs `torchrun` starts the processes: labkernels.llm.dis
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -112,7 +113,6 @@ def _one(pipe: Connection, meet: str, rank: int, count: int, timeout_s: float, f
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=count, timeout=timedelta(seconds=timeout_s))
         answer = (True, function(*args))
-        dist.barrier()  # who leaves early would be missed
     except BaseException as error:  # noqa: BLE001  told to the parent
         answer = (False, error)
     try:
@@ -121,4 +121,7 @@ def _one(pipe: Connection, meet: str, rank: int, count: int, timeout_s: float, f
         text = "".join(traceback.format_exception(answer[1])) if not answer[0] else f"its result, {type(answer[1]).__name__}, cannot be sent"
         message = pickle.dumps((False, RankError(f"rank {rank}: {text}"), printed.getvalue()))
     pipe.send_bytes(message)
+    if answer[0]:
+        with contextlib.suppress(Exception):
+            dist.barrier()  # who leaves early would be missed by those that still receive
     os._exit(0)

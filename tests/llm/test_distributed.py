@@ -1,7 +1,7 @@
 """Training on several processes: the curve of one, in each mode; checkpoints that go on on another number; a rank that is killed."""
 
-import math
 import os
+import signal
 
 import pytest
 import torch
@@ -176,8 +176,6 @@ def test_parts_of_a_weight_make_it_whole():
 
 
 def broken_rank(data, folder):
-    import signal
-
     trainer = DistributedTrainer(config(folder=folder, batch_size=4, steps=1000, save_every=2, parallel="fsdp", timeout_s=20), data)
     step = trainer.train_step
 
@@ -203,7 +201,7 @@ def test_a_killed_rank_ends_the_others_with_a_message_and_the_checkpoint_goes_on
 
 def told_message(data, folder):
     trainer = DistributedTrainer(config(folder=folder, batch_size=4), data)
-    trainer._pids[1] = (os.uname().nodename, 2**22 + 1)  # a process that there is not
+    trainer.watch.processes[1] = (os.uname().nodename, 2**22 + 1)  # a process that there is not
 
     def lost():
         raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
@@ -218,6 +216,25 @@ def told_message(data, folder):
 
 def test_a_lost_rank_is_named_and_other_errors_are_what_they_are(data, tmp_path):
     ranks.run(told_message, 2, data, str(tmp_path))
+
+
+def stopped_rank(data, folder):
+    trainer = DistributedTrainer(config(folder=folder, batch_size=4, steps=1000), data)
+    step = trainer.train_step
+
+    def told_once():
+        if trainer.step == 2 and trainer.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step()
+
+    trainer.train_step = told_once
+    trainer.train()
+    return trainer.step
+
+
+def test_a_signal_to_one_rank_saves_and_ends_all_after_the_same_step(data, tmp_path):
+    assert ranks.run(stopped_rank, 2, data, str(tmp_path)) == [3, 3]
+    assert CheckpointStore(tmp_path / "checkpoints").load().step == 3
 
 
 def test_refusals(data):
