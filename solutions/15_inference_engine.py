@@ -217,7 +217,7 @@ pandas.DataFrame(rungs).T.style.format("{:.2f}").format("{:.0f}", subset="launch
 
 # %% [markdown]
 # The bytes fell: v1 carries 63 rows through every operation that nobody asked for. At a thousand tokens they would be a thousand. What is left is
-# what a token must read, the weights. The launches did not fall.
+# what a token must read, the weights. The launches did not fall: one token needs as many as all of them.
 #
 # ## v3: fewer, larger kernels
 # A launch does little here: it turns the half of a row, or adds two of them. On a GPU each reads from memory what the last one has just written
@@ -319,10 +319,31 @@ for name, shape in sizes.items():
             assert mine is not None and abs(mine - right) < 0.5, f"{where} you say {mine:,.0f} bytes, in memory they are {right:,.0f}"
 
 # %% [markdown]
-# For Llama 3.2 1B, a token at a time, with 320 in the cache. What does the bandwidth allow that was measured on an H200?
+# An H200 has read so many GB (10⁹ bytes) a second when it did nothing else:
 
 # %%
 llama, bandwidth = ModelConfig.preset("llama-3.2-1b"), recorded_ceilings().read_gb_per_s
+print(f"{bandwidth:,.0f} GB/s")
+
+# %% [markdown]
+# **Predict.** How many tokens a second does that allow of `llama` in bfloat16, with 320 tokens in the cache? And how many of 16 such sequences
+# together? Use what you wrote.
+
+# %% solution="predict-rate"
+alone = together = None
+### BEGIN SOLUTION
+alone = bandwidth * 1e9 / sum(bytes_of_a_pass(llama, 1, 320))
+together = 16 * bandwidth * 1e9 / sum(bytes_of_a_pass(llama, 16, 320))
+### END SOLUTION
+
+# %% tests="predict-rate" points=1
+lk.check_prediction("engine rate", alone, together, gb_per_s=bandwidth)
+
+# %% [markdown]
+# ## v5: less to read
+# A limit of bytes moves when there are fewer. One sequence again:
+
+# %%
 parts = ("layers", "head", "keys and values")
 rows = {name: dict(zip(parts, bytes_of_a_pass(llama, 1, 320, bits))) for name, bits in {"bf16": 16, "int8": 8, "int4": 4.25}.items()}
 rows["int4, head too"] = rows["int4"] | {"head": rows["int4"]["head"] * 4.25 / 16}
@@ -330,16 +351,16 @@ rows["bf16, at 32k"] = dict(zip(parts, bytes_of_a_pass(llama, 1, 32_768)))
 lk.draw.token_bytes(rows, bandwidth)
 
 # %% [markdown]
-# ## v5: less to read
-# A limit of bytes moves when there are fewer. At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache wants to
-# be quantised, too. The launches stay as they are:
+# At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache wants to be quantised, too. And in the small model
+# of this lab, with its head in 16 bits? The launches stay as they are:
 
 # %%
 for scheme in ("int8", "int4"):
     quantised = copy.deepcopy(small)
     for block in quantised.blocks:
-        for part, name in [(block.attention, "qkv_proj"), (block.attention, "out_proj"), (block.ffn, "gate_up_proj"), (block.ffn, "down_proj")]:
-            setattr(part, name, QuantLinear.from_linear(getattr(part, name), scheme))
+        for part, names in ((block.attention, ("qkv_proj", "out_proj")), (block.ffn, ("gate_up_proj", "down_proj"))):
+            for name in names:
+                setattr(part, name, QuantLinear.from_linear(getattr(part, name), scheme))
     seen = one_token("fused", of=quantised)
     print(f"v5 {scheme:<14}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB")
 
@@ -387,8 +408,8 @@ except NotRecorded:
 
 # %% [markdown]
 # ## Many at once
-# A pass for 16 sequences reads the weights once, as a pass for one does. So nearly everything but the cache is free for the other 15, and the art is
-# to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass who is in it.
+# You predicted it: a pass for 16 sequences reads the weights once, as a pass for one does. So nearly everything is free for the other 15, and the art
+# is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass who is in it.
 #
 # The cache has so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one that
 # came last gives its own back, and is computed again later, prompt and answer so far: *pre-emption*. Nothing is lost but time, and the one that came

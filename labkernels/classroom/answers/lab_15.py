@@ -2,6 +2,9 @@
 
 from labkernels.classroom.predictions import Prediction
 
+_WEIGHTS = 2 * (16 * 2048 * ((32 + 2 * 8) * 64 + 32 * 64 + 3 * 8192) + 128_256 * 2048)  # bytes of Llama 3.2 1B's matrices, the head among them
+_CACHED = 16 * 2 * 8 * 64 * 2  # bytes of a token's keys and values
+
 PREDICTIONS = {
     "engine work": Prediction(
         (512 * 64 + 512 * 511 // 2, 64 + 511),
@@ -14,6 +17,12 @@ PREDICTIONS = {
         asks=("launches of v2", "launches of v3", "tokens a second"),
         tolerance=0.005,
         hint="Layers times launches a layer, and three more. A token takes its launches times 15 µs; a second has 1,000,000 µs.",
+    ),
+    "engine rate": Prediction(
+        lambda gb_per_s: tuple(batch * gb_per_s * 1e9 / (_WEIGHTS + batch * 320 * _CACHED) for batch in (1, 16)),
+        asks=("tokens a second of one", "tokens a second of sixteen"),
+        tolerance=0.005,
+        hint="The bytes of a pass over the bandwidth are its seconds. A pass gives each of its sequences one token, and reads the weights once for all.",
     ),
     "shared pages": Prediction(
         (40 * 72, 62 + 40 * 10),
