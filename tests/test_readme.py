@@ -17,11 +17,13 @@ from docs.picture import IN_README, ladder
 from labkernels.classroom.tables import is_stale
 from labkernels.cli import app
 from labkernels.lab.measured import recorded
+from tests.llm.tiny_server import engine, served
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 CLI = get_command(app).commands
+SERVED = "http://127.0.0.1:8000"  # where `labkernels serve` answers, unless told otherwise
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```(?:\n\1```text\n(.*?)^\1```)?", re.MULTILINE | re.DOTALL)
 
 
@@ -46,7 +48,10 @@ def test_commands_exist(command):
             targets = {word for word in arguments if "=" not in word}
             assert targets and targets <= TARGETS
         case ["labkernels", name, *options]:
-            accepted = {option for parameter in CLI[name].params for option in parameter.opts}
+            command = CLI[name]
+            while hasattr(command, "commands"):  # `labkernels data prepare`
+                command = command.commands[options.pop(0)]
+            accepted = {option for parameter in command.params for option in parameter.opts}
             assert {option for option in options if option.startswith("-")} <= accepted
         case ["conda", "env", "create", "-f", file]:
             assert (ROOT / file).is_file()
@@ -56,13 +61,20 @@ def test_commands_exist(command):
             pytest.fail(f"no test knows this command: {command}")
 
 
-@pytest.mark.parametrize("code, shown", [block for page in PAGES for block in blocks(page, "python")])
+@pytest.mark.parametrize("code, shown", [block for page in PAGES for block in blocks(page, "python") if SERVED not in block[0]])
 def test_python_runs_and_prints_what_is_shown(code, shown, tmp_path):
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
                            env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert ended.returncode == 0, ended.stderr
     if shown:
         assert doctest.OutputChecker().check_output(shown, ended.stdout, doctest.ELLIPSIS), ended.stdout
+
+
+def test_the_client_talks_with_a_served_model(capsys):
+    (code, _), = [block for block in blocks("README.md", "python") if SERVED in block[0]]
+    with served(engine()) as server:
+        exec(code.replace(SERVED, server.address), {})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("page", PAGES)
