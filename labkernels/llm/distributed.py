@@ -29,6 +29,7 @@ from labkernels.llm.loader import Batch
 from labkernels.llm.model import Transformer
 from labkernels.llm.rank_watch import RankWatch, leave
 from labkernels.llm.ranks import is_communication
+from labkernels.llm.shared_muon import SharedMuon
 from labkernels.llm.shared_state import Place, send_state, whole_optimizer_state
 from labkernels.llm.shards import TokenDataset
 from labkernels.llm.signals import StopSignals
@@ -68,8 +69,6 @@ class DistributedTrainer(Trainer):
         ranks, sharing = dist.get_world_size(), config.tensor_parallel
         if ranks % sharing:
             raise ArgumentError(f"TrainConfig: tensor_parallel is {sharing}; it must divide the number of GPUs, {ranks}")
-        if config.optimizer == "muon" and (config.parallel == "fsdp" or sharing > 1):
-            raise ArgumentError("TrainConfig: optimizer 'muon' needs whole matrices; it goes with parallel 'ddp' and tensor_parallel 1")
         processes = [None] * ranks
         dist.all_gather_object(processes, (os.uname().nodename, os.getpid()))
         self.watch = RankWatch(processes, lambda: self._what_was_lost(self.watch.gone()))
@@ -114,9 +113,12 @@ class DistributedTrainer(Trainer):
         return Place(where, self.tensor_group if where else None, self.data_group if sharded else None, rows)
 
     def build_optimizers(self) -> list[torch.optim.Optimizer]:
-        whole, self.model = self.model, _Weights(self.model, self.weights)
+        c, whole = self.config, self.model
+        self.model = _Weights(self.model, self.weights)
         try:
-            return super().build_optimizers()
+            if c.optimizer != "muon" or all(place == Place(rows=place.rows) for place in self.places.values()):
+                return super().build_optimizers()
+            return [SharedMuon(whole.config, self.weights, self.places, c.lr, c.weight_decay), self.build_adamw_beside_muon()]
         finally:
             self.model = whole
 

@@ -90,7 +90,7 @@ class Muon(ExactState):
                 nesterov = self._momentum(p, group, factor)
                 update = torch.empty_like(nesterov)
                 updates.append((p, group, update))
-                rows = group["rows"] or (p.shape[0],)
+                rows = group["rows"] or (nesterov.shape[0],)
                 for piece, target in zip(nesterov.split(list(rows)), update.split(list(rows))):
                     by_shape[tuple(piece.shape)].append((piece, target))
         for shape, pieces in by_shape.items():

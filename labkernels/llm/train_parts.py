@@ -85,18 +85,25 @@ class Parts:
 
     def build_optimizers(self) -> list[torch.optim.Optimizer]:
         c = self.config
-        adam = {"lr": c.lr, "betas": c.betas}
+        groups = optim.parameter_groups(self.model, c.weight_decay)
         if c.optimizer == "adamw-torch":
-            return [torch.optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam)]
-        adam |= {"master": c.master, "moment_dtype": torch.float32 if c.moments == "float32" else torch.bfloat16, "seed": c.seed}
+            return [torch.optim.AdamW(groups, lr=c.lr, betas=c.betas)]
         if c.optimizer == "adamw":
-            return [optim.AdamW(optim.parameter_groups(self.model, c.weight_decay), **adam)]
-        groups = muon_groups(self.model)
-        matrices = {id(p) for group in groups for p in group["params"]}
-        rest = optim.parameter_groups(self.model, c.weight_decay)
+            return [self.build_adamw(groups)]
+        return [Muon(muon_groups(self.model), c.lr, weight_decay=c.weight_decay), self.build_adamw_beside_muon()]
+
+    def build_adamw(self, groups: list[dict]) -> optim.AdamW:
+        c = self.config
+        moments = torch.float32 if c.moments == "float32" else torch.bfloat16
+        return optim.AdamW(groups, lr=c.lr, betas=c.betas, master=c.master, moment_dtype=moments, seed=c.seed)
+
+    def build_adamw_beside_muon(self) -> optim.AdamW:
+        """Of what Muon does not take: embedding, head and norms."""
+        matrices = {id(p) for group in muon_groups(self.model) for p in group["params"]}
+        rest = optim.parameter_groups(self.model, self.config.weight_decay)
         for group in rest:
             group["params"] = [p for p in group["params"] if id(p) not in matrices]
-        return [Muon(groups, c.lr, weight_decay=c.weight_decay), optim.AdamW(rest, **adam)]
+        return self.build_adamw(rest)
 
     def compiled(self) -> Callable[..., torch.Tensor]:
         """What maps inputs and targets to the loss. A block's graph serves all blocks, so "blocks" compiles for seconds where "whole" takes a minute."""

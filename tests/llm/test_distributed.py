@@ -24,6 +24,8 @@ MODES = {
     "ddp, accumulated": {"accumulate": 2},
     "ddp, muon": {"optimizer": "muon"},
     "fsdp": {"parallel": "fsdp"},
+    "fsdp, muon": {"parallel": "fsdp", "optimizer": "muon"},
+    "tensor, muon": {"tensor_parallel": 2, "optimizer": "muon"},
     "fsdp, accumulated": {"parallel": "fsdp", "accumulate": 2, "optimizer": "adamw-torch"},
     "tensor": {"tensor_parallel": 2},
     "fsdp and tensor": {"parallel": "fsdp", "tensor_parallel": 2},
@@ -99,7 +101,8 @@ def test_the_curve_is_that_of_one_process(data, alone, name):
     assert all(one[0] == found[0][0] for one in found), "all ranks see the same numbers"
 
 
-SPREAD = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, {"parallel": "fsdp"}), "tensor": (2, {"tensor_parallel": 2}),
+SPREAD = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, {"parallel": "fsdp"}), "fsdp muon": (2, {"parallel": "fsdp", "optimizer": "muon"}), "one muon": (1, {"optimizer": "muon"}),
+          "tensor": (2, {"tensor_parallel": 2}),
           "both": (4, {"parallel": "fsdp", "tensor_parallel": 2})}  # fmt: skip
 
 
@@ -116,13 +119,13 @@ def run_spread(name, data, folder, **options):
 
 BF16 = {"precision": "bf16", "kernels": "torch"}  # with its float32 master
 CONTINUED = [("ddp", "one", {}), ("one", "ddp", {}), ("fsdp", "one", {}), ("one", "fsdp", {}), ("tensor", "one", {}), ("one", "tensor", {}),
-             ("both", "ddp", {}), ("tensor", "fsdp", {}), ("fsdp", "one", BF16), ("one", "tensor", BF16)]  # fmt: skip
+             ("both", "ddp", {}), ("tensor", "fsdp", {}), ("fsdp muon", "one muon", {}), ("fsdp", "one", BF16), ("one", "tensor", BF16)]  # fmt: skip
 
 
 @pytest.mark.parametrize("first, second, options", CONTINUED, ids=lambda value: value if isinstance(value, str) else value.get("precision", "float32"))
 def test_a_checkpoint_goes_on_on_another_number_of_ranks(data, tmp_path, first, second, options):
     before, _ = run_spread(first, data, tmp_path / "parts", steps=2, **options)
-    whole, seen = run_spread("one", data, tmp_path / "whole", steps=4, **options)
+    whole, seen = run_spread("one muon" if "muon" in first else "one", data, tmp_path / "whole", steps=4, **options)
     after, tokens = run_spread(second, data, tmp_path / "parts", steps=4, **options)
     assert tokens == seen == 4 * 8 * 32
     close = {"rel": 0.03 if options else 3e-4}
@@ -243,5 +246,4 @@ def test_refusals(data):
             DistributedTrainer(config(**options), data)
 
     ranks.run(refused, 2, {"tensor_parallel": 3}, "tensor_parallel is 3; it must divide the number of GPUs, 2")
-    ranks.run(refused, 2, {"optimizer": "muon", "parallel": "fsdp"}, "muon")
     ranks.run(refused, 2, {"tensor_parallel": 2, "model": TINY | {"num_kv_heads": 1}}, "num_kv_heads, 1")
