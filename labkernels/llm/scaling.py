@@ -196,7 +196,16 @@ def main(
     if first:
         print(pandas.DataFrame(collectives).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
         print(pandas.DataFrame(found).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+        for text in disagreements(found):
+            print(text)
     dist.destroy_process_group()
+
+
+def disagreements(rows: list[dict[str, Any]], tolerance: float = 0.02) -> list[str]:
+    """Rows that took in the same tokens and have other losses: one of them is wrong."""
+    losses = {row["row"]: row["loss"] for row in rows}
+    pairs = [(a, b) for a, b in (("ddp", "fsdp"), ("alone", "tensor"), ("alone", "apart")) if a in losses and b in losses]
+    return [f"WRONG: {b} ends with loss {losses[b]:.4f}, {a} with {losses[a]:.4f}" for a, b in pairs if not abs(losses[a] - losses[b]) <= tolerance * losses[a]]
 
 
 def _say(first: bool, text: str) -> None:
