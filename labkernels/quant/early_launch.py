@@ -1,6 +1,6 @@
 """Programmatic dependent launch of kernels that read a weight: they begin before the kernel launched before them has ended.
 
-A stream of GEMVs at 6 us each loses 1 to 3 of them to the end of one kernel and the start of the next. Launched early, a kernel's blocks run
+A stream of GEMVs at 5 us each loses 1 to 3 of them to the end of one kernel and the start of the next. Launched early, a kernel's blocks run
 beside the last one's or take their places, ask for their weights, and wait (grid_dependency_wait) only before they touch x and y.
 
 That is sound as long as no kernel that still runs writes the weight. So a weight's first product is launched as usual, which waits for all that
