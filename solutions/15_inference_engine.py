@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 15 The inference engine
 # A trained model writes one token at a time, and for each it reads all of its weights. How fast that can be is known before a line is
-# written: bytes over bandwidth. Here you build an engine in six steps towards that limit, and count at each what falls: work, launches, bytes.
-# Then you let many conversations share it, and talk to the model that you trained.
+# written: bytes over bandwidth. Here you build an engine in six steps towards that limit, and count at each what falls: work, launches,
+# bytes. Then you let many conversations share it, and talk to the model that you trained.
 #
 # You write a cached step, a limit, a scheduler and the last few characters of a stream. You need labs 11 and 13.
 
@@ -94,9 +94,9 @@ lk.check_prediction("engine work", recomputed, once)
 # ## v2: keep keys and values
 # A new token needs of the others their keys and values, and these do not change. Lab 11 kept them; here they go into a model.
 #
-# **Write** attention for one token. `x` is its row, normed. Make its query, key and value; turn query and key; write key and value into their
-# place; then let each head of queries look at all tokens so far, itself among them. `turn(heads, turns)` is given. Heads are grouped as in lab 04:
-# queries 0 and 1 share the first head of keys where there are twice as many.
+# **Write** attention for one token. `x` is its row, normed. Make its query, key and value; turn query and key; write key and value into
+# their place; then let each head of queries look at all tokens so far, itself among them. `turn(heads, turns)` is given. Heads are grouped
+# as in lab 04: queries 0 and 1 share the first head of keys where there are twice as many.
 
 # %% solution="cached-step"
 def turn(heads, turns):
@@ -201,8 +201,8 @@ class Cached:
 print("the same tokens:", greedy(Cached(256), prompt, 24) == slow)
 
 # %% [markdown]
-# What has it bought? `counted()` counts launches, operations that read or write numbers, and the bytes that go in and come out of them. On a GPU
-# each of PyTorch's operations is a kernel, or more. The 64th token:
+# What has it bought? `counted()` counts launches, operations that read or write numbers, and the bytes that go in and come out of them. On
+# a GPU each of PyTorch's operations is a kernel, or more. The 64th token:
 
 # %%
 text = (slow * 3)[:64]
@@ -216,19 +216,19 @@ for name, function in {"v1 recompute": recompute, "v2 cached": cached}.items():
 pandas.DataFrame(rungs).T.style.format("{:.2f}").format("{:.0f}", subset="launches")
 
 # %% [markdown]
-# The bytes fell: v1 carries 63 rows through every operation that nobody asked for. At a thousand tokens they would be a thousand. What is left is
-# what a token must read, the weights. The launches did not fall: one token needs as many as all of them.
+# The bytes fell: v1 carries 63 rows through every operation that nobody asked for. At a thousand tokens they would be a thousand. What is
+# left is what a token must read, the weights. The launches did not fall: one token needs as many as all of them.
 #
 # ## v3: fewer, larger kernels
-# A launch does little here: it turns the half of a row, or adds two of them. On a GPU each reads from memory what the last one has just written
-# there. So what stands between two products goes into one of them:
+# A launch does little here: it turns the half of a row, or adds two of them. On a GPU each reads from memory what the last one has just
+# written there. So what stands between two products goes into one of them:
 
 # %%
 lk.draw.layer_launches()
 
 # %% [markdown]
-# The package's engine has these kernels (`labkernels/gemv`, `labkernels/llm/decode`). Without a GPU they run in the emulator, the same CUDA C++. They
-# read 16-bit weights, so the model is rounded to bfloat16 first, and v2 is counted again with that:
+# The package's engine has these kernels (`labkernels/gemv`, `labkernels/llm/decode`). Without a GPU they run in the emulator, the same CUDA
+# C++. They read 16-bit weights, so the model is rounded to bfloat16 first, and v2 is counted again with that:
 
 # %%
 small = copy.deepcopy(model).to(torch.bfloat16)
@@ -250,9 +250,9 @@ for name, seen in {"the package's v2": one_token("cached", invariant=False), "v3
 # %% [markdown]
 # Five a layer now, one that begins the step, the head. The rest is the draw, which the CPU makes of small operations, and a GPU in one.
 #
-# **Predict.** Llama 3.2 1B has 16 layers. How many launches has a token of yours, with 30 a layer, and of v3 with 5? Both have three more: the
-# embedding with what begins a step, the head with the norm before it, and the draw. And if Python needs 15 µs to launch one of v3's kernels, how many
-# tokens a second can it launch?
+# **Predict.** Llama 3.2 1B has 16 layers. How many launches has a token of yours, with 30 a layer, and of v3 with 5? Both have three more:
+# the embedding with what begins a step, the head with the norm before it, and the draw. And if Python needs 15 µs to launch one of v3's
+# kernels, how many tokens a second can it launch?
 
 # %% solution="predict-launches"
 of_v2 = of_v3 = rate = None
@@ -267,9 +267,10 @@ lk.check_prediction("engine launches", of_v2, of_v3, rate)
 
 # %% [markdown]
 # ## v4: one launch a token
-# The kernels of a step are the same each time. What differs, the token, the length, the pages, can lie in the GPU's memory. So the step is recorded
-# once, as a *CUDA graph*, and then launched as a whole. Even the drawn token stays there: the next step reads it, and the CPU looks only
-# every few tokens. The price: where a stop comes early, a few tokens were drawn for nothing. Mind the second row; the last one is for later.
+# The kernels of a step are the same each time. What differs, the token, the length, the pages, can lie in the GPU's memory. So the step is
+# recorded once, as a *CUDA graph*, and then launched as a whole. Even the drawn token stays there: the next step reads it, and the CPU
+# looks only every few tokens. The price: where a stop comes early, a few tokens were drawn for nothing. Mind the second row; the last one
+# is for later.
 
 # %%
 lk.draw.token_timeline()
@@ -285,11 +286,12 @@ except LabKernelsError as error:
 
 # %% [markdown]
 # ## The limit
-# What remains is reading. In a pass each weight of the layers is read once, and the head once: it is multiplied with every row. Of the embedding
-# a row is read, which is nothing. Norms are nothing, too. Each sequence reads its own keys and values.
+# What remains is reading. In a pass each weight of the layers is read once, and the head once: it is multiplied with every row. Of the
+# embedding a row is read, which is nothing. Norms are nothing, too. Each sequence reads its own keys and values.
 #
-# **Write** the bytes that one pass reads, for a SwiGLU model whose layers' weights have `bits` bits each (fractions for the scales of groups
-# included). The head, keys and values have 16. `config` has `num_layers`, `embed_dim`, `num_heads`, `num_kv_heads`, `head_dim`, `ffn_dim`, `vocab_size`.
+# **Write** the bytes that one pass reads, for a SwiGLU model whose layers' weights have `bits` bits each (fractions for the scales of
+# groups included). The head, keys and values have 16. `config` has `num_layers`, `embed_dim`, `num_heads`, `num_kv_heads`, `head_dim`,
+# `ffn_dim`, `vocab_size`.
 
 # %% solution="limit"
 def bytes_of_a_pass(config, batch, length, bits=16):
@@ -326,8 +328,8 @@ llama, bandwidth = ModelConfig.preset("llama-3.2-1b"), recorded_ceilings().read_
 print(f"{bandwidth:,.0f} GB/s")
 
 # %% [markdown]
-# **Predict.** How many tokens a second does that allow of `llama` in bfloat16, with 320 tokens in the cache? And how many of 16 such sequences
-# together? Use what you wrote.
+# **Predict.** How many tokens a second does that allow of `llama` in bfloat16, with 320 tokens in the cache? And how many of 16 such
+# sequences together? Use what you wrote.
 
 # %% solution="predict-rate"
 alone = together = None
@@ -351,8 +353,8 @@ rows["bf16, at 32k"] = dict(zip(parts, bytes_of_a_pass(llama, 1, 32_768)))
 lk.draw.token_bytes(rows, bandwidth)
 
 # %% [markdown]
-# At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache wants to be quantised, too. And in the small model
-# of this lab, with its head in 16 bits? The launches stay as they are:
+# At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache wants to be quantised, too. And in the small
+# model of this lab, with its head in 16 bits? The launches stay as they are:
 
 # %%
 for scheme in ("int8", "int4"):
@@ -385,16 +387,16 @@ pandas.DataFrame({"loss": losses}).style.format("{:.4f}")
 # A model as small and as little trained as the one of these pages hardly notices. Large ones do: lab 10 has the errors.
 #
 # ## v6: never a pause
-# Between two kernels of a graph memory stands idle for a microsecond or two: the last blocks of one finish, the first of the next begin, and
-# ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, the last row above. It asks for its first weights,
-# which do not depend on anybody, and only then waits.
+# Between two kernels of a graph memory stands idle for a microsecond or two: the last blocks of one finish, the first of the next begin,
+# and ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, the last row above. It asks for its
+# first weights, which do not depend on anybody, and only then waits.
 #
 # All of it on an H200: Llama 3.2 1B's shape, a prompt of 64 tokens, one sequence.
 
 # %%
 columns = {
-    "runner": "", "weights": "weights", "tokens_per_s": "tokens/s", "first_token_ms": "first token, ms", "launches": "launches",
-    "bytes_per_step": "bytes a token", "share_of_limit": "of the limit",
+    "runner": "", "weights": "weights", "head": "head", "tokens_per_s": "tokens/s", "first_token_ms": "first token, ms",
+    "launches": "launches", "bytes_per_step": "bytes a token", "share_of_limit": "of the limit",
 }
 formats = {"tokens/s": "{:,.0f}", "first token, ms": "{:.1f}", "launches": "{:.0f}", "bytes a token": "{:.3g}", "of the limit": "{:.0%}"}
 try:
@@ -408,18 +410,20 @@ except NotRecorded:
 
 # %% [markdown]
 # ## Many at once
-# You predicted it: a pass for 16 sequences reads the weights once, as a pass for one does. So nearly everything is free for the other 15, and the art
-# is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass who is in it.
+# You predicted it: a pass for 16 sequences reads the weights once, as a pass for one does. So nearly everything is free for the other 15,
+# and the art is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass
+# who is in it.
 #
-# The cache has so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one that
-# came last gives its own back, and is computed again later, prompt and answer so far: *pre-emption*. Nothing is lost but time, and the one that came
-# first always goes on.
+# The cache has so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one
+# that came last gives its own back, and is computed again later, prompt and answer so far: *pre-emption*. Nothing is lost but time, and the
+# one that came first always goes on.
 #
 # **Write** a step, of counts alone.
 #
-# 1. Everyone who runs gets a token, in order of arrival. Each first takes the pages that `needs` says. While too few are free, the *last* of `running`
-#    gives its pages back and goes to the *front* of `waiting`. That may be the one whose turn it is.
-# 2. Then those who wait are admitted, from the front, as long as fewer than `most` run and there are pages for the first of them. They get a token, too.
+# 1. Everyone who runs gets a token, in order of arrival. Each first takes the pages that `needs` says. While too few are free, the *last* of
+#    `running` gives its pages back and goes to the *front* of `waiting`. That may be the one whose turn it is.
+# 2. Then those who wait are admitted, from the front, as long as fewer than `most` run and there are pages for the first of them. They get
+#    a token, too.
 
 # %% solution="plan"
 @dataclass(eq=False)
@@ -505,8 +509,8 @@ for game in range(40):
     play(game, most=2 + game % 5)
 
 # %% [markdown]
-# The package's engine does the same, with chunks of prompts and real pages. Five requests, of which two come later, in a cache of 11 pages of 4
-# tokens. A pass that reads a prompt draws the first token, too:
+# The package's engine does the same, with chunks of prompts and real pages. Five requests, of which two come later, in a cache of 11 pages
+# of 4 tokens. A pass that reads a prompt draws the first token, too:
 
 # %%
 engine = Engine(model, runner="cached", invariant=True, max_batch=4, cache_tokens=44, page_size=4, share_prefixes=False)
@@ -542,8 +546,9 @@ for name, each in requests.items():
 # %% [markdown]
 # Pages are also shared, as in lab 11: prompts that begin alike, as all with the same instructions do, read the same full pages.
 #
-# **Predict.** 40 conversations are running. Each has the same 1000 tokens of instructions, then a question and an answer of its own, 150 tokens. A page
-# has 16 tokens. How many pages do they take without sharing, and how many with it? A page is shared only if all of its tokens are.
+# **Predict.** 40 conversations are running. Each has the same 1000 tokens of instructions, then a question and an answer of its own, 150
+# tokens. A page has 16 tokens. How many pages do they take without sharing, and how many with it? A page is shared only if all of its
+# tokens are.
 
 # %% solution="predict-sharing"
 apart = shared = None
@@ -565,8 +570,8 @@ print(f"{stats.prompt_tokens} tokens of prompts, {stats.computed_prompt_tokens} 
 
 # %% [markdown]
 # ## What may be shown
-# A reader wants to see the answer as it is written. But it ends at a *stop string*, say `"\n\n"` or `"User:"`, which is not to be seen; and it
-# comes in pieces. After `"...\n"` nobody knows yet. So text that might begin a stop string is held back, and nothing else is.
+# A reader wants to see the answer as it is written. But it ends at a *stop string*, say `"\n\n"` or `"User:"`, which is not to be seen; and
+# it comes in pieces. After `"...\n"` nobody knows yet. So text that might begin a stop string is held back, and nothing else is.
 #
 # **Write** it. `held` is all text that has come and was not shown.
 
@@ -613,7 +618,8 @@ for number in range(300):
 judge_stream("Is it so? Use it.\n\nUser: and now", ["User:", "\n\nS"], 4)
 
 # %% [markdown]
-# Characters have the same trouble, for a token may end inside of one: `é` is two bytes. The package's stream holds back both. Pieces as they come:
+# Characters have the same trouble, for a token may end inside of one: `é` is two bytes. The package's stream holds back both. Pieces as
+# they come:
 
 # %%
 engine = Engine(model, tokenizer, max_batch=4)
@@ -647,8 +653,8 @@ def ask(words, **options):
 ask("import os\n\nclass ")
 
 # %% [markdown]
-# It was taught to continue Python, not to converse, and for a few seconds; those marks it has never seen. The one that lab 14 trains on a GPU for a quarter
-# of an hour writes functions. Give its folder as `folder` in the first cell, or talk to it in a terminal:
+# It was taught to continue Python, not to converse, and for a few seconds; those marks it has never seen. The one that lab 14 trains for a
+# quarter of an hour on a GPU has read more. Give its folder as `folder` in the first cell, or talk to it in a terminal:
 #
 # ```sh
 # labkernels train --preset 10m --minutes 5 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --folder runs/python
@@ -664,10 +670,10 @@ ask("import os\n\nclass ")
 # ```
 #
 # ## Still wasted
-# - **Attention of one short sequence.** It reads little, and takes its microseconds in every layer, while memory has little to do. One kernel for a
-#   whole token would begin on the next weights.
-# - **Passes that read everything for one token.** A small model could guess the next four, and the large one check all of them in one pass, which
-#   reads no more than a pass for one: *speculative decoding*. `truncate` takes back what was guessed wrong.
+# - **Attention of one short sequence.** It reads little, and takes its microseconds in every layer, while memory has little to do. One
+#   kernel for a whole token would begin on the next weights.
+# - **Passes that read everything for one token.** A small model could guess the next four, and the large one check all of them in one pass,
+#   which reads no more than a pass for one: *speculative decoding*. `truncate` takes back what was guessed wrong.
 # - **Prompts beside answers.** A chunk of a prompt is bound by arithmetic, an answer by memory. In one pass they could hide each other.
 #
 # What would you add next? With what your limit says: at which batch and length are keys and values half of the bytes of Llama 3.2 1B?

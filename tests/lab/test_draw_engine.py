@@ -35,9 +35,9 @@ def test_a_batch_is_told_by_request_and_by_pages():
 
 def test_the_ladder_marks_the_limit_of_what_is_known():
     frame = pandas.DataFrame(
-        {"runner": ["cached", "early", "compiled"], "weights": ["bf16"] * 3, "kind": ["ours", "ours", "peer"],
+        {"runner": ["cached", "early", "compiled"], "weights": ["bf16", "int4", "bf16"], "head": ["bf16", "int8", "bf16"], "kind": ["ours", "ours", "peer"],
          "tokens_per_s": [100.0, 1500.0, None], "share_of_limit": [0.05, 0.75, None]}
     )    # fmt: skip
     picture = lk.draw.engine_ladder(frame)
-    assert picture.alt == "Tokens a second: cached, bf16 100; early, bf16 1,500."
+    assert picture.alt == "Tokens a second: cached, bf16 100; early, int4, head int8 1,500."
     assert [float(line.get_xdata()[0]) for line in picture.figure.axes[0].lines] == [2000.0, 2000.0]

@@ -146,7 +146,7 @@ def engine_ladder(frame) -> style.Picture:
     """Rows of engine.csv for one model and batch as bars of tokens/s, peers in grey, with the rate that the bytes alone would allow."""
     shown = frame[frame["tokens_per_s"].notna()]
     figure, axes = style.figure(height=0.8 + 0.36 * len(shown))
-    names = [f"{runner}, {weights}" for runner, weights in zip(shown["runner"], shown["weights"])]
+    names = [_named(row) for row in shown.to_dict("records")]
     axes.barh(range(len(shown)), shown["tokens_per_s"], color=[style.PEER if kind == "peer" else style.OURS for kind in shown["kind"]], height=0.65)
     for place, (rate, share) in enumerate(zip(shown["tokens_per_s"], shown["share_of_limit"])):
         known = share == share and share > 0
@@ -157,6 +157,12 @@ def engine_ladder(frame) -> style.Picture:
     axes.invert_yaxis()
     most = max(max(rate, rate / share if share == share and share > 0 else 0) for rate, share in zip(shown["tokens_per_s"], shown["share_of_limit"]))
     axes.set_xlim(0, most * 1.3)
-    axes.set_xlabel("tokens/s; a dark line: what the bytes alone allow, and the share of it")
+    axes.set_xlabel("tokens/s; a dark line: what the bytes allow")
     told = "; ".join(f"{name} {rate:,.0f}" for name, rate in zip(names, shown["tokens_per_s"]))
     return style.picture(figure, f"Tokens a second: {told}.")
+
+
+def _named(row: Mapping[str, str]) -> str:
+    """A row by its runner and weights, and by head and cache where these are quantised."""
+    beside = [f"{part} {row[part]}" for part in ("head", "cache") if row.get(part, "bf16") != "bf16"]
+    return ", ".join([row["runner"], row["weights"], *beside])
