@@ -136,8 +136,9 @@ class DistributedTrainer(Trainer):
             return forward
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         parallel = nn.parallel.DistributedDataParallel
+        aligned = all(p.numel() * p.element_size() % 16 == 0 for p in self.model.parameters())  # so gradients are, one behind the other
         parallel._set_params_and_buffers_to_ignore_for_model(self.model, ["angles"])  # RoPE's: the same everywhere, not to be sent in every step
-        wrapped = parallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True, process_group=self.data_group)
+        wrapped = parallel(self.model, device_ids=device_ids, gradient_as_bucket_view=aligned, process_group=self.data_group)
         return torch.compile(wrapped) if c.compile == "whole" else wrapped
 
     # ---- a step ----
@@ -171,8 +172,11 @@ class DistributedTrainer(Trainer):
 
     def backward(self, batches: list[Batch]) -> torch.Tensor:
         """Of the batches of all ranks; each token counts the same."""
-        counted = torch.tensor(float(sum(batch.tokens_counted for batch in batches)), device=self.device)
-        dist.all_reduce(counted, group=self.data_group)
+        counted = torch.full((), float(sum(batch.tokens_counted for batch in batches)), device=self.device)
+        if self.config.boundaries:
+            dist.all_reduce(counted, group=self.data_group)
+        else:
+            counted *= self.world_size  # every target counts
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             with self.synchronised(number == len(batches) - 1):
@@ -317,8 +321,9 @@ def any_rank_has(found) -> bool:
 
 
 def _local(x):
-    """This rank's share of a tensor that FSDP has spread, or the tensor."""
-    return x.to_local() if x is not None and hasattr(x, "to_local") else x
+    """This rank's share of a gradient that FSDP has spread, where our kernels can read it."""
+    local = x.to_local() if x is not None else None
+    return local.clone() if local is not None and local.data_ptr() % 16 else local
 
 
 def _own(p: nn.Parameter) -> nn.Parameter:

@@ -13,6 +13,7 @@ Notable:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,11 +77,16 @@ def split(model: Transformer, group: dist.ProcessGroup) -> Transformer:
         block.attention.num_heads //= count
         block.attention.num_kv_heads //= count
         for layer in (block.attention, block.ffn):
-            layer.__class__ = type(f"Split{type(layer).__name__}", (_Split, type(layer)), {})
+            layer.__class__ = _below(_Split, type(layer))
             layer.group_name = group.group_name
-    model.__class__ = type(f"Split{type(model).__name__}", (_SplitLoss, type(model)), {})
+    model.__class__ = _below(_SplitLoss, type(model))
     model.tensor_group = group
     return model
+
+
+@functools.cache  # one class for all layers: torch.compile makes one graph for them
+def _below(split: type, kind: type) -> type:
+    return type(f"Split{kind.__name__}", (split, kind), {})
 
 
 @torch.no_grad()

@@ -178,6 +178,15 @@ def test_parts_of_a_weight_make_it_whole():
     assert torch.equal(second[:16], q[16:]) and torch.equal(second[16:24], k[8:])
 
 
+def classes_of_layers(data):
+    trainer = DistributedTrainer(config(tensor_parallel=2), data)
+    return len({type(block.attention) for block in trainer.model.blocks} | {type(block.ffn) for block in trainer.model.blocks})
+
+
+def test_shared_layers_have_one_class_so_that_one_compiled_graph_serves_all(data):
+    assert ranks.run(classes_of_layers, 2, data) == [2, 2]
+
+
 def broken_rank(data, folder):
     trainer = DistributedTrainer(config(folder=folder, batch_size=4, steps=1000, save_every=2, parallel="fsdp", timeout_s=20), data)
     step = trainer.train_step
