@@ -40,7 +40,7 @@ def test_every_kernel_takes_what_the_table_says_and_spills_nothing_new():
 
 def test_every_kernel_in_the_sources_is_in_the_table_for_each_architecture_that_it_is_for():
     listed = {(row.file, row.kernel, row.arch) for row in read_table()}
-    no_operation = {"kvcache/append.cu", "kvcache/gather.cu"}  # functions, which have no shapes to be measured on
+    no_operation = {"gemv/quantised.cu", "kvcache/append.cu", "kvcache/gather.cu"}  # functions, which have no shapes to be measured on
     of_operations = {(file, kernel) for file, kernel in kernels_in_sources() if not file.startswith(("lab/", "llm/")) and file not in no_operation}
     assert {(file, kernel, arch) for file, kernel in of_operations for arch in architectures(PACKAGE / file)} <= listed
     assert {file for file, _, _ in listed} == {file for file, _ in of_operations}  # of which some have kernels in their headers
