@@ -103,8 +103,9 @@ for count in (1, 2, 3, 4):
     total = sum(random(numbers, number=rank) for rank in range(count))
     for rank, (piece, sent) in enumerate(ranks.run(reduced, count, timeout_s=15)):
         want = total.chunk(count)[rank]
-        assert torch.allclose(piece, want, atol=1e-5), f"rank {rank} of {count}: the piece begins with {piece[0]:.3f}; the sum does with {want[0]:.3f}"
-        assert sent == (count - 1) * want.nbytes, f"rank {rank} of {count} sent {sent} bytes; {(count - 1) * want.nbytes} are enough"
+        who = f"rank {rank} of {count}"
+        assert torch.allclose(piece, want, atol=1e-5), f"{who}: the piece begins with {piece[0]:.3f}; the sum does with {want[0]:.3f}"
+        assert sent == (count - 1) * want.nbytes, f"{who} sent {sent} bytes; {(count - 1) * want.nbytes} are enough"
 
 # %% [markdown]
 # **Write** the second half.
@@ -228,7 +229,10 @@ for count in (2, 3):
 
 # %% solution="shared-optimizer"
 def shared_step(weight, grad, moment, lr=0.1, beta=0.9):
-    """weight and grad (numbers,) of this rank, moment (numbers / ranks,) of its piece: the new weight and the new moment."""
+    """weight and grad (numbers,) of this rank, moment (numbers / ranks,) of its piece.
+
+    Returns the new weight and the new moment.
+    """
     rank, count = dist.get_rank(), dist.get_world_size()
     ### BEGIN SOLUTION
     moment = beta * moment + reduce_scatter(grad) / count
@@ -253,9 +257,11 @@ for count in (2, 3):
         moment = 0.9 * moment + sum(random(numbers, number=10 * step + rank) for rank in range(count)) / count
         want = want - 0.1 * moment
     for rank, (got, size, sent) in enumerate(ranks.run(three_steps, count, timeout_s=15)):
-        assert got.shape == want.shape and torch.allclose(got, want, atol=1e-5), f"rank {rank} of {count}: the weights after three steps are wrong"
-        assert size == numbers // count, f"rank {rank} of {count} keeps {size} numbers of the moment; {numbers // count} are its share"
-        assert sent == 3 * 2 * (count - 1) * 4 * numbers // count, f"rank {rank} of {count} sent {sent} bytes: more than an all-reduce in each step"
+        who, enough = f"rank {rank} of {count}", 3 * 2 * (count - 1) * 4 * numbers // count
+        right = got.shape == want.shape and torch.allclose(got, want, atol=1e-5)
+        assert right, f"{who}: the weights after three steps are wrong"
+        assert size == numbers // count, f"{who} keeps {size} numbers of the moment; {numbers // count} are its share"
+        assert sent == enough, f"{who} sent {sent} bytes; {enough} are enough, an all-reduce in each step"
 
 # %% [markdown]
 # *FSDP* shares the weights and the gradients, too. A block's weights are gathered before it is needed, in the forward and in the backward
@@ -294,7 +300,10 @@ lk.draw.split_ffn()
 
 # %% solution="split-ffn"
 def split_ffn(x, gate_up, back):
-    """x (tokens, d), gate_up (2 hidden, d), back (d, hidden), all of them on each rank, which uses its part of the matrices: (tokens, d), whole."""
+    """x (tokens, d), gate_up (2 hidden, d), back (d, hidden), all on each rank, which takes its part of the matrices.
+
+    Returns (tokens, d), the whole result on each rank.
+    """
     rank, count = dist.get_rank(), dist.get_world_size()
     ### BEGIN SOLUTION
     gates, ups = (half.chunk(count)[rank] for half in gate_up.chunk(2))
@@ -322,9 +331,11 @@ tensors = random(5, 8), random(2 * numbers, 8, number=1), random(8, numbers, num
 want = ffn(*tensors)
 for count in (2, 3):
     for rank, (got, sent) in enumerate(ranks.run(split_ffn_counted, count, *tensors, timeout_s=15)):
-        assert got.shape == want.shape, f"rank {rank} of {count}: the result has shape {tuple(got.shape)}, not {tuple(want.shape)}"
-        assert torch.allclose(got, want, rtol=1e-3, atol=1e-3), f"rank {rank} of {count}: got {got[0, 0]:.3f} at first, want {want[0, 0]:.3f}"
-        assert sent == want.nbytes, f"rank {rank} of {count}: collectives of {sent:.0f} bytes; one of {want.nbytes} is enough"
+        who = f"rank {rank} of {count}"
+        assert got.shape == want.shape, f"{who}: the result has shape {tuple(got.shape)}, not {tuple(want.shape)}"
+        right = torch.allclose(got, want, rtol=1e-3, atol=1e-3)
+        assert right, f"{who}: got {got[0, 0]:.3f} at first, want {want[0, 0]:.3f}"
+        assert sent == want.nbytes, f"{who}: collectives of {sent:.0f} bytes; one of {want.nbytes} is enough"
 
 # %% [markdown]
 # Attention is cut the same way, by heads. That makes two all-reduces a layer forward, and two backward, of all tokens' activations, and the
@@ -344,8 +355,10 @@ modes = {"ddp": {"batch_size": 4}, "fsdp": {"batch_size": 4, "parallel": "fsdp"}
 
 def losses(trainer_class, options):
     """Eight losses, and the bytes of the last step's collectives."""
-    config = TrainConfig(preset="10m", model=shape, steps=8, seq_len=32, lr=1e-2, warmup=1, precision="float32", seed=seed, device="cpu",
-                         kernels="torch", **options)
+    config = TrainConfig(
+        preset="10m", model=shape, steps=8, seq_len=32, lr=1e-2, warmup=1, precision="float32", seed=seed, device="cpu",
+        kernels="torch", **options,
+    )
     trainer = trainer_class(config, data)
     found = [trainer.train_step()["numbers"].read()[0] for _ in range(7)]
     with traffic.counted() as sent:
@@ -372,7 +385,8 @@ config = ModelConfig.preset("10m", vocab_size=1024, **shape)
 rows = []
 for mode, (_, counted) in shared.items():
     expected = traffic.messages(config, mode, 2, tokens, torch.float32)
-    rows += [{"mode": mode, "collective": name, "estimated kB": size / 1e3, "counted kB": counted[name] / 1e3} for name, size in expected.items()]
+    for name, size in expected.items():
+        rows.append({"mode": mode, "collective": name, "estimated kB": size / 1e3, "counted kB": counted[name] / 1e3})
 pandas.DataFrame(rows).style.hide(axis="index").format(precision=1)
 
 # %% [markdown]

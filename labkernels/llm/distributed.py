@@ -54,6 +54,8 @@ def train(config: TrainConfig) -> Trainer:
     if not dist.is_initialized():
         started = True
         cuda = config.device.startswith("cuda") or config.device == "auto" and torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=config.timeout_s))
     trainer = DistributedTrainer(config)
     trainer.train()

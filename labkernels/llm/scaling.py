@@ -117,7 +117,8 @@ def measure_collectives(device: torch.device, megabytes=MEGABYTES, repeats: int 
             slowest = torch.tensor([statistics.median(_milliseconds(a, b, on_gpu) for a, b in zip(marks, marks[1:]))])
             dist.all_reduce(slowest, dist.ReduceOp.MAX)
             elapsed_ms, sent = slowest.item(), traffic.sent_bytes(name, count * 2, ranks)
-            rows.append({"collective": name, "gpus": ranks, "mb": size, "ms": elapsed_ms, "sent_mb": sent / 2**20, "bus_gb_per_s": sent / elapsed_ms / 1e6})
+            row = {"collective": name, "gpus": ranks, "mb": size, "ms": elapsed_ms, "sent_mb": sent / 2**20}
+            rows.append(row | {"bus_gb_per_s": sent / elapsed_ms / 1e6})
     return rows
 
 
@@ -191,7 +192,8 @@ def main(
             alone = next((one["tokens_per_s"] for one in [*found, row] if one["row"] == "alone"), float("nan"))
             row["efficiency"] = row["tokens_per_s"] / alone / (1 if mode == "alone" else row["gpus"])
             found.append(row)
-            _say(True, f"{mode}: {row['tokens_per_s']:.0f} tokens/s, {row['ms_per_step']:.1f} ms, efficiency {row['efficiency']:.3f}, {row['peak_gb']:.1f} GB")
+            rate, elapsed_ms, efficiency, peak_gb = (row[name] for name in ("tokens_per_s", "ms_per_step", "efficiency", "peak_gb"))
+            _say(True, f"{mode}: {rate:.0f} tokens/s, {elapsed_ms:.1f} ms, efficiency {efficiency:.3f}, {peak_gb:.1f} GB")
         _write(record, f"scaling_{dist.get_world_size()}.csv", found, first)
     if first:
         print(pandas.DataFrame(collectives).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
@@ -205,7 +207,8 @@ def disagreements(rows: list[dict[str, Any]], tolerance: float = 0.02) -> list[s
     """Rows that took in the same tokens and have other losses: one of them is wrong."""
     losses = {row["row"]: row["loss"] for row in rows}
     pairs = [(a, b) for a, b in (("ddp", "fsdp"), ("alone", "tensor"), ("alone", "apart")) if a in losses and b in losses]
-    return [f"WRONG: {b} ends with loss {losses[b]:.4f}, {a} with {losses[a]:.4f}" for a, b in pairs if not abs(losses[a] - losses[b]) <= tolerance * losses[a]]
+    wrong = [(a, b) for a, b in pairs if not abs(losses[a] - losses[b]) <= tolerance * losses[a]]  # NaN is wrong, too
+    return [f"WRONG: {b} ends with loss {losses[b]:.4f}, {a} with {losses[a]:.4f}" for a, b in wrong]
 
 
 def _say(first: bool, text: str) -> None:

@@ -17,7 +17,8 @@ from labkernels.llm.shards import prepare
 from labkernels.llm.tensor_parallel import Cut
 from labkernels.llm.train import TrainConfig, Trainer
 
-TINY = {"vocab_size": 320, "embed_dim": 32, "head_dim": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 66, "max_seq_len": 64, "qk_norm": True}
+TINY = {"vocab_size": 320, "embed_dim": 32, "head_dim": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 66, "max_seq_len": 64}
+TINY["qk_norm"] = True
 STEPS = 4
 MODES = {
     "ddp": {},
@@ -60,10 +61,9 @@ def curve(rows):
     return [row[name] for row in rows for name in ("loss", "grad_norm", "validation_loss", "bits_per_byte") if name in row]
 
 
-def whole_batch(mode):
-    """What one process takes at a time, that it is the same data."""
-    options = {name: value for name, value in mode.items() if name not in ("parallel", "tensor_parallel")}
-    return options
+def on_one(mode):
+    """The options of a mode that one process takes."""
+    return {name: value for name, value in mode.items() if name not in ("parallel", "tensor_parallel")}
 
 
 def train_rank(data, options):
@@ -93,7 +93,7 @@ def test_the_curve_is_that_of_one_process(data, alone, name):
     count = 4 if " and " in name else 2
     data_ranks = count // mode.get("tensor_parallel", 1)
     found = ranks.run(train_rank, count, data, mode | {"batch_size": 8 // data_ranks})
-    want, text, tokens = alone(whole_batch(mode))
+    want, text, tokens = alone(on_one(mode))
     assert len(want) == 2 * STEPS + 2 and want[2 * STEPS - 2] < want[0]
     for got, sampled, counted in found:
         assert got == pytest.approx(want, rel=2e-4), name
@@ -101,9 +101,15 @@ def test_the_curve_is_that_of_one_process(data, alone, name):
     assert all(one[0] == found[0][0] for one in found), "all ranks see the same numbers"
 
 
-SPREAD = {"one": (1, {}), "ddp": (2, {}), "fsdp": (2, {"parallel": "fsdp"}), "fsdp muon": (2, {"parallel": "fsdp", "optimizer": "muon"}), "one muon": (1, {"optimizer": "muon"}),
-          "tensor": (2, {"tensor_parallel": 2}),
-          "both": (4, {"parallel": "fsdp", "tensor_parallel": 2})}  # fmt: skip
+SPREAD = {
+    "one": (1, {}),
+    "one muon": (1, {"optimizer": "muon"}),
+    "ddp": (2, {}),
+    "fsdp": (2, {"parallel": "fsdp"}),
+    "fsdp muon": (2, {"parallel": "fsdp", "optimizer": "muon"}),
+    "tensor": (2, {"tensor_parallel": 2}),
+    "both": (4, {"parallel": "fsdp", "tensor_parallel": 2}),
+}
 
 
 def run_spread(name, data, folder, **options):

@@ -52,7 +52,8 @@ def _pieces(axes, held: Sequence[Sequence[set]], title: str, arrived=frozenset()
             new = (rank, piece) in arrived
             fill = {"facecolor": colour, "alpha": 0.12 + 0.5 * (len(whose) - 1) / (count - 1)}
             axes.add_patch(Rectangle((piece, rank), 0.94, 0.9, linewidth=0, **fill))
-            axes.add_patch(Rectangle((piece, rank), 0.94, 0.9, fill=False, edgecolor=style.ORANGE if new else style.GREY, linewidth=2 if new else 0.5))
+            edge = {"edgecolor": style.ORANGE, "linewidth": 2} if new else {"edgecolor": style.GREY, "linewidth": 0.5}
+            axes.add_patch(Rectangle((piece, rank), 0.94, 0.9, fill=False, **edge))
             axes.text(piece + 0.47, rank + 0.45, "".join(map(str, sorted(whose))), ha="center", va="center", fontsize=7.5)
         axes.text(-0.15, rank + 0.45, str(rank), ha="right", va="center", fontsize=8)
     axes.set_title(title, fontsize=9)
@@ -106,7 +107,8 @@ def split_ffn(count: int = 2) -> style.Picture:
 
     def matrix(x: float, y: float, width: float, height: float, name: str, by_rows: bool) -> None:
         for rank, colour in enumerate(colours):
-            part = (x, y + height * (count - 1 - rank) / count, width, height / count) if by_rows else (x + width * rank / count, y, width / count, height)
+            rows = (x, y + height * (count - 1 - rank) / count, width, height / count)
+            part = rows if by_rows else (x + width * rank / count, y, width / count, height)
             axes.add_patch(Rectangle(part[:2], *part[2:], facecolor=colour, alpha=0.35, edgecolor="white"))
             axes.text(part[0] + part[2] / 2, part[1] + part[3] / 2, f"rank {rank}", ha="center", va="center", fontsize=8)
         axes.text(x + width / 2, y + height + 0.08, name, ha="center", va="bottom", fontsize=9)
