@@ -415,7 +415,7 @@ lk.bench("decode_attention", ["v4_tensor_cores"], length=[8192], batch=[32], pag
 
 # %% [markdown]
 # Half of the bytes, but on the H200 not half of the time: 252 µs become 233. In bfloat16 the kernel is at its limit. In int8 each number
-# must become a bfloat16 before it is multiplied, and the limit, 120 µs, is far away.
+# must be converted before it is multiplied, and the limit, 120 µs, is far away.
 
 # %% [markdown]
 # ## Still wasted
