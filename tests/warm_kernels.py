@@ -27,7 +27,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PRELOADED = ("ipykernel.kernelapp", "ipykernel.ipkernel", "pandas", "torch", "matplotlib.backends.backend_agg", "matplotlib.pyplot")
+PRELOADED = ("ipykernel.kernelapp", "ipykernel.ipkernel", "pandas", "torch", "torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.pyplot")
 PRELOADED += tuple(
     f"labkernels.{name}"
     for name in (
