@@ -80,13 +80,19 @@ class AdamW(ExactState):
                     self._one(p, group, factor)
 
     def _begin(self, p: torch.Tensor) -> None:
+        """The state that these settings need; one that was saved with others is brought to them."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, dtype=self.moment_dtype)
-            state["exp_avg_sq"] = torch.zeros_like(p, dtype=self.moment_dtype)
-            if p.dtype != torch.float32 and self.master == "float32":
-                state["master"] = p.detach().float()
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name not in state:
+                state[name] = torch.zeros_like(p, dtype=self.moment_dtype)
+            elif state[name].dtype != self.moment_dtype:
+                state[name] = state[name].to(self.moment_dtype)
+        if p.dtype == torch.float32 or self.master != "float32":
+            state.pop("master", None)
+        elif "master" not in state:
+            state["master"] = p.detach().float()
 
     def _fused(self, params: list[torch.Tensor], group: dict, factor: torch.Tensor | None) -> None:
         """PyTorch's fused AdamW; it divides by what it is given, so it is given 1 / factor. It counts steps where the weights are."""

@@ -105,6 +105,29 @@ def test_states_keep_their_dtype_when_they_are_loaded():
         assert torch.equal(again.state[p][name], value) and again.state[p][name].dtype == torch.float32
 
 
+def test_a_state_that_was_saved_with_other_settings_is_brought_to_these():
+    def begun(p, steps=1, **settings):
+        optimizer = optim.AdamW([p], lr=1e-3, weight_decay=0.0, **settings)
+        for _ in range(steps):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        return optimizer
+
+    p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    saved = begun(p, master="stochastic", moment_dtype=torch.bfloat16).state_dict()
+    again = begun(p, 0)
+    again.load_state_dict(saved)
+    for _ in range(4):  # each an eighth to a quarter of the distance of two bfloat16s: without a master all are lost
+        again.step()
+    state = again.state[p]
+    assert state["exp_avg"].dtype == state["master"].dtype == torch.float32 and (state["master"] < 0.9985).all() and int(state["step"]) == 5
+    back = begun(p, 0, master="none", moment_dtype=torch.bfloat16)
+    back.load_state_dict(again.state_dict())
+    back.step()
+    assert "master" not in back.state[p] and back.state[p]["exp_avg"].dtype == torch.bfloat16
+    assert int(back.state[p]["step"]) == 6 and back.state[p]["exp_avg"].float().max() > 0.4  # what was gathered is there still
+
+
 def test_matrices_decay_and_norms_do_not_and_a_tied_weight_is_there_once():
     model = Transformer(ModelConfig(vocab_size=64, embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_dim=32))
     groups = optim.parameter_groups(model, 0.3)
