@@ -22,7 +22,7 @@ import torch
 from labkernels.errors import ArgumentError
 
 PEAK_TFLOPS = {  # dense bfloat16, by NVIDIA's data sheets: what MFU is a share of
-    "H200": 989.0, "H100": 989.0, "H20": 148.0, "B200": 2250.0, "GH200": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0,
+    "H200": 989.0, "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H20": 148.0, "B200": 2250.0, "GH200": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0,
     "A10": 125.0, "A40": 150.0, "A6000": 155.0, "4090": 165.0, "4080": 97.0, "4070 Ti": 80.0, "3090": 71.0, "T4": 65.0,
 }  # fmt: skip
 WINDOW = 20  # steps that tokens/s is a mean of
@@ -195,9 +195,14 @@ def _rows_before(path: Path, first_step: int | None) -> list[dict[str, Any]]:
                 except ValueError:
                     continue  # the end of a process that was killed
     try:
-        return [row for row in rows if first_step is None or int(float(row["step"])) < first_step]
+        return [row for row in rows if first_step is None or int(float(row["step"])) < first_step + _looked(row)]
     except (KeyError, TypeError, ValueError) as error:
         raise ArgumentError(f"Monitor: {path} exists and is no log of a training") from error
+
+
+def _looked(row: dict[str, Any]) -> bool:
+    """Is it an evaluation? One after n steps is row n, as the step that follows is, but does not come again with it."""
+    return row.get("validation_loss") not in (None, "")
 
 
 class _Machine:

@@ -34,6 +34,22 @@ def test_a_log_is_continued_without_the_steps_that_come_again(tmp_path, suffix):
     assert read_log(path)["loss"].tolist() == [0.0, 1.0, 2.0, 30.0]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_the_evaluation_before_a_checkpoint_stays_in_a_log_that_is_continued(tmp_path, suffix):
+    path = tmp_path / f"log{suffix}"
+    with Monitor(log=path, interactive=False) as monitor:
+        for step in range(4):  # evaluated after every second step; the checkpoint is that after two
+            monitor.step(step, 1, loss=float(step))
+            if step % 2:
+                monitor.note(step + 1, validation_loss=10.0 + step)
+        monitor.note(2, event="step 2 skipped")
+    with Monitor(log=path, interactive=False, first_step=2) as monitor:
+        monitor.step(2, 1, loss=20.0)
+    table = read_log(path)
+    assert table["step"].tolist() == [0, 1, 2, 2] and table["validation_loss"].dropna().tolist() == [11.0]
+    assert table["loss"].dropna().tolist() == [0.0, 1.0, 20.0]
+
+
 def test_a_file_that_is_no_log_is_left_alone(tmp_path):
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ArgumentError, match="is no log of a training"):
