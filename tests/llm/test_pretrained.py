@@ -10,6 +10,7 @@ from labkernels.errors import ArgumentError
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.model import Transformer
 from labkernels.llm.pretrained import INDEX, WEIGHTS, PretrainedError, config_from_hugging_face
+from labkernels.llm.quantized import quantize_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -109,6 +110,13 @@ def test_saving_again_leaves_no_stale_shards(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
     for name, weight in Transformer.from_pretrained(tmp_path).named_parameters():
         assert torch.equal(weight, model.get_parameter(name)), name
+
+
+def test_a_quantised_model_is_not_written_as_a_plain_one(tmp_path):
+    model = quantize_model(Transformer(ModelConfig.preset("10m", vocab_size=64, num_layers=1)), "int8")
+    with pytest.raises(ArgumentError, match="has no blocks.0.attention.qkv_proj.weight; if it is quantised, .*save_quantized"):
+        model.save_pretrained(tmp_path / "there")
+    assert not (tmp_path / "there").exists()
 
 
 def test_a_model_without_a_gate_is_not_written(tmp_path):
