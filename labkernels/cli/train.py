@@ -15,7 +15,7 @@ from labkernels.errors import ArgumentError
 _AS_PAIRS = ("model", "kernels")  # fields that take NAME=VALUE, several times
 _SOURCE = Path(__file__).parents[1] / "llm" / "train_config.py"
 _FIELD = re.compile(r"^    # (?P<panel>.+)$|^    (?P<name>\w+): (?P<kind>[^=\n]+) = (?P<default>.+?)  # (?P<help>.+)$", re.MULTILINE)
-_KINDS = {"str": str, "int": int, "float": float, "bool": bool, "Any": str, "dict[str, Any]": str, "tuple[float, float]": str}
+_KINDS = {"str": str, "int": int, "float": float, "bool": bool, "Any": str, "dict[str, Any]": str, "tuple[float, float]": tuple[float, float]}
 
 
 def train(**options: Any) -> None:
@@ -66,8 +66,6 @@ def _signature() -> inspect.Signature:
         name = found["name"]
         if found["panel"]:
             panel = found["panel"]
-            continue
-        if name == "betas":
             continue
         kind, default = _KINDS[found["kind"].removesuffix(" | None")], found["default"]
         if name in _AS_PAIRS:

@@ -26,7 +26,7 @@ FORMAT = 1  # raise it when shards of before must not be read any more
 
 @dataclass
 class TokenSplit:
-    """The documents of one split. `The tokens are numbered as if the shards were one array."""
+    """The documents of one split. The tokens are numbered as if the shards were one array."""
 
     folder: Path
     entry: dict

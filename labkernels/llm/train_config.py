@@ -20,6 +20,7 @@ CHOICES = {
     "schedule": tuple(SCHEDULES),
     "fp8": ("none", "tensor", "row"),
     "parallel": ("ddp", "fsdp"),
+    "on_full_disk": ("warn", "raise"),
 }
 LEAST = {
     "seq_len": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0.0, "weight_decay": 0.0, "clip": 0.0, "evaluate_every": 0,
@@ -49,7 +50,7 @@ class TrainConfig:
     minutes: float | None = None  # stop after so long, whatever the steps; the schedule ends by then
     # Numbers
     precision: str = "bf16"  # of weights, activations and gradients: "bf16", or "float32"
-    master: str = "float32"  # what remembers the small bits of bf16 weights: a "float32" copy, "stochastic" rounding, or "none"
+    master: str = "float32"  # what remembers the small bits of bf16 weights: a "float32" copy (Muon's matrices always), "stochastic" rounding, or "none"
     moments: str = "float32"  # of AdamW's two moments: "float32" or "bf16"
     fp8: str = "none"  # products of the blocks in 8-bit floats (Hopper): one scale a "tensor", or a "row"; "none"
     # Speed and memory
@@ -62,7 +63,7 @@ class TrainConfig:
     schedule: str = "cosine"  # after the warm-up: "cosine", "wsd" (level, then down for the last fifth), "constant"
     warmup: int = 50  # steps over which the learning rate rises
     weight_decay: float = 0.1  # of matrices; norms do not decay
-    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW: how much of the mean gradient, and of the mean square, stays from step to step
     clip: float = 1.0  # the gradient's norm at most; 0: as it is
     # What is looked at
     evaluate_every: int = 0  # steps between evaluations; 0: at the end alone
@@ -76,6 +77,7 @@ class TrainConfig:
     folder: str | None = None  # for checkpoints; None: none are written. What is there is continued
     save_every: int = 500  # steps between checkpoints; 0: at the end alone
     keep: int = 3  # of the newest checkpoints
+    on_full_disk: str = "warn"  # when a checkpoint cannot be written: "warn" and go on with the older ones, or "raise" and end
     # Several GPUs, under torchrun
     parallel: str = "ddp"  # each GPU has the whole model ("ddp"), or a share of each weight that is put together when needed ("fsdp")
     tensor_parallel: int = 1  # GPUs that share each matrix, its heads and FFN columns, and take the same data; divides the number of GPUs
@@ -101,6 +103,8 @@ class TrainConfig:
             raise ArgumentError("TrainConfig: neither steps nor minutes is given; one of them says when the training ends")
         if self.fp8 != "none" and self.precision != "bf16":
             raise ArgumentError("TrainConfig: fp8 goes with precision 'bf16': what is between its products is bfloat16")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ArgumentError(f"TrainConfig: betas is {self.betas!r}; it must be two numbers of at least 0 and less than 1")
         if not 0 <= self.min_lr <= 1:
             raise ArgumentError(f"TrainConfig: min_lr is {self.min_lr!r}; it must be a share of lr, 0 to 1")
 

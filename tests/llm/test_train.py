@@ -182,6 +182,8 @@ def test_samples_are_seeded_and_greedy_ones_are_the_likeliest(data):
         ({"fp8": "tensor"}, "fp8 goes with precision 'bf16'"),
         ({"min_lr": 2}, "min_lr is 2"),
         ({"minutes": -1}, "minutes is -1"),
+        ({"on_full_disk": "ignore"}, "on_full_disk is 'ignore'; it must be one of 'warn', 'raise'"),
+        ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\)"),
     ],
 )
 def test_wrong_options_are_named(changes, words):
@@ -211,12 +213,20 @@ def test_the_command_trains_and_continues(data, tmp_path):
     assert wrong.exit_code == 1 and "optimizer is 'sgd'" in wrong.output
 
 
+def test_betas_are_two_numbers_on_the_command_line(monkeypatch):
+    from labkernels.cli import train
+
+    seen = {}
+    monkeypatch.setattr(train, "train_with", seen.update)
+    assert CliRunner().invoke(app, ["train", "--betas", "0.8", "0.9"]).exit_code == 0 and seen["betas"] == (0.8, 0.9)
+
+
 def test_every_option_of_the_command_has_help():
     from labkernels.cli.train import train
     from labkernels.llm import train_config
 
     parameters = train.__signature__.parameters
-    fields = set(train_config.TrainConfig.__dataclass_fields__) - {"betas"}
+    fields = set(train_config.TrainConfig.__dataclass_fields__)
     assert set(parameters) == fields
     for name, parameter in parameters.items():
         assert parameter.annotation.__metadata__[0].help, name
