@@ -23,6 +23,15 @@ def quantize(
         int | None,
         typer.Option(help="weights that share a scale, of int4 and nf4: 32, 64 or 128; smaller is more exact and a little larger"),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="a file of text like what the model will read: weights are rounded so that its products change least (GPTQ), which takes longer "
+            "and the memory of the whole model; without it, to the nearest number",
+            show_default=False, exists=True, dir_okay=False,
+        ),
+    ] = None,  # fmt: skip
+    calibration_tokens: Annotated[int, typer.Option(min=1, help="of the file of --calibration to read, about")] = 131_072,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is in the folder")] = False,
     device: Device = None,
     as_json: Json = False,
@@ -30,7 +39,8 @@ def quantize(
     """Quantise a model layer by layer, and write it with its tokenizer, to be loaded without the original."""
     from labkernels.cli.loading import check_memory, loading
     from labkernels.errors import ArgumentError
-    from labkernels.llm.quantized import load_model, local_folder, save_quantized
+    from labkernels.llm.calibrate import quantize_calibrated
+    from labkernels.llm.quantized import check_scheme, load_model, local_folder, save_quantized
 
     with complaints():
         if scheme is Scheme.none:
@@ -40,17 +50,34 @@ def quantize(
             raise ArgumentError(f"{out} is the model's own folder; give another one for the quantised model")
         if out.is_dir() and any(out.iterdir()) and not overwrite:
             raise ArgumentError(f"{out} is not empty; give another folder, or --overwrite")
-        choices = Choices(quantize=scheme, device=device, context=2, batch_size=1)
+        check_scheme(scheme.value, group_size)
+        samples = None if calibration is None else _samples(source, calibration, calibration_tokens)
+        choices = Choices(quantize=scheme if samples is None else Scheme.none, device=device, context=2, batch_size=1)
         check_memory(str(source), choices)
         with loading(str(source), choices):
-            made, folder = load_model(
-                source, scheme.value, group_size=group_size, device="cuda" if device is None and choices.on_gpu else device
+            made, _ = load_model(
+                source,
+                scheme.value if samples is None else None,
+                group_size=group_size if samples is None else None,
+                device="cuda" if device is None and choices.on_gpu else device,
             )
-        save_quantized(made, out, source=folder)
-        before, after = (sum(path.stat().st_size for path in where.glob("*.safetensors")) for where in (folder, out))
+        if samples is not None:
+            quantize_calibrated(made, samples, scheme.value, group_size, progress=True)
+        save_quantized(made, out, source=source)
+        before, after = (sum(path.stat().st_size for path in where.glob("*.safetensors")) for where in (source, out))
         if as_json:
             typer.echo(json.dumps({"model": model, "out": str(out), "scheme": scheme.value, "bytes_before": before, "bytes_after": after}))
         else:
             typer.echo(
                 f'{out}: {scheme.value}, {readable(after)} of {readable(before)}; next: labkernels generate {out} "Once upon a time"'
             )
+
+
+def _samples(folder: Path, text: Path, tokens: int):
+    """Windows of the text in the model's tokens, (n, seq) int64."""
+    from labkernels.cli.loading import describe
+    from labkernels.llm import held_out
+    from labkernels.llm.tokenizer import Tokenizer
+
+    longest = min(describe(str(folder))[0].max_seq_len, 2048)
+    return held_out.of_whole_text(text, Tokenizer.load(folder), longest, tokens).tokens[:, :-1]

@@ -60,6 +60,12 @@ def of_text(
     return _windows(ids[cut:], tokenizer, seq_len, tokens, f"{name} behind its first quarter"), before
 
 
+def of_whole_text(path: str | os.PathLike, tokenizer: Tokenizer, seq_len: int, tokens: int) -> Windows:
+    """About `tokens` tokens from all over a file of text, in windows of at most seq_len; nothing is held out."""
+    ids = tokenizer.encode_documents([Path(path).read_text(encoding="utf-8")])[0]
+    return _windows(ids, tokenizer, max(1, min(seq_len, len(ids) - 1)), tokens, Path(path).name)
+
+
 def dataset_of(tokenizer: Tokenizer) -> TokenDataset:
     """The prepared tokens in the cache that were made with this tokenizer: those that its model was trained on. Raises ArgumentError."""
     found = []
@@ -87,6 +93,6 @@ def _starts(there: int, seq_len: int, tokens: int, source: str) -> list[int]:
     """Where windows begin: as many as `tokens` say, evenly over all that is there."""
     most = (there - 1) // seq_len
     if most < 1:
-        raise ArgumentError(f"evaluate: {source} has {there} tokens, not the {seq_len + 1} of one window; take a smaller --seq-len or more text")
+        raise ArgumentError(f"{source} has {there} tokens, not the {seq_len + 1} of one window; take shorter windows or more text")
     count = min(most, max(1, tokens // seq_len))
     return [number * ((there - 1) // count) for number in range(count)]

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from labkernels.cli import app, loading
 from labkernels.cli.options import Choices, Scheme
+from labkernels.llm import held_out
+from labkernels.llm.calibrate import quantize_calibrated
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.engine import Engine
 from labkernels.llm.model import Transformer
@@ -137,6 +139,27 @@ def test_quantize_writes_a_folder_that_is_loaded_without_the_first(folder, tmp_p
     assert "is quantised already, to int8" in failing("generate", out, "x", "--quantize", "int4", *CPU)
     assert "is not empty; give another folder, or --overwrite" in failing("quantize", folder, out, *CPU)
     assert "is the model's own folder" in failing("quantize", folder, folder, "--overwrite", *CPU)
+
+
+def test_quantize_calibrates_with_a_text_and_errs_less_on_it_than_the_nearest_numbers(folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat, and the dog sat behind it. def f(x): return x + 1\n" * 20)
+    for name, options in (("nearest", []), ("calibrated", ["--calibration", text, "--calibration-tokens", 1024])):
+        code, shown, _ = run("quantize", folder, tmp_path / name, "--to", "int4", "--group-size", 32, *options, "--json", *CPU)
+        assert code == 0 and json.loads(shown)["scheme"] == "int4"
+    plain, nearest, calibrated = (load_model(where, device="cpu")[0] for where in (folder, tmp_path / "nearest", tmp_path / "calibrated"))
+    samples = held_out.of_whole_text(text, tokenizer(), plain.config.max_seq_len, 1024).tokens[:, :-1]
+    with torch.no_grad():
+        want = plain(samples)
+        assert 0 < (calibrated(samples) - want).square().mean() < 0.8 * (nearest(samples) - want).square().mean()
+        same = quantize_calibrated(load_model(folder, device="cpu")[0], samples, "int4", 32)
+        assert torch.equal(same(samples), calibrated(samples))
+    (tmp_path / "empty.txt").write_text("")
+    assert "empty.txt has 1 tokens, not the 2 of one window" in failing(
+        "quantize", folder, tmp_path / "x", "--calibration", tmp_path / "empty.txt", *CPU
+    )
+    assert "group_size is 7" in failing("quantize", folder, tmp_path / "x", "--group-size", 7, *CPU)
+    assert "quantised already" in failing("quantize", tmp_path / "nearest", tmp_path / "x", "--calibration", text, *CPU)
 
 
 @pytest.mark.parametrize("quantize, cache", [(None, None), ("int8", None), ("int4", "int8")])
