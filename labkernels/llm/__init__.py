@@ -5,7 +5,7 @@
     lk.llm.Transformer.from_pretrained(folder)           a Hugging Face Llama folder
     lk.llm.Trainer(...), lk.llm.Engine(...)              training, generating
 
-Names are loaded when they are first used.
+Names are loaded when they are first used. README.md beside this file is the map of the folder, in the order of reading.
 """
 
 from importlib import import_module
