@@ -27,9 +27,14 @@ def draw(requests: Sequence[Request], logits: torch.Tensor) -> list[int]:
     else:
         found = [_on_cpu(request, row) for request, row in zip(requests, logits)]
     for request, token in zip(requests, found):
-        if token < 0:
-            raise NoDistribution(f"generate: the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
+        check_drawn(request, token)
     return found
+
+
+def check_drawn(request: Request, token: int) -> None:
+    """NoDistribution for -1, which stands for a token that could not be drawn."""
+    if token < 0:
+        raise NoDistribution(f"generate: the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
 
 
 def log_probabilities(request: Request, logits: torch.Tensor, token: int) -> tuple[float | None, dict[int, float] | None]:

@@ -16,6 +16,7 @@ A server calls `submit`, `step` and `cancel`; all may be called from several thr
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -25,7 +26,7 @@ import torch
 from labkernels.errors import ArgumentError
 from labkernels.kvcache.layout import FULL_DTYPES, LARGEST
 from labkernels.llm.cache import EngineCache
-from labkernels.llm.drawing import draw, log_probabilities
+from labkernels.llm.drawing import check_drawn, draw, log_probabilities
 from labkernels.llm.requests import Completion, Event, Request, SamplingParams
 from labkernels.llm.runner import make_runner
 from labkernels.llm.scheduler import Prefill, Scheduler
@@ -143,16 +144,17 @@ class Engine:
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
         params = SamplingParams(max_new_tokens=max_new_tokens, **_known(settings))
         requests: list[Request] = []
+        heard: deque[Event] = deque()
         try:
             for number, prompt in enumerate([prompts] if alone else prompts):
                 seed = None if params.seed is None else params.seed + number
-                requests.append(self.submit(prompt, SamplingParams(**{**vars(params), "seed": seed})))
+                requests.append(self.submit(prompt, SamplingParams(**{**vars(params), "seed": seed}), heard))
         except ArgumentError:
             self.cancel(*requests)
             raise
         if stream:
-            return self._events(requests)
-        for _ in self._events(requests):
+            return self._events(requests, heard)
+        for _ in self._events(requests, heard):
             pass
         answers = [request.completion() for request in requests]
         return answers[0] if alone else answers
@@ -163,8 +165,8 @@ class Engine:
 
     # For a server: one step at a time
 
-    def submit(self, prompt: str | Sequence[int], params: SamplingParams) -> Request:
-        """Put a prompt into the queue. Raises ArgumentError for one that can never be computed: empty, unknown tokens, too long."""
+    def submit(self, prompt: str | Sequence[int], params: SamplingParams, heard: deque[Event] | None = None) -> Request:
+        """Put a prompt into the queue; its events go to `heard`, too. Raises ArgumentError for one that can never be computed: empty, unknown tokens, too long."""
         tokens = self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt
         for token in tokens:
             if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.config.vocab_size:
@@ -177,7 +179,7 @@ class Engine:
             ends |= self.tokenizer.stop_ids
         stream = None if self.tokenizer is None else self.tokenizer.stream()
         with self._lock:
-            request = Request(tokens, params, end_ids=ends, stream=stream)
+            request = Request(tokens, params, end_ids=ends, stream=stream, heard=heard)
             self.scheduler.add(request)
             self._counts["prompt_tokens"] += len(tokens)
         return request
@@ -217,6 +219,9 @@ class Engine:
             except BaseException:
                 self._abort()
                 raise
+            for event in events:
+                if event.request.heard is not None:
+                    event.request.heard.append(event)
             return events
 
     def _prefill(self, prefill: Prefill) -> list[Event]:
@@ -272,15 +277,21 @@ class Engine:
             self.cache.settle(request.sequence, [*request.upcoming(1), *tokens[:-1]], count)
             request.computed += count
         for at in range(count):  # in the order in which they were drawn
-            events += [self._took(request, tokens[at]) for request, tokens in zip(requests, drawn) if request.state != "finished"]
+            going_on = [(request, tokens[at]) for request, tokens in zip(requests, drawn) if request.state != "finished"]
+            for request, token in going_on:
+                check_drawn(request, token)
+                events.append(self._took(request, token))
         return events
 
-    def _events(self, requests: list[Request]) -> Iterator[Event]:
-        """Steps until all of these are finished. Who stops listening cancels them."""
-        ours = set(map(id, requests))
+    def _events(self, requests: list[Request], heard: deque[Event]) -> Iterator[Event]:
+        """Steps until all of these are finished; their events may come from a step that somebody else made. Who stops listening cancels them."""
         try:
-            while any(request.state != "finished" for request in requests):
-                yield from (event for event in self.step() if id(event.request) in ours)
+            while True:
+                while heard:
+                    yield heard.popleft()
+                if all(request.state == "finished" for request in requests) and not heard:
+                    return
+                self.step()
         finally:
             self.cancel(*requests)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -124,6 +125,7 @@ class Request:
     id: int = 0
     end_ids: frozenset[int] = frozenset()  # tokens that end it: the model's, unless ignored, and those in `stop`
     stream: object = None  # labkernels.llm.streaming.TextStream; None without a tokenizer
+    heard: deque[Event] | None = None  # where its events wait for who listens, whoever makes the step that they come from
     state: str = "waiting"
     finish_reason: str | None = None
     tokens: list[int] = field(default_factory=list)  # drawn so far

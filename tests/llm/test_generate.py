@@ -166,6 +166,15 @@ def test_a_conversation_goes_through_the_chat_template(talking):
     assert talking.chat(messages, 8).prompt_tokens == tuple(talking.tokenizer.apply_chat_template(messages))
 
 
+def test_two_streams_at_a_time_lose_nothing_to_each_other(talking):
+    wanted = [talking.generate(prompt, 20, temperature=1.0, seed=2, ignore_eos=True) for prompt in ("the cat", "the mat")]
+    streams = [talking.generate(prompt, 20, temperature=1.0, seed=2, ignore_eos=True, stream=True) for prompt in ("the cat", "the mat")]
+    found = list(zip(*streams, strict=True))
+    for number, whole in enumerate(wanted):
+        assert tuple(events[number].token for events in found) == whole.tokens
+        assert "".join(events[number].text for events in found) == whole.text
+
+
 def test_who_stops_listening_gives_the_pages_back(talking):
     stream = talking.generate(["the cat", "the mat"], 60, ignore_eos=True, stream=True)
     next(stream)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from labkernels.errors import ArgumentError
 from labkernels.llm.cache import EnginePages
 from labkernels.llm.config import ModelConfig
+from labkernels.llm.drawing import NoDistribution
 from labkernels.llm.engine import Engine
 from labkernels.llm.model import Transformer
 from labkernels.llm.requests import SamplingParams
@@ -180,3 +181,15 @@ def test_a_pass_that_fails_ends_its_requests_and_leaves_nothing_behind():
     assert request.finish_reason == "error" and engine.idle and engine.stats.free_pages == engine.stats.num_pages
     engine.runner.prefill = working
     assert list(engine.generate([*beginning, 1], 5).tokens) == alone([*beginning, 1], 5), "nobody finds the pages of the failed pass"
+
+
+def test_a_token_that_cannot_be_drawn_is_no_token_in_a_row_of_several_either():
+    engine = engine_of(lookahead=4, cache_tokens=400)
+    drawn = engine.runner.decode_steps
+    engine.runner.decode_steps = lambda requests, count: [[*tokens[:2], *[-1] * (count - 2)] for tokens in drawn(requests, count)]
+    request = engine.submit([3, 4, 5], SamplingParams(max_new_tokens=9))
+    engine.step()  # the prompt, and a token alone
+    with pytest.raises(NoDistribution, match="request 1"):
+        engine.step()
+    assert request.tokens == alone([3, 4, 5], 4) and request.finish_reason == "error"
+    assert engine.idle and engine.stats.free_pages == engine.stats.num_pages
