@@ -121,6 +121,8 @@ def quantised_refusal(weight: QuantizedWeight, dtype: torch.dtype) -> str | None
         return "takes bfloat16 and float16, for tensor cores"
     if weight.group_size not in (None, 128):
         return "takes groups of 128 numbers"
+    if weight.scheme in ("nf4", "codebook") and weight.shape[0] % 2:
+        return "takes an even number of rows, as the scales of two are one word"
     return Stored.of(weight).refusal
 
 

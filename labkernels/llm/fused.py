@@ -46,7 +46,8 @@ class FusedRunner:
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
         self.max_batch, self.max_seq_len = max_batch, max_seq_len or model.config.max_seq_len
         self._buffers, self._state = functools.cache(self._allocate), functools.cache(self._made_state)
-        self.streams = self.dtype != torch.float32 and all(self._streams(layer) for block in model.blocks for layer in _linears(block))
+        self.streams = self.dtype != torch.float32 and all(self._streams(layer.weight) for block in model.blocks for layer in _linears(block))
+        self.streams_head = self._streams(model.head_weight)
 
     @staticmethod
     def refusal(model, cache) -> str | None:
@@ -105,6 +106,8 @@ class FusedRunner:
             self._gemv(mixed.flatten(1), block.attention.out_proj.weight, residual=hidden, out=hidden)
             self._gemv(hidden, block.ffn.gate_up_proj.weight, block.ffn_norm.weight, activation="swiglu", eps=eps, out=buffers["gated"])
             self._gemv(buffers["gated"], block.ffn.down_proj.weight, residual=hidden, out=hidden)
+        if not self.streams_head:  # it may be quantised to another scheme, whose groups embed_dim does not fill
+            return self._head(lk.rms_norm(hidden, model.norm.weight, eps))
         return self._gemv(hidden, model.head_weight, model.norm.weight, eps=eps, out=buffers["logits"])
 
     def _gemv(self, x, w, norm_weight=None, residual=None, activation=None, eps=1e-5, out=None) -> torch.Tensor:
@@ -151,9 +154,8 @@ class FusedRunner:
         else:
             run(grid, block, args, shared, cluster)
 
-    def _streams(self, layer) -> bool:
+    def _streams(self, weight) -> bool:
         """Does its product fit the stream of gemv?"""
-        weight = layer.weight
         return (Stored.of(weight).refusal if isinstance(weight, torch.Tensor) else quantised_refusal(weight, self.dtype)) is None
 
     def _wide(self, state: DecodeState, hidden: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,7 @@ class GraphRunner(FusedRunner):
 
     def _capture(self, rows: int, reach: int, draws: bool):
         state = self._state(rows, reach)
+        state.fill([])  # the other graph of this size may have left its sequences here, whose pages are others' by now
 
         def step() -> torch.Tensor:
             logits = self._step(state)

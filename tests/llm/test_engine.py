@@ -1,5 +1,8 @@
 """The rungs of the ladder compute the same: fused kernels in the emulator as PyTorch does, narrow and wide, with quantised weights and caches."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.decode_state import DecodeState
 from labkernels.llm.engine import Engine
 from labkernels.llm.fused import MOST_NARROW, FusedRunner
+from labkernels.llm.graphs import GraphRunner
 from labkernels.llm.model import Transformer
 from labkernels.llm.quantized import quantize_model
 from labkernels.llm.requests import Request, SamplingParams
@@ -99,6 +103,16 @@ def test_quantised_weights_compute_what_they_stand_for(scheme, size):
     assert_as_good(logits_of(Engine(quantised, runner="fused"), prompts), wanted, 0.04)
 
 
+@pytest.mark.parametrize("size, head, vocab", [(192, "int4", 80), (256, "nf4", 81)])
+def test_a_head_of_another_scheme_that_does_not_fit_the_stream_is_multiplied_otherwise(size, head, vocab):
+    """192 columns are a group of 128 and half of one; scales of nf4 are read two rows at a time."""
+    config = ModelConfig(vocab, size, 1, 2, 1, 64, head_dim=64, max_seq_len=128)
+    quantised, prompts = quantize_model(random_model(config), "int8", head=head), prompts_of(5)
+    engine = Engine(quantised, runner="fused")
+    assert engine.runner.streams and not engine.runner.streams_head
+    assert_as_good(logits_of(engine, prompts, forced=1), logits_of(Engine(quantised, runner="cached"), prompts, forced=1), 0.08)
+
+
 @pytest.mark.parametrize("runner", ["cached", "fused"])
 def test_a_cache_of_8_bits_is_near_the_one_of_16_and_smaller(model, runner):
     prompts = prompts_of(5, 30)
@@ -147,6 +161,29 @@ def test_a_step_tells_itself_where_it_is():
     torch.testing.assert_close(hidden[:2], embedding[[9, 2]])
     torch.testing.assert_close(state.turns[:2], angles[[16, 41]])
     assert state.seeds[0] == 9 and state.temperature[:2].tolist() == [0.5, 0.0]
+
+
+def test_the_first_step_of_a_graph_writes_into_nobodys_pages(model, monkeypatch):
+    """Two graphs share a state: what the one left in it are sequences whose pages may be others' when the other is captured."""
+
+    class OnCPU(GraphRunner):
+        refusal, lengths = staticmethod(lambda model, cache: None), []
+
+        def _step(self, state):
+            self.lengths.append(state.lengths.tolist())
+            return super()._step(state)
+
+    waits = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waits)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    runner = OnCPU(model, Engine(model).cache)
+    runner._stream = waits
+    for draws in (False, True):
+        _, state, _ = runner._captured(1, 20, draws)
+        state.fill([(4, 19, [2, 5])], [Request((1,), SamplingParams(seed=9), tokens=[4])])
+    assert OnCPU.lengths == [[0]] * 4
 
 
 def test_a_rung_says_why_it_cannot_run(model):
