@@ -76,11 +76,11 @@ class Muon(ExactState):
                 if group["rows"] is not None and sum(group["rows"]) != p.shape[0]:
                     raise ArgumentError(f"Muon: rows are {tuple(group['rows'])}, a weight of the group has {p.shape[0]}")
         self.newton_schulz_steps, self.kernel = steps, kernel
+        self._taken: torch.Tensor | None = None  # of the step that is being made
 
     @torch.no_grad()
     def step(self, closure=None, *, factor: torch.Tensor | None = None) -> None:
-        if factor is not None and not factor.isfinite():
-            return
+        self._taken = None if factor is None else factor.isfinite().float()  # 1.0, or 0.0 where nothing may change: nobody waits to know
         by_shape: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)  # (momentum's piece, update's piece)
         updates = []
         for group in self.param_groups:
@@ -105,9 +105,11 @@ class Muon(ExactState):
             state["momentum"] = torch.zeros_like(p, dtype=torch.float32)
             if p.dtype != torch.float32:
                 state["master"] = p.detach().float()
-        grad = p.grad.float() if factor is None else p.grad.float() * factor
-        state["momentum"].lerp_(grad, 1 - group["momentum"])
-        return grad.lerp_(state["momentum"], group["momentum"]).to(torch.bfloat16 if p.is_cuda else torch.float32)
+        grad, share = p.grad.float(), 1 - group["momentum"]
+        if factor is not None:
+            grad, share = torch.where(factor.isfinite(), grad * factor, 0.0), share * self._taken
+        state["momentum"].lerp_(grad, share)
+        return grad.lerp(state["momentum"], group["momentum"]).to(torch.bfloat16 if p.is_cuda else torch.float32)
 
     def _orthogonalise(self, shape: tuple, pieces: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         at_once = max(1, BATCH_ELEMENTS // (shape[0] * shape[1]))
@@ -119,8 +121,11 @@ class Muon(ExactState):
             torch._foreach_copy_([target for _, target in batch], [one * scale for one in made.unbind()])
 
     def _apply(self, p: torch.Tensor, group: dict, update: torch.Tensor) -> None:
-        weight = self.state[p].get("master", p)
-        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+        weight, decay = self.state[p].get("master", p), group["lr"] * group["weight_decay"]
+        if self._taken is None:
+            weight.mul_(1 - decay).add_(update, alpha=-group["lr"])
+        else:
+            weight.mul_(1 - decay * self._taken).addcmul_(update, self._taken, value=-group["lr"])
         if weight is not p:
             p.copy_(weight)
 

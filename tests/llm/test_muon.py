@@ -56,13 +56,45 @@ def test_bfloat16_weights_keep_a_master_and_nan_changes_nothing():
     p.grad = torch.randn_like(p)
     before = p.detach().clone()
     optimizer.step(factor=torch.tensor(math.nan))
-    assert torch.equal(p, before) and not optimizer.state[p]
-    optimizer.step(factor=torch.tensor(0.5))
     state = optimizer.state[p]
+    assert torch.equal(p, before) and torch.equal(state["master"], before.float()) and not state["momentum"].any()
+    optimizer.step(factor=torch.tensor(0.5))
     assert state["master"].dtype == torch.float32 and torch.equal(p, state["master"].bfloat16()) and not torch.equal(state["master"], before.float())
     again = Muon([p])
     again.load_state_dict(optimizer.state_dict())
     assert torch.equal(again.state[p]["master"], state["master"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_factor_is_a_smaller_gradient_and_one_that_is_not_finite_leaves_every_bit(dtype):
+    torch.manual_seed(4)
+    start, grads = torch.randn(16, 24).to(dtype), [torch.randn(16, 24).to(dtype) for _ in range(3)]
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    with_factor, plain = Muon([ours], lr=0.1), Muon([theirs], lr=0.1)
+    for grad in grads:
+        ours.grad, theirs.grad = grad.clone(), grad * 0.5
+        with_factor.step(factor=torch.tensor(0.5))
+        plain.step()
+        assert torch.equal(theirs.grad, grad * 0.5)  # as it was
+    torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-6)
+    before = [ours.detach().clone(), *(value.clone() for value in with_factor.state[ours].values())]
+    ours.grad = torch.full_like(ours, math.inf)
+    with_factor.step(factor=torch.tensor(math.nan))
+    assert all(torch.equal(a, b) for a, b in zip([ours, *with_factor.state[ours].values()], before))
+
+
+def test_a_step_never_asks_the_device_what_the_numbers_are():
+    p = torch.nn.Parameter(torch.empty(16, 24, dtype=torch.bfloat16, device="meta"))  # has none: whoever asks, waits on a GPU, and fails here
+    p.grad = torch.empty_like(p)
+    Muon([p], lr=0.1).step(factor=torch.empty((), device="meta"))
+    with pytest.raises(RuntimeError):
+        bool(torch.empty((), device="meta").isfinite())  # the planted mistake
+
+
+def test_an_update_of_16_bits_is_added_in_32():
+    weight, update = torch.ones(4, 4), torch.full((4, 4), 1 / 3, dtype=torch.bfloat16)  # as on a GPU
+    found = weight.clone().addcmul_(update, torch.tensor(1.0), value=-1e-3)
+    assert torch.allclose(found, weight - 1e-3 * update.float(), rtol=1e-7) and found.dtype == torch.float32
 
 
 def test_the_groups_of_a_model_are_the_matrices_of_its_blocks():
