@@ -122,7 +122,7 @@ class Tokenizer:
         write_file(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", json.dumps(self.settings, indent=2, ensure_ascii=False))
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id, so that an embedding of this many rows has one for each."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
