@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 13 The transformer
-# Embedding, norm, rotation, attention, feed-forward network, loss: every part of a language model has had its lab. Here they become one. You
-# say what the model costs before you count it, assemble it, give it the weights of a model that `transformers` made, and then swap PyTorch's
+# Embedding, norm, rotation, attention, feed-forward network (FFN), loss: every part of a language model has had its lab. Here they become
+# one. You say what the model costs before you count it, assemble it, give it the weights of a model that `transformers` made, and then swap PyTorch's
 # operations for this book's kernels, one at a time.
 #
 # You need labs 04, 08 and 09.
@@ -98,7 +98,7 @@ for length in (2048, 17_500, 131_072):
     print(f"{length:>7} tokens: {sum(parts.values()) / 1e9:5.1f} GFLOP a token,", ", ".join(f"{n} {f / sum(parts.values()):.0%}" for n, f in parts.items()))
 
 # %% [markdown]
-# At 2048 tokens attention is a tenth of the arithmetic. On an H200 it takes more than a tenth of the time, for it runs at half of a matmul's speed.
+# At 2048 tokens attention is a tenth of the arithmetic. Of the time it is more, for no attention kernel reaches a matmul's FLOP/s.
 #
 # ## Attention between its projections
 # Three products make queries, keys and values of the same input. One product with the three weights stacked reads that input once, and is larger,
@@ -364,7 +364,7 @@ print(f"logits up to {want.abs().max():.0f}, largest difference below 1e-4: {boo
 import os
 from pathlib import Path
 
-folder = Path(tempfile.mkdtemp()).rename(Path(tempfile.gettempdir()) / f"lab-13-{os.getpid()}")
+folder = Path(tempfile.mkdtemp())
 theirs.save_pretrained(folder, max_shard_size="40KB")
 loaded = lk.llm.Transformer.from_pretrained(folder, device=device)
 with torch.no_grad():
@@ -434,7 +434,7 @@ for operation in model.kernels:
 # And what do they gain? `torch.compile` takes the model as one graph with either set: the kernels are operators that it knows the shapes and
 # gradients of. But it does not see into them, and cannot fuse what stands next to them. So an operation gains where a kernel written by hand
 # beats what the compiler makes of it *and of its neighbours*. Two of ours that are neighbours can become one: `rope and attention` reads the
-projection where it lies, and writes its gradient where it belongs. On an H200, twelve layers of `645m`, 16 x 2048 tokens, forward and backward:
+# projection where it lies, and writes its gradient where it belongs. On an H200, twelve layers of `645m`, 16 x 2048 tokens, forward and backward:
 
 # %%
 from labkernels.lab.measured import NotRecorded

@@ -33,7 +33,8 @@ torch.set_num_threads(1)    # for a model as small as the first one here, more a
 lk.draw.training_step()
 
 # %% [markdown]
-# *Forward*: tokens become a loss, the mean surprise about each next token, in nats. *Backward*: the loss's derivative by every weight,
+# *Forward*: tokens become a loss, the mean surprise about each next token, in *nats*: minus the natural
+# logarithm of the probability that it was given. *Backward*: the loss's derivative by every weight,
 # layer by layer in reverse. For that each layer needs what it saw on the way forward, so it is kept: the *activations*. Then the
 # *optimiser* moves the weights against their gradients.
 #
@@ -57,7 +58,8 @@ loss_curve(trainer.rows)
 
 # %% [markdown]
 # At first every token is as likely as any other, and the loss is $\ln 1024 = 6.9$. Then the model learns which tokens are frequent, then
-# which follow which. In these few steps it sees no more than a few pages. A model of ten million weights, for a minute:
+# which follow which. In these few steps it sees no more than a few pages, and where the validation loss stands below the training loss, that is
+# chance: it comes from three documents. A model of ten million weights, for a minute:
 #
 # ```sh
 # labkernels train --preset 10m --minutes 1 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --lr 2e-3 --warmup 10
@@ -99,8 +101,8 @@ from labkernels.llm.optim import wsd
 lk.draw.learning_rates({"cosine": lambda s: schedule(s, 200, 20, 0.1), "warm-up, stable, decay": lambda s: wsd(s, 200, 20)}, 200)
 
 # %% [markdown]
-# The second one, *WSD*, does not know how long it will be: it stays level until one decides to end, and only then falls. Any checkpoint on
-# the plateau can be continued.
+# The second one, *WSD* (warm-up, stable, decay), does not know how long it will be: it stays level until one decides to end, and only then
+# falls. Any checkpoint on the plateau can be continued.
 #
 # ## A batch that does not fit
 # Large models want batches of a million tokens, which no GPU holds. But a gradient is a sum over tokens, so it can be summed in parts:
@@ -197,7 +199,7 @@ print(f"to nearest: {nearest.mean():.6f}   stochastic: {stochastic.mean():.6f}  
 #
 # *Model FLOPs utilisation*, MFU, is the share of these FLOPs in what the GPU could do. An H200 can do 989 TFLOP/s in bfloat16.
 #
-# **Predict.** The model has 645 million weights, 24 layers, d = 1536, S = 2048. A step of 16 × 2048 tokens takes 285 ms. What is the MFU?
+# **Predict.** The model has 645 million weights, 24 layers, d = 1536, S = 2048. Say a step of 16 × 2048 tokens takes 285 ms. What is the MFU?
 
 # %% solution="predict-mfu"
 mfu = None
@@ -213,8 +215,8 @@ lk.check_prediction("mfu", mfu)
 print(f"{parameters(model) / 1e6:.0f} million weights, {flops_per_token(model, 2048) / 1e9:.2f} GFLOP a token")
 
 # %% [markdown]
-# That is where Hugging Face's Llama stands with `torch.compile` and a mended causal mask. What does each optimisation add? All rows below
-# train this model, on the same tokens, from the same weights.
+# Half is a good value, all of it out of reach. What does each optimisation add? All rows below train this model, on the same tokens, from the
+# same weights.
 
 # %%
 ladder = recorded.ladder()
@@ -299,11 +301,11 @@ print(f"largest difference: {(whole - halved).abs().max():.4f}")
 
 # %% [markdown]
 # ## A quarter of an hour
-# The model of 645 million weights on all the Python that is installed on a machine, for 15 minutes of one H200:
+# The model of 645 million weights on all the Python that is installed on a machine, for 14 minutes on one H200:
 #
 # ```sh
 # labkernels train --preset 645m --corpus python --minutes 14 --lr 4e-4 --warmup 200 --folder runs/python --log runs/python_645m.csv \
-    --evaluate-every 250 --evaluate-batches 16 --sample-every 500 --save-every 1000
+#     --evaluate-every 250 --evaluate-batches 16 --sample-every 500 --save-every 1000
 # ```
 
 # %%

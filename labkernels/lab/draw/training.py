@@ -93,10 +93,10 @@ def singular_values(steps: Sequence[torch.Tensor]) -> style.Picture:
     middle = len(found[0]) // 2
     for step, values in enumerate(found):
         axes.plot(range(1, len(values) + 1), values, color=style.OURS, alpha=0.25 + 0.75 * step / max(1, len(found) - 1))
-        axes.text(middle, float(values[middle - 1]) * 1.15, f"{step}", fontsize=9, ha="center", va="bottom")
+        axes.text(middle, float(values[middle - 1]) * 1.15, f"{step} steps" if step != 1 else "1 step", fontsize=9, ha="left", va="bottom")
     axes.axhline(1.0, color=style.LIMIT, linestyle="--", linewidth=1)
-    axes.set_xlabel("singular value, by size")
-    axes.set_ylabel("after so many steps")
+    axes.set_xlabel("which singular value, the largest first")
+    axes.set_ylabel("singular value")
     lowest = max(1e-6, float(found[0][int(0.9 * (len(found[0]) - 1))]))
     style.ratio_axis(axes, "y", [tick for tick in (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6) if tick >= lowest / 10], lambda value: f"{value:g}")
     axes.set_ylim(lowest, 3)
