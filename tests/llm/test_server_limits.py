@@ -17,8 +17,9 @@ from tests.llm.tiny_server import NAME, engine, model, one_thread, served, token
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.engine import Engine
+from labkernels.llm.requests import SamplingParams
 from labkernels.llm.server import Limits, create_app
-from labkernels.llm.server.limits import Gate
+from labkernels.llm.server.limits import Gate, Refused
 from labkernels.llm.server.loop import EngineLoop
 
 LIMITS = Limits(body_bytes=4000, new_tokens=50, choices=4, queue=2, top_logprobs=5)
@@ -221,6 +222,34 @@ def test_at_the_end_those_in_flight_finish_and_those_who_take_too_long_are_cance
                 assert rest.endswith("data: [DONE]") is whole
             running.thread.join(20)
             assert running.engine.idle and running.engine.stats.free_pages == running.engine.stats.num_pages
+
+
+def test_who_comes_after_the_engines_thread_has_ended_is_told_so(monkeypatch):
+    """Before it is noticed, and after: the order that is in the inbox already, and one that comes later."""
+    loop, begin = EngineLoop(engine()), threading.Event()
+
+    def ends(self):
+        begin.wait(10)
+        raise MemoryError("planted")
+
+    monkeypatch.setattr(EngineLoop, "_take_orders", ends)
+
+    async def ask() -> None:
+        loop.open += 1
+        with pytest.raises(Refused, match="has ended"):
+            await asyncio.wait_for(loop.submit([1, 2], SamplingParams(max_new_tokens=3)), 10)
+
+    async def both() -> None:
+        loop.start()
+        waiting = asyncio.create_task(ask())
+        await asyncio.sleep(0)
+        begin.set()
+        await waiting
+        await ask()
+        await loop.stop()
+
+    asyncio.run(both())
+    assert loop.open == 0 and not loop.alive and loop.engine.idle
 
 
 def test_a_request_that_never_ends_is_given_up():

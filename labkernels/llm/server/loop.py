@@ -21,6 +21,7 @@ import torch
 
 from labkernels.llm.engine import Engine, Stats
 from labkernels.llm.requests import Event, Request, SamplingParams
+from labkernels.llm.server.limits import Refused
 
 log = logging.getLogger(__name__)
 STEP_LIMIT_S = 60.0  # a pass that takes longer makes /health say so
@@ -53,6 +54,7 @@ class EngineLoop:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stepping_since: float | None = None
+        self._closed = False  # nobody takes orders any more
 
     # From the event loop
 
@@ -75,11 +77,13 @@ class EngineLoop:
         return self._thread is not None and self._thread.is_alive() and not stuck
 
     async def submit(self, prompt: list[int], params: SamplingParams) -> Answer:
-        """One of those that `open` counts already. Raises ArgumentError for what can never be computed."""
+        """One of those that `open` counts already. Raises ArgumentError for what can never be computed, Refused where the thread has ended."""
         done = self._loop.create_future()
 
         def put() -> None:
             try:
+                if self._closed:
+                    raise Refused("the engine has ended; the server's log says why", 503)
                 answer = Answer(self.engine.submit(prompt, params))
                 self._answers[answer.request] = answer
                 self._tell(_settle, done, answer, None)
@@ -87,6 +91,8 @@ class EngineLoop:
                 self._tell(_settle, done, None, error)
 
         self._inbox.put(put)
+        if self._closed:
+            self._refuse_orders()
         try:
             return await asyncio.shield(done)
         except BaseException as error:
@@ -115,8 +121,17 @@ class EngineLoop:
             self._serve()
         except Exception:
             log.exception("the engine's thread has ended")
+        self._closed = True
+        self._refuse_orders()
         for request in list(self._answers):
             self._cancel(request)
+
+    def _refuse_orders(self) -> None:
+        """Nobody waits for an answer that nobody will give. Whoever finds the loop closed calls it, in whichever thread."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (order := self._inbox.get_nowait()) is not None:
+                    order()
 
     def _serve(self) -> None:
         while self._take_orders():
