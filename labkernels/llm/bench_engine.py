@@ -192,9 +192,10 @@ def main(arguments: list[str] | None = None) -> None:
                             cache_tokens=batch * (total + 64), cache_dtype=given.cache_dtype, lookahead=given.lookahead, chunk_tokens=8192,
                             share_prefixes=False,
                         )  # fmt: skip
-                        found = measure(engine, batch, prompt, given.new if runner not in ("naive", "cached") else min(given.new, 48))
+                        new = given.new if runner not in ("naive", "cached") else min(given.new, 48)
+                        found = measure(engine, batch, prompt, new) | {"new": new}
                         found["launches"] = launches(engine)
-                        found["bytes_per_step"] = read_bytes(model, batch, prompt + given.new / 2, engine.cache)
+                        found["bytes_per_step"] = read_bytes(model, batch, prompt + new / 2, engine.cache)
                         return found
 
                     note(model, "ours", runner, quantize, batch, prompt, ours)

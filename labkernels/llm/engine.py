@@ -137,8 +137,9 @@ class Engine:
     ) -> Completion | list[Completion] | Iterator[Event]:
         """The answers to one prompt, or to a list of them; with `stream` their tokens as events, as they come.
 
-        A prompt is text or its tokens; a tensor holds one prompt, or a row for each. settings: those of SamplingParams: temperature (0: greedy), top_k, top_p, min_p, repetition_penalty, seed,
-        stop, ignore_eos, logprobs. Of several prompts, number i has seed + i. One prompt gives one Completion, a list a list.
+        A prompt is text or its tokens; a tensor holds one prompt, or a row for each. settings: those of SamplingParams: temperature (0: greedy),
+        top_k, top_p, min_p, repetition_penalty, seed, stop, ignore_eos, logprobs. Of several prompts, number i has seed + i. One prompt gives one
+        Completion, a list a list.
         """
         prompts = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
@@ -166,7 +167,8 @@ class Engine:
     # For a server: one step at a time
 
     def submit(self, prompt: str | Sequence[int], params: SamplingParams, heard: deque[Event] | None = None) -> Request:
-        """Put a prompt into the queue; its events go to `heard`, too. Raises ArgumentError for one that can never be computed: empty, unknown tokens, too long."""
+        """Put a prompt into the queue; its events go to `heard`, too. Raises ArgumentError for one that can never be computed: empty, unknown
+        tokens, too long."""
         tokens = self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt
         for token in tokens:
             if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.config.vocab_size:
