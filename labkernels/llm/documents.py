@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import tokenize
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,15 +26,18 @@ _BLOCK = 1 << 20
 
 
 def read_documents(path: Path, largest: int = LARGEST) -> Iterator[str]:
-    """The documents of one file in order, empty ones left out; none if the file is not text. Raises ArgumentError for broken JSON lines."""
+    """The documents of one file in order, empty ones left out; none if the file is not text. Raises ArgumentError for broken JSON lines or gzip."""
     name = path.name.removesuffix(".gz").lower()
     if name.endswith(".parquet"):
         documents = _parquet(path)
     else:
         documents = _text_file(path, name, largest)
-    for document in documents:
-        if document and not document.isspace():
-            yield without_surrogates(document)
+    try:
+        for document in documents:
+            if document and not document.isspace():
+                yield without_surrogates(document)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ArgumentError(f"corpus: {path} is no whole gzip file: {error}") from error
 
 
 def _text_file(path: Path, name: str, largest: int) -> Iterator[str]:

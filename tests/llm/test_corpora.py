@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import random
 import threading
 from pathlib import Path
 
@@ -116,6 +117,15 @@ def test_mistakes_are_named(folder):
         texts(corpus(folder))
     with pytest.raises(ArgumentError, match="no file with text"):
         corpus(_empty(folder))
+
+
+@pytest.mark.parametrize("how", ["no gzip", "truncated", "altered"])
+def test_a_broken_archive_is_named(tmp_path, how):
+    whole = gzip.compress(bytes(random.Random(0).choices(range(32, 127), k=50_000)))
+    altered = whole[:2000] + bytes(byte ^ 0xFF for byte in whole[2000:2100]) + whole[2100:]
+    (tmp_path / "a.txt.gz").write_bytes({"no gzip": b"just text", "truncated": whole[:-3000], "altered": altered}[how])
+    with pytest.raises(ArgumentError, match="a.txt.gz is no whole gzip file"):
+        texts(corpus(tmp_path))
 
 
 def _empty(folder: Path) -> Path:
