@@ -146,8 +146,8 @@ class CheckpointStore:
     def _begin(self, step: int, needed_bytes: int) -> tuple[Path, str]:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".*.unfinished"):
-            process = int(left.name.split(".")[-2])
-            if process == os.getpid() or not psutil.pid_exists(process):
+            process = left.name.split(".")[-2]
+            if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
                 shutil.rmtree(left, ignore_errors=True)
         self._prune(self.keep)
         free = shutil.disk_usage(self.folder).free

@@ -212,12 +212,13 @@ def test_what_fails_in_the_background_is_told_at_the_next(store, monkeypatch):
 
 def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(store):
     dead, living = store.folder / ".000004-step-4.4194304.unfinished", store.folder / f".000004-step-4.{os.getppid()}.unfinished"
-    for folder in (dead, living):
+    foreign = store.folder / ".notes.unfinished"  # not ours, to be read or removed
+    for folder in (dead, living, foreign):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
     assert store.load().step == 3
     store.save(4, state(4))
-    assert not dead.exists() and living.exists()
+    assert not dead.exists() and living.exists() and foreign.exists()
 
 
 def test_sharded_files_of_several_writers_are_one_checkpoint(store):
