@@ -123,6 +123,8 @@ def load(build, folder: str | os.PathLike, device: torch.device | str | None = N
         model = build(config, dtype)
     stored = _checked(shards, wanted, model, config)
     device = torch.device("cpu" if device is None else device)
+    if device.type == "cuda" and device.index is None:  # safetensors takes "cuda" for the first GPU
+        device = torch.device("cuda", torch.cuda.current_device())
     model = model.to(dtype or stored).to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
