@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -95,6 +95,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least):
                 raise ArgumentError(f"TrainConfig: {name} is {value!r}; it must be a number of at least {least}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type in ("int", "int | None") and value is not None and not isinstance(value, int):
+                raise ArgumentError(f"TrainConfig: {each.name} is {value!r}; it must be a whole number")
         for name in ("steps", "minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -182,6 +182,8 @@ def test_samples_are_seeded_and_greedy_ones_are_the_likeliest(data):
         ({"fp8": "tensor"}, "fp8 goes with precision 'bf16'"),
         ({"min_lr": 2}, "min_lr is 2"),
         ({"minutes": -1}, "minutes is -1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
+        ({"steps": 2.0}, "steps is 2.0; it must be a whole number"),
         ({"on_full_disk": "ignore"}, "on_full_disk is 'ignore'; it must be one of 'warn', 'raise'"),
         ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\)"),
     ],
