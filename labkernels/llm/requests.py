@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from labkernels.errors import ArgumentError
 
+MOST_TOP_K = 2**31 - 1  # more than any vocabulary; kernels count in 32 bits
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -45,7 +47,8 @@ class SamplingParams:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ArgumentError(f"generate: {name} is {value!r}; it must be an int of at least {least}")
-        ranges = {"temperature": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1e-6, math.inf)}
+        object.__setattr__(self, "top_k", min(self.top_k, MOST_TOP_K))
+        ranges = {"temperature": (0, 1e6), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1e-6, 1e6)}
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most or math.isinf(value):

@@ -10,6 +10,7 @@ import labkernels as lk
 from labkernels.errors import ArgumentError
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.decode_state import DecodeState
+from labkernels.llm.drawing import settings_of
 from labkernels.llm.engine import Engine
 from labkernels.llm.fused import MOST_NARROW, FusedRunner
 from labkernels.llm.graphs import GraphRunner
@@ -184,6 +185,19 @@ def test_the_first_step_of_a_graph_writes_into_nobodys_pages(model, monkeypatch)
         _, state, _ = runner._captured(1, 20, draws)
         state.fill([(4, 19, [2, 5])], [Request((1,), SamplingParams(seed=9), tokens=[4])])
     assert OnCPU.lengths == [[0]] * 4
+
+
+def test_no_settings_of_one_request_fail_the_pass_of_all():
+    """What a client may ask for fits the numbers that the kernels take."""
+    widest = SamplingParams(temperature=1e6, top_k=10**15, seed=10**40, repetition_penalty=1e6)
+    request = Request((1,), widest, tokens=[4])
+    settings = settings_of([request], "cpu")
+    assert settings["top_k"] == 2**31 - 1 and torch.isfinite(settings["repetition_penalty"]).all()
+    state = DecodeState(1, 3, 5, 16, 8, torch.device("cpu"))
+    state.fill([(4, 15, [2])], [request])
+    assert state.top_k == 2**31 - 1 and state.seeds == settings["seed"]
+    with pytest.raises(ArgumentError, match="repetition_penalty"):
+        SamplingParams(repetition_penalty=1e300)
 
 
 def test_a_rung_says_why_it_cannot_run(model):

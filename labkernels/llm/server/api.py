@@ -7,6 +7,7 @@ its client sends in `extra_body`.
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Sequence
@@ -204,7 +205,7 @@ class Writer:
             tops = [[self._token(token, value) for token, value in (event.top_logprobs or {}).items()] for event in events]
             return {"content": [{**self._token(e.token, e.logprob), "top_logprobs": top} for e, top in zip(events, tops)], "refusal": None}
         tokens = [self._text(event.token) for event in events]
-        offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        offsets = list(itertools.accumulate(map(len, tokens[:-1]), initial=0))
         tops = [{self._text(token): value for token, value in (event.top_logprobs or {}).items()} for event in events]
         return {"tokens": tokens, "token_logprobs": [e.logprob for e in events], "top_logprobs": tops, "text_offset": offsets}
 
