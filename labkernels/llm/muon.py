@@ -76,11 +76,11 @@ class Muon(ExactState):
                 if group["rows"] is not None and sum(group["rows"]) != p.shape[0]:
                     raise ArgumentError(f"Muon: rows are {tuple(group['rows'])}, a weight of the group has {p.shape[0]}")
         self.newton_schulz_steps, self.kernel = steps, kernel
-        self._taken: torch.Tensor | None = None  # of the step that is being made
+        self._taken: torch.Tensor | float = 1.0  # of the step that is being made
 
     @torch.no_grad()
     def step(self, closure=None, *, factor: torch.Tensor | None = None) -> None:
-        self._taken = None if factor is None else factor.isfinite().float()  # 1.0, or 0.0 where nothing may change: nobody waits to know
+        self._taken = 1.0 if factor is None else factor.isfinite().float()  # 0.0 where nothing may change: nobody waits to know
         by_shape: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)  # (momentum's piece, update's piece)
         updates = []
         for group in self.param_groups:
@@ -113,7 +113,7 @@ class Muon(ExactState):
 
     def _orthogonalise(self, shape: tuple, pieces: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         at_once = max(1, BATCH_ELEMENTS // (shape[0] * shape[1]))
-        scale = 0.2 * max(shape) ** 0.5
+        scale = 0.2 * max(shape) ** 0.5 * self._taken
         for first in range(0, len(pieces), at_once):
             batch = pieces[first : first + at_once]
             kernel = self.kernel if batch[0][0].is_cuda else "torch"  # the emulator would take seconds
@@ -122,10 +122,8 @@ class Muon(ExactState):
 
     def _apply(self, p: torch.Tensor, group: dict, update: torch.Tensor) -> None:
         weight, decay = self.state[p].get("master", p), group["lr"] * group["weight_decay"]
-        if self._taken is None:
-            weight.mul_(1 - decay).add_(update, alpha=-group["lr"])
-        else:
-            weight.mul_(1 - decay * self._taken).addcmul_(update, self._taken, value=-group["lr"])
+        stays = 1 - decay if isinstance(self._taken, float) else torch.where(self._taken > 0, 1 - decay, 1.0)
+        weight.mul_(stays).add_(update, alpha=-group["lr"])
         if weight is not p:
             p.copy_(weight)
 

@@ -91,12 +91,6 @@ def test_a_step_never_asks_the_device_what_the_numbers_are():
         bool(torch.empty((), device="meta").isfinite())  # the planted mistake
 
 
-def test_an_update_of_16_bits_is_added_in_32():
-    weight, update = torch.ones(4, 4), torch.full((4, 4), 1 / 3, dtype=torch.bfloat16)  # as on a GPU
-    found = weight.clone().addcmul_(update, torch.tensor(1.0), value=-1e-3)
-    assert torch.allclose(found, weight - 1e-3 * update.float(), rtol=1e-7) and found.dtype == torch.float32
-
-
 def test_the_groups_of_a_model_are_the_matrices_of_its_blocks():
     model = Transformer(ModelConfig(vocab_size=64, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=40))
     groups = {group["rows"]: group["params"] for group in muon_groups(model)}
