@@ -8,7 +8,6 @@ Notable:
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections import deque
@@ -51,7 +50,7 @@ class SamplingParams:
         ranges = {"temperature": (0, 1e6), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1e-6, 1e6)}
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most or math.isinf(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
                 raise ArgumentError(f"generate: {name} is {value!r}; it must be a number from {least} to {most}")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise ArgumentError(f"generate: seed is {self.seed!r}; it must be an int or None")

@@ -2,7 +2,7 @@
 
     v1 naive    everything again for each token, by the model itself                      naive.py
     v2 cached   keys and values are kept, PyTorch computes the new tokens                 cached.py
-    v3 fused    this package's kernels, six launches a layer, buffers allocated once      fused.py
+    v3 fused    this package's kernels, five launches a layer, buffers allocated once     fused.py
     v4 graphs   one launch a token: a CUDA graph, drawing the token included              graphs.py
     v5          v4 with quantised weights, or a quantised cache: less to read             quantized.py
     v6 early    v4 whose kernels begin before the one before has ended                    graphs.py
