@@ -139,17 +139,22 @@ class Loader:
     def one_epoch(self, max_batches: int | None = None) -> Iterator[Batch]:
         """Every whole batch of the first epoch from its beginning, for evaluation; `position` stays as it is."""
         step = self.batch_size * self.world_size
-        count = self.samples_per_epoch // step
-        if count == 0:
-            raise ArgumentError(
-                f"Loader: the split has {self.samples_per_epoch} samples of {self.seq_len} tokens, fewer than the {step} of one batch"
-            )
+        count = self.one_batch_at_least()
         for number in range(min(count, max_batches or count)):
             batch, ready = self._make(number * step)
             if ready is not None:
                 torch.cuda.current_stream(self.device).wait_event(ready)
                 batch.record_stream(torch.cuda.current_stream(self.device))
             yield batch
+
+    def one_batch_at_least(self) -> int:
+        """How many whole batches an epoch has. Raises ArgumentError if there is none."""
+        step = self.batch_size * self.world_size
+        if self.samples_per_epoch < step:
+            raise ArgumentError(
+                f"Loader: the split has {self.samples_per_epoch} samples of {self.seq_len} tokens, fewer than the {step} of one batch"
+            )
+        return self.samples_per_epoch // step
 
     def state_dict(self) -> dict:
         return {"position": self.position, **self._identity()}

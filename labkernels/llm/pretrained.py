@@ -123,8 +123,6 @@ def load(build, folder: str | os.PathLike, device: torch.device | str | None = N
         model = build(config, dtype)
     stored = _checked(shards, wanted, model, config)
     device = torch.device("cpu" if device is None else device)
-    if device.type == "cuda" and device.index is None:  # safetensors takes "cuda" for the first GPU
-        device = torch.device("cuda", torch.cuda.current_device())
     model = model.to(dtype or stored).to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -230,7 +228,8 @@ def _checked(shards: dict[Path, list[str]], wanted: dict[str, Part], model, conf
 
 def _opened(path: Path, device: str = "cpu"):
     try:
-        return safe_open(path, framework="pt", device=device)
+        here = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device  # safetensors takes "cuda" for the first GPU
+        return safe_open(path, framework="pt", device=here)
     except (SafetensorError, OSError) as wrong:
         raise PretrainedError(f"{path}: not a whole safetensors file ({path.stat().st_size} bytes): {wrong}") from None
 

@@ -60,7 +60,7 @@ class Trainer(Parts):
         self.loader = self.build_loader("train")
         self.optimizers = self.build_optimizers()
         self.guard = LossGuard()
-        self.store = CheckpointStore(Path(config.folder) / "checkpoints", config.keep, on_error="warn") if config.folder else None
+        self.store = CheckpointStore(Path(config.folder) / "checkpoints", config.keep, on_error=config.on_full_disk) if config.folder else None
         self.step, self.tokens, self.seconds = 0, 0, 0.0  # done so far, in all runs of this training
         self.rows: list[dict[str, Any]] = []  # of steps and evaluations, in this run
         self.resume()
@@ -95,10 +95,11 @@ class Trainer(Parts):
                 done = "saved and left" if self.store else "left"
                 why = stop.received.name if stop.received else "another rank was"
                 monitor.say(f"told to stop ({why}): {done} after step {self.step}")
+                self.save()
             else:
+                self.save()  # before what could still fail
                 self.look(monitor, True, True)
-            self.save()
-            if self.config.folder:
+            if self.config.folder and self.model.config.gated:  # Hugging Face's layout has no other
                 monitor.say(f'next: labkernels generate {self.export()} "{self.config.prompt}"')
         self.loader.close()
         return self.rows

@@ -62,6 +62,9 @@ class Parts:
         """What each operation runs on, what is computed again, which products are in fp8."""
         if self.data.vocab_size > self.model.config.vocab_size:
             raise ArgumentError(f"Trainer: the data has {self.data.vocab_size} words, the model {self.model.config.vocab_size}")
+        if self.seq_len > self.model.config.max_seq_len:
+            raise ArgumentError(f"Trainer: seq_len is {self.seq_len}; the model takes at most {self.model.config.max_seq_len}, its max_seq_len")
+        self.build_loader("validation").one_batch_at_least()  # else it would be missed at the end
         kernels = self.config.kernels
         if kernels == "auto":
             hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 9

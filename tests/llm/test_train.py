@@ -193,6 +193,26 @@ def test_wrong_options_are_named(changes, words):
         config(**changes)
 
 
+def test_what_would_fail_at_the_end_is_refused_at_the_beginning(data, tmp_path):
+    with pytest.raises(ArgumentError, match="Trainer: seq_len is 65; the model takes at most 64"):
+        Trainer(config(seq_len=65, boundaries=True), data)
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"number {number * number} is the number {number} times itself, and so it goes on.")
+    short = prepare(corpus(tmp_path / "text"), 300, folder=tmp_path / "tokens")
+    with pytest.raises(ArgumentError, match="Loader: the split has"):
+        Trainer(config(model={**TINY, "max_seq_len": 256}, seq_len=256, batch_size=1), short)
+
+
+def test_the_last_checkpoint_is_written_before_the_last_look(data, tmp_path, monkeypatch):
+    trainer = Trainer(config(folder=str(tmp_path), on_full_disk="raise"), data)
+    assert trainer.store.on_error == "raise"
+    monkeypatch.setattr(trainer, "evaluate", lambda: (_ for _ in ()).throw(RuntimeError("evaluation fails")))
+    with pytest.raises(RuntimeError, match="evaluation fails"):
+        trainer.train()
+    assert Trainer(config(folder=str(tmp_path)), data).step == 6
+
+
 def test_the_command_trains_and_continues(data, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
