@@ -115,7 +115,9 @@ def test_a_letter_of_two_bytes_may_come_in_two_parts(child, capsys):
     assert capsys.readouterr().out == "ä" + "!" * 200_000
 
 
-def test_interrupting_ends_it(child):
+def test_interrupting_ends_it(child, request):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever tests before this one have left
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     process = int(ask(child, "result = os.getpid()"))
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):

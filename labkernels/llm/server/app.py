@@ -246,9 +246,13 @@ def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, grace_s: int
             app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=grace_s, timeout_keep_alive=30, server_header=False
         )
     )
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again at the end: a graceful end is no failure
-        signal.signal(number, lambda *_: None)
-    server.run()
+    # uvicorn raises them again at the end: a graceful end is no failure
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 __all__ = ["Service", "create_app", "run"]
