@@ -4,21 +4,11 @@
 //             first keys and values are asked for together with the length, not after it; what turns out to lie beyond is forgotten.
 //   Predicts  Of v4's 7 us for 1000 tokens the way of the parts (fence, counter, reading: three times the latency of L2, 2 us) and the wait for the
 //             length (another 0.7 us) fall away.
-//   Measured  data/measured/h200/decode_attention.csv
+//   Measured  data/measured/h200/decode_attention.csv, of the version before this one.
 //   Wastes    The share of a block is fixed before lengths are known: where they differ, blocks of the short sequences are done early. And a cluster
 //             has at most 8 blocks, so that one sequence with 8 heads keeps 64 of 132 multiprocessors busy; 16 would be no portable size, and do not
 //             all find room: 22 us for one sequence of 8192 tokens, where v4 takes 16. For long caches v4 and v6 are better.
-#include "cluster.cuh"
-#include "group_rows.cuh"
-
-constexpr int MAX_CLUSTER = 8;
-
-// What the blocks of a cluster hand to each other: each puts together a slice of the output, and gets every block's part of it, one behind the other.
-template <int QUADS>  // of a whole output
-struct Slices {
-    float4 out[QUADS + MAX_CLUSTER];
-    float2 stats[QUADS + MAX_CLUSTER];
-};
+#include "cluster_merge.cuh"
 
 // Launch with a grid of (cluster, kv_heads * row_blocks, batch), and that cluster: 1, 2, 4 or 8 blocks.
 template <class T, class C, class Tiling>
@@ -52,31 +42,5 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     }
     meeting.put(warp, rows);
     __syncthreads();
-
-    T* target = out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM;
-    if (blocks > 1) cluster_wait();  // all have started
-    const int slice = (rows * QUADS + blocks - 1) / blocks;
-    for (int at = threadIdx.x; at < rows * QUADS; at += Tiling::THREADS) {
-        const Part part = meeting.all(at / QUADS, at % QUADS);
-        if (blocks == 1) {
-            part.store(target + 4 * at);
-        } else {
-            *map_shared_rank(&slices.out[rank * slice + at % slice], at / slice) = part.out;
-            *map_shared_rank(&slices.stats[rank * slice + at % slice], at / slice) = {part.max, part.sum};
-        }
-    }
-    if (blocks == 1) return;
-    cluster_sync();
-    for (int at = threadIdx.x; at < slice && rank * slice + at < rows * QUADS; at += Tiling::THREADS) {
-        Part merged;
-        float2 stats[MAX_CLUSTER];
-        float4 outs[MAX_CLUSTER];
-#pragma unroll
-        for (int i = 0; i < MAX_CLUSTER; ++i) {
-            stats[i] = i < blocks ? slices.stats[i * slice + at] : float2{NOTHING_SEEN, 0.0f};
-            outs[i] = i < blocks ? slices.out[i * slice + at] : float4{0.0f, 0.0f, 0.0f, 0.0f};
-        }
-        merged.add(stats, outs);
-        merged.store(target + 4 * (rank * slice + at));
-    }
+    settle_cluster(meeting, slices, rows, out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM);
 }

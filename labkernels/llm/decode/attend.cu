@@ -4,18 +4,8 @@
 //   Predicts  The way of the keys from memory, 1 us of 4, falls under the end of the projection.
 //   Measured  bench_engine.py
 //   Wastes    One sequence with 8 heads keeps 64 of 132 multiprocessors busy; the next kernel's weights come meanwhile.
-#include "../../kvcache/group_rows.cuh"
-#include "cluster.cuh"
+#include "../../kvcache/cluster_merge.cuh"
 #include "fence.cuh"
-
-constexpr int MAX_CLUSTER = 8;
-
-// As in v5.
-template <int QUADS>
-struct Slices {
-    float4 out[QUADS + MAX_CLUSTER];
-    float2 stats[QUADS + MAX_CLUSTER];
-};
 
 // Launch as v5's decode_cluster.
 template <class T, class C, class Tiling>
@@ -53,31 +43,5 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     if (token < length) warp.walk(keys, values, k, v, k_scale, v_scale, sequence, length, token, stride, length, problem);
     meeting.put(warp, rows);
     __syncthreads();
-
-    T* target = out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM;
-    if (blocks > 1) cluster_wait();  // all have started
-    const int slice = (rows * QUADS + blocks - 1) / blocks;
-    for (int at = threadIdx.x; at < rows * QUADS; at += Tiling::THREADS) {
-        const Part part = meeting.all(at / QUADS, at % QUADS);
-        if (blocks == 1) {
-            part.store(target + 4 * at);
-        } else {
-            *map_shared_rank(&slices.out[rank * slice + at % slice], at / slice) = part.out;
-            *map_shared_rank(&slices.stats[rank * slice + at % slice], at / slice) = {part.max, part.sum};
-        }
-    }
-    if (blocks == 1) return;
-    cluster_sync();
-    for (int at = threadIdx.x; at < slice && rank * slice + at < rows * QUADS; at += Tiling::THREADS) {
-        Part merged;
-        float2 stats[MAX_CLUSTER];
-        float4 outs[MAX_CLUSTER];
-#pragma unroll
-        for (int i = 0; i < MAX_CLUSTER; ++i) {
-            stats[i] = i < blocks ? slices.stats[i * slice + at] : float2{NOTHING_SEEN, 0.0f};
-            outs[i] = i < blocks ? slices.out[i * slice + at] : float4{0.0f, 0.0f, 0.0f, 0.0f};
-        }
-        merged.add(stats, outs);
-        merged.store(target + 4 * (rank * slice + at));
-    }
+    settle_cluster(meeting, slices, rows, out + problem.out_row(sequence.batch, sequence.head, first_row) * HEAD_DIM);
 }
