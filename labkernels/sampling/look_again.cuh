@@ -57,3 +57,51 @@ __device__ inline bool draw_from_few(Shared& shared, const ClusterTeam& team, co
     });
     return draw_if_few(shared, team, s, rule, maximum, token, logprob);
 }
+
+// A kernel's whole work: a block's part of one row, from the arguments that v3 has, too, to the token. In dynamic shared memory, behind Shared, there
+// are only the words for previous tokens. `draw` is asked where a bound leaves too many candidates:
+// draw(selection, team, row, count, first, settings, rule, maximum, with_everything).
+template <int WIDTH, class T, class DrawFromMany>
+__device__ __forceinline__ void sample_in_place(DrawFromMany draw, const T* logits, long long row_stride, int vocab, int slice, const long long* previous,
+                                                int previous_count, long long previous_stride, const bool* mask, long long mask_stride, Settings all,
+                                                const float* temperature, const int* top_k, const float* top_p, const float* min_p, const float* penalty,
+                                                const long long* seed, const long long* position, long long* tokens, float* logprobs) {
+    extern __shared__ __align__(16) char dynamic[];
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic);
+    unsigned* before = reinterpret_cast<unsigned*>(dynamic + sizeof(Shared));
+
+    const ClusterTeam team = {cluster_rank(), cluster_size()};
+    const long long row_number = blockIdx.x / team.size;
+    const int first = team.rank * slice, count = min(slice, max(0, vocab - first));
+    const Settings s = settings_of(row_number, all, temperature, top_k, top_p, min_p, penalty, seed, position);
+    const Rule rule(s, vocab);
+    if (threadIdx.x == 0) {
+        shared.candidates = 0;
+        shared.everything = 0;
+    }
+    if (previous_count) mark_previous(before, previous + row_number * previous_stride, previous_count, first, count);
+    cluster_arrive();
+    const RowInMemory<T> row = {logits + row_number * row_stride + first, previous_count ? before : nullptr,
+                                mask ? mask + row_number * mask_stride + first : nullptr, s.penalty};
+
+    bool without = false;
+    const float mine = largest_of<WIDTH>(row, count, without);
+    const float maximum = share_maxima(shared, team, mine, without);
+    if (!(maximum > -CUDART_INF_F)) {
+        if (team.rank == 0 && threadIdx.x == 0) {
+            tokens[row_number] = -1;
+            if (logprobs) logprobs[row_number] = CUDART_NAN_F;
+        }
+        return;
+    }
+
+    float* const logprob = logprobs ? logprobs + row_number : nullptr;
+    if (draw_from_few<WIDTH>(shared, team, row, count, first, vocab, s, rule, maximum, mine, tokens + row_number, logprob)) return;
+    const Draw won = draw(shared.selection, team, row, count, first, s, rule, maximum, logprob != nullptr);
+    if (threadIdx.x == 0 && token_of(won.ticket) / slice == team.rank) {
+        const int token = token_of(won.ticket);
+        tokens[row_number] = token;
+        if (logprob) *logprob = log_probability(row[token - first], maximum, rule.scale, won.everything);
+    }
+    team.sync();  // a block that leaves takes its shared memory with it
+}
