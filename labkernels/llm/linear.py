@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import LIBRARY, define
 
 _matmul = torch.ops.labkernels.matmul
 
@@ -33,8 +33,5 @@ def _gradient(ctx, grad):
     return dx, _matmul(rows.t(), x.reshape(-1, x.shape[-1])) if wants_weight else None
 
 
-LIBRARY.define("linear(Tensor x, Tensor weight) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-torch.library.register_fake("labkernels::linear", forward_fake, lib=LIBRARY)
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("linear", forward, _key)
+define("linear", "(Tensor x, Tensor weight) -> Tensor", forward, forward_fake)
 torch.library.register_autograd("labkernels::linear", _gradient, setup_context=_save, lib=LIBRARY)

@@ -13,7 +13,7 @@ import torch
 
 from labkernels.attention import attention_varlen
 from labkernels.attention_backward import attention_backward_varlen
-from labkernels.torch_extension.operators import LIBRARY, _dense
+from labkernels.torch_extension.operators import LIBRARY, _dense, define
 
 _OPTIONS = "Tensor cu_seqlens, SymInt max_seqlen, bool causal=True, float? scale=None"
 SCHEMAS = {
@@ -54,9 +54,6 @@ def _gradient(ctx, grad, _):
     return *torch.ops.labkernels.attention_varlen_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-for _name, _run, _fake in (("attention_varlen", forward, forward_fake), ("attention_varlen_backward", backward, backward_fake)):
-    LIBRARY.define(_name + SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"labkernels::{_name}", _fake, lib=LIBRARY)
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, _run, _key)
+define("attention_varlen", SCHEMAS["attention_varlen"], forward, forward_fake)
+define("attention_varlen_backward", SCHEMAS["attention_varlen_backward"], backward, backward_fake)
 torch.library.register_autograd("labkernels::attention_varlen", _gradient, setup_context=_save, lib=LIBRARY)

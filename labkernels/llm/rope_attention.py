@@ -20,7 +20,7 @@ from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.rope.launch import block_of, head_strides, heads_each, pairs_of, position_layout
 from labkernels.rope.rope_op import OP as ROPE
 from labkernels.rope.rope_variants import VARIANTS as ROPE_VARIANTS
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import LIBRARY, define
 
 _SIZES = "Tensor angles, Tensor? positions, Tensor? cu_seqlens, int heads, int kv_heads"
 SCHEMAS = {
@@ -119,9 +119,6 @@ def _gradient(ctx, grad, *_):
     return torch.ops.labkernels.rope_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes), None, None, None, None, None
 
 
-for _name, _run, _fake in (("rope_attention", forward, forward_fake), ("rope_attention_backward", backward, backward_fake)):
-    LIBRARY.define(_name + SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"labkernels::{_name}", _fake, lib=LIBRARY)
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, _run, _key)
+define("rope_attention", SCHEMAS["rope_attention"], forward, forward_fake)
+define("rope_attention_backward", SCHEMAS["rope_attention_backward"], backward, backward_fake)
 torch.library.register_autograd("labkernels::rope_attention", _gradient, setup_context=_save, lib=LIBRARY)

@@ -16,7 +16,7 @@ from labkernels.ffn.ffn_backward_op import OP as BACKWARD
 from labkernels.ffn.op import OP as FFN
 from labkernels.ffn.variants import activated
 from labkernels.matmul.op import OP as MATMUL
-from labkernels.torch_extension.operators import LIBRARY, _check, _dense, _like
+from labkernels.torch_extension.operators import LIBRARY, _check, _dense, _like, define
 
 SCHEMAS = {
     "ffn": '(Tensor x, Tensor w1, Tensor w2, Tensor? b1=None, Tensor? b2=None, str activation="gelu", bool save=False) -> (Tensor y, Tensor pre)',
@@ -73,9 +73,6 @@ def _no_second_gradient(ctx, *grads):
 
 
 for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"labkernels::{_name}", globals()[f"{_name}_fake"], lib=LIBRARY)
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, globals()[_name], _key)
+    define(_name, _schema, globals()[_name], globals()[f"{_name}_fake"])
 torch.library.register_autograd("labkernels::ffn", _gradient, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("labkernels::ffn_backward", _no_second_gradient, lib=LIBRARY)

@@ -12,7 +12,7 @@ from labkernels.errors import ArgumentError
 from labkernels.kvcache import append as _append
 from labkernels.kvcache import prefill as _prefill
 from labkernels.kvcache.decode_attention_op import OP
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import define
 
 _CACHE = "Tensor lengths, Tensor? block_table=None, float? scale=None, Tensor? k_scale=None, Tensor? v_scale=None"
 SCHEMAS = {
@@ -58,7 +58,4 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 
 for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"labkernels::{_name}", globals()[f"{_name}_fake"], lib=LIBRARY)
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, globals()[_name], _key)
+    define(_name, _schema, globals()[_name], globals()[f"{_name}_fake"])

@@ -15,7 +15,7 @@ from labkernels.errors import ArgumentError
 from labkernels.loss import problem as problems
 from labkernels.loss.cross_entropy_variants import scale_in_place
 from labkernels.loss.linear_cross_entropy_variants import fastest, reduced, scales, worked_out
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import LIBRARY, define
 
 _OPTIONS = 'int ignore_index=-100, float label_smoothing=0.0, float z_loss=0.0, str reduction="mean"'
 ops = torch.ops.labkernels
@@ -144,10 +144,7 @@ _SCHEMAS = {
     "float z_loss=0.0, int? chunk_tokens=None, bool with_dx=True, bool with_dweight=True) -> (Tensor dx, Tensor dweight)",
 }
 for _name, _schema in _SCHEMAS.items():
-    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"labkernels::{_name}", globals()[f"{_name}_fake"], lib=LIBRARY)
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, globals()[_name], _key)
+    define(_name, _schema, globals()[_name], globals()[f"{_name}_fake"])
 for _name in ("cross_entropy", "linear_cross_entropy"):
     torch.library.register_autograd(
         f"labkernels::{_name}", globals()[f"{_name}_gradient"], setup_context=globals()[f"{_name}_saves"], lib=LIBRARY

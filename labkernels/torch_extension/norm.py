@@ -23,7 +23,7 @@ from labkernels.norm.rms_norm_backward_op import OP as RMS_NORM_BACKWARD
 from labkernels.norm.rms_norm_op import OP as RMS_NORM
 from labkernels.norm.rms_norm_quantized_op import OP as RMS_NORM_QUANTIZED
 from labkernels.operation import Op
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import LIBRARY, define
 
 _ADD = "Tensor x, Tensor residual, "
 _WEIGHT = "Tensor? weight=None, "
@@ -133,10 +133,7 @@ def layer_norm_backward_fake(grad_out, x, weight=None, eps=1e-5):
 
 
 for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"labkernels::{_name}", globals()[f"{_name}_fake"], lib=LIBRARY)
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, globals()[_name], _key)
+    define(_name, _schema, globals()[_name], globals()[f"{_name}_fake"])
 
 ops = torch.ops.labkernels
 

@@ -11,6 +11,8 @@ NAME_rawkernel always launches from Python, and serves the inputs for which the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from labkernels.attention.op import OP as ATTENTION
@@ -44,6 +46,15 @@ def give_way() -> None:
     global _backend
     _cuda._destroy()
     _backend = "cpp"
+
+
+def define(name: str, schema: str, run: Callable, fake: Callable) -> None:
+    """Make torch.ops.labkernels.NAME of `schema`, what follows its name: `run` serves tensors on the CPU and on the GPU alike, `fake` tells
+    the compiler the shapes of what comes out."""
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"labkernels::{name}", fake, lib=LIBRARY)
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, run, key)
 
 
 def matmul(a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
@@ -134,10 +145,7 @@ for _name, _schema in SCHEMAS.items():
     _cuda.impl(_name, globals()[_name])
     _cuda.impl(f"{_name}_autograd", globals()[_name])
 
-LIBRARY.define(
-    "scaled_matmul(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, Tensor? bias=None, ScalarType out_dtype=bfloat16) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.register_fake("labkernels::scaled_matmul", scaled_matmul_fake, lib=LIBRARY)
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("scaled_matmul", scaled_matmul, _key)
+define(
+    "scaled_matmul", "(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, Tensor? bias=None, ScalarType out_dtype=bfloat16) -> Tensor",
+    scaled_matmul, scaled_matmul_fake,
+)  # fmt: skip

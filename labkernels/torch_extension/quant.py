@@ -13,7 +13,7 @@ import torch
 from labkernels.errors import ArgumentError
 from labkernels.quant.formats import QuantizedWeight
 from labkernels.quant.quant_matmul_op import OP
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import LIBRARY, define
 
 SCHEMA = "(Tensor x, Tensor packed, Tensor scales, Tensor? codebook, str scheme, int? group_size, int n, int k) -> Tensor"
 
@@ -41,8 +41,5 @@ def _backward(ctx, grad):
     return grad @ weight.dequantize(ctx.dtype), *[None] * 7
 
 
-LIBRARY.define("quant_matmul" + SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-torch.library.register_fake("labkernels::quant_matmul", quant_matmul_fake, lib=LIBRARY)
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("quant_matmul", quant_matmul, _key)
+define("quant_matmul", SCHEMA, quant_matmul, quant_matmul_fake)
 torch.library.register_autograd("labkernels::quant_matmul", _backward, setup_context=_remember, lib=LIBRARY)

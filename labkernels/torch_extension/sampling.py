@@ -9,7 +9,7 @@ import torch
 
 from labkernels.errors import ArgumentError
 from labkernels.sampling.sample_tokens_op import SETTINGS, problem, run
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import define
 
 _NUMBERS = "float temperature=1.0, int top_k=0, float top_p=1.0, float min_p=0.0, float repetition_penalty=1.0, int seed=0, int position=0"
 _TENSORS = ", ".join(f"Tensor? {name}s=None" for name in SETTINGS)
@@ -40,7 +40,7 @@ def call(logits, temperature, top_k, top_p, min_p, repetition_penalty, previous,
     return torch.ops.labkernels.sample_tokens(logits, *numbers, previous, *tensors)
 
 
-LIBRARY.define(f"sample_tokens(Tensor logits, {_NUMBERS}, Tensor? previous=None, {_TENSORS}) -> (Tensor tokens, Tensor logprobs)", tags=(torch.Tag.pt2_compliant_tag,))
-torch.library.register_fake("labkernels::sample_tokens", sample_tokens_fake, lib=LIBRARY)
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("sample_tokens", sample_tokens, _key)
+define(
+    "sample_tokens", f"(Tensor logits, {_NUMBERS}, Tensor? previous=None, {_TENSORS}) -> (Tensor tokens, Tensor logprobs)",
+    sample_tokens, sample_tokens_fake,
+)  # fmt: skip

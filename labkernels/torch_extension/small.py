@@ -32,7 +32,7 @@ from labkernels.padding.pad_op import OP as PAD
 from labkernels.padding.unpad_op import OP as UNPAD
 from labkernels.rope.qkv_rope_cache_op import OP as QKV_ROPE_CACHE
 from labkernels.rope.rope_op import OP as ROPE
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import LIBRARY, define
 
 _TURN = "Tensor angles, Tensor? positions=None, bool interleaved=False, bool inverse=False"
 _TOKENS = "Tensor angles, Tensor positions, Tensor slots, Tensor? bias=None, bool interleaved=False"
@@ -179,10 +179,7 @@ def _check(op: Op, **inputs) -> None:
 
 
 for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"labkernels::{_name}", globals()[f"{_name}_fake"], lib=LIBRARY)
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, globals()[_name], _key)
+    define(_name, _schema, globals()[_name], globals()[f"{_name}_fake"])
 
 ops = torch.ops.labkernels
 

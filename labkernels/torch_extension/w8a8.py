@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from labkernels.errors import ArgumentError
-from labkernels.torch_extension.operators import LIBRARY
+from labkernels.torch_extension.operators import define
 from labkernels.w8a8_matmul.op import OP
 
 
@@ -24,7 +24,4 @@ def _fake(x, weight, scale, bias=None) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-LIBRARY.define("w8a8_matmul(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-torch.library.register_fake("labkernels::w8a8_matmul", _fake, lib=LIBRARY)
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("w8a8_matmul", w8a8_matmul, _key)
+define("w8a8_matmul", "(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None) -> Tensor", w8a8_matmul, _fake)
