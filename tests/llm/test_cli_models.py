@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from tests.llm.tiny_server import engine, model, one_thread, tokenizer  # noqa: F401  a fixture
+from tests.llm.tiny_server import engine, model, tokenizer
 from typer.testing import CliRunner
 
 from labkernels.cli import app, loading

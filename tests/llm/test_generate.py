@@ -20,14 +20,6 @@ SHAPES = {
 PROMPT_LENGTHS = (3, 17, 40, 1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """A function: the name of a shape to transformers' model and ours, of the same random weights."""

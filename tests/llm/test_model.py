@@ -22,14 +22,6 @@ LENGTHS = (5, 11, 16)  # of the documents in two rows of 16
 ENDS = torch.tensor([0, 5, 16, 32, 32], dtype=torch.int32)  # padded, as a loader does
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make(kernels="torch", device=None, dtype=None, **changes):
     """A model whose weights are large enough that every part of it matters."""
     torch.manual_seed(0)

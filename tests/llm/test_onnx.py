@@ -7,7 +7,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.llm.tiny_server import one_thread  # noqa: F401  a fixture
 from typer.testing import CliRunner
 
 from labkernels.cli import app

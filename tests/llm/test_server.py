@@ -6,7 +6,7 @@ import asyncio
 
 import openai
 import pytest
-from tests.llm.tiny_server import NAME, engine, one_thread, served, tokenizer  # noqa: F401  a fixture
+from tests.llm.tiny_server import NAME, engine, served, tokenizer
 
 PROMPTS = ["the cat", "def f(x):", "naïve", "猫は", "the dog sat on", "über", "log and mat", "x + 1"]
 

@@ -13,7 +13,7 @@ import time
 import httpx
 import openai
 import pytest
-from tests.llm.tiny_server import NAME, engine, model, one_thread, served, tokenizer  # noqa: F401  a fixture
+from tests.llm.tiny_server import NAME, engine, model, served, tokenizer
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.engine import Engine

@@ -13,19 +13,10 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 from labkernels.llm.shards import TokenDataset, prepare
 from labkernels.llm.signals import StopSignals
 from tests.llm import survivor
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_texts(folder: Path) -> Path:

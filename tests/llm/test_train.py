@@ -30,14 +30,6 @@ def data(tmp_path_factory):
     return prepare(corpus(folder), 300, folder=tmp_path_factory.mktemp("tokens") / "tokens", progress=False)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def config(**changes):
     return TrainConfig(**{
         "preset": "10m", "model": TINY, "seq_len": 32, "batch_size": 4, "steps": 6, "precision": "float32", "lr": 5e-3, "warmup": 2, "device": "cpu",

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pytest
 import torch
 import uvicorn
 
@@ -21,15 +20,6 @@ from labkernels.llm.tokenizer import Tokenizer
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "über Straßen – naïve café", "def f(x): return x + 1", "猫は座る。犬も座る。"]
 NAME = "tiny"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Products this small are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache

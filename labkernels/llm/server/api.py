@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -65,8 +66,9 @@ class Sampling(BaseModel):
     def wanted_tokens(self) -> int | None:
         return self.max_tokens
 
+    @abstractmethod
     def logprobs_wanted(self, limits: Limits) -> int | None:
-        raise NotImplementedError
+        """How many of the likeliest tokens are told with each one; None: none is."""
 
     def params(self, limits: Limits, room: int, number: int, default: int | None = None) -> SamplingParams:
         """For answer `number` of this request, which has room for so many tokens. Raises Refused, ArgumentError."""
