@@ -414,8 +414,8 @@ print("bytes of a key, and in int8 its scale: float32", 64 * 4, " bfloat16", 64 
 lk.bench("decode_attention", ["v4_tensor_cores"], length=[8192], batch=[32], page_size=[64], cache=["same", "int8"])
 
 # %% [markdown]
-# Half of the bytes, but on the H200 not half of the time: 252 µs become 233. In bfloat16 the kernel is at its limit. In int8 each number
-# must be converted before it is multiplied, and the limit, 120 µs, is far away.
+# Half of the bytes, but on the H200 not half of the time: 252 µs become 233 (recorded before the kernel's last change). In bfloat16 it is at its
+# limit. In int8 each number must be converted before it is multiplied, and the limit, 120 µs, is far away.
 
 # %% [markdown]
 # ## Still wasted
