@@ -58,15 +58,15 @@ __device__ inline bool draw_from_few(Shared& shared, const ClusterTeam& team, co
     return draw_if_few(shared, team, s, rule, maximum, token, logprob);
 }
 
-// A kernel's whole work: a block's part of one row, from the arguments that v3 has, too, to the token. In dynamic shared memory, behind Shared, there
-// are only the words for previous tokens. `draw` is asked where a bound leaves too many candidates:
+// A kernel's whole work: a block's part of one row, from the arguments that v3 has, too, to the token. `dynamic` is its shared memory: behind
+// Shared there are only the words for previous tokens. `draw` is asked where a bound leaves too many candidates:
 // draw(selection, team, row, count, first, settings, rule, maximum, with_everything).
 template <int WIDTH, class T, class DrawFromMany>
-__device__ __forceinline__ void sample_in_place(DrawFromMany draw, const T* logits, long long row_stride, int vocab, int slice, const long long* previous,
-                                                int previous_count, long long previous_stride, const bool* mask, long long mask_stride, Settings all,
-                                                const float* temperature, const int* top_k, const float* top_p, const float* min_p, const float* penalty,
-                                                const long long* seed, const long long* position, long long* tokens, float* logprobs) {
-    extern __shared__ __align__(16) char dynamic[];
+__device__ __forceinline__ void sample_in_place(char* dynamic, DrawFromMany draw, const T* logits, long long row_stride, int vocab, int slice,
+                                                const long long* previous, int previous_count, long long previous_stride, const bool* mask,
+                                                long long mask_stride, Settings all, const float* temperature, const int* top_k, const float* top_p,
+                                                const float* min_p, const float* penalty, const long long* seed, const long long* position,
+                                                long long* tokens, float* logprobs) {
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     unsigned* before = reinterpret_cast<unsigned*>(dynamic + sizeof(Shared));
 

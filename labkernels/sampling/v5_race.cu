@@ -15,11 +15,12 @@ __global__ void __launch_bounds__(512, 2) sample_race(const T* logits, long long
                                                            Settings all, const float* temperature, const int* top_k, const float* top_p,
                                                            const float* min_p, const float* penalty, const long long* seed, const long long* position,
                                                            long long* tokens, float* logprobs) {
+    extern __shared__ __align__(16) char dynamic[];
     __shared__ Race race;
     const auto draw = [&](Selection& selection, const ClusterTeam& team, const RowInMemory<T>& row, int count, int first, const Settings& s, const Rule& rule,
                           float maximum, bool with_everything) {
         return draw_by_race<WIDTH>(race, selection, team, row, count, first, vocab, s, rule, maximum, with_everything);
     };
-    sample_in_place<WIDTH>(draw, logits, row_stride, vocab, slice, previous, previous_count, previous_stride, mask, mask_stride, all, temperature, top_k,
-                           top_p, min_p, penalty, seed, position, tokens, logprobs);
+    sample_in_place<WIDTH>(dynamic, draw, logits, row_stride, vocab, slice, previous, previous_count, previous_stride, mask, mask_stride, all, temperature,
+                           top_k, top_p, min_p, penalty, seed, position, tokens, logprobs);
 }
