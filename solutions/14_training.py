@@ -16,11 +16,12 @@ import math
 import torch
 
 import labkernels as lk
-from labkernels.llm import ModelConfig, TrainConfig, Trainer, Transformer, corpus, recorded
+from labkernels.llm import ModelConfig, TrainConfig, Trainer, Transformer, corpus
+from labkernels.llm.training import recorded
 from labkernels.llm.estimate import flops_per_token, parameters, training_memory
-from labkernels.llm.monitor import loss_curve
-from labkernels.llm.muon import newton_schulz
-from labkernels.llm.shards import prepare
+from labkernels.llm.training.monitor import loss_curve
+from labkernels.llm.training.muon import newton_schulz
+from labkernels.llm.data.shards import prepare
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 generator = torch.Generator().manual_seed(seed)
@@ -96,7 +97,7 @@ for step, of, warmup, floor, want in expected:
     assert math.isclose(got, want, abs_tol=1e-6), f"step {step} of {of}, warm-up {warmup}, floor {floor}: got {got:.4f}, want {want:.4f}"
 
 # %%
-from labkernels.llm.optim import wsd
+from labkernels.llm.training.optim import wsd
 
 lk.draw.learning_rates({"cosine": lambda s: schedule(s, 200, 20, 0.1), "warm-up, stable, decay": lambda s: wsd(s, 200, 20)}, 200)
 
@@ -185,7 +186,7 @@ lk.draw.training_memory(estimates, limit_gb=141)
 # right on average. A step of an eighth of their distance is then made by one weight in eight:
 
 # %%
-from labkernels.llm.optim import stochastic_bf16
+from labkernels.llm.training.optim import stochastic_bf16
 
 weights = torch.ones(10_000) - 2.0**-11
 nearest, stochastic = weights.bfloat16().float(), stochastic_bf16(weights, seed).float()

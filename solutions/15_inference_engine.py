@@ -28,8 +28,8 @@ from labkernels.errors import LabKernelsError
 from labkernels.kvcache.caches import PagedKVCache
 from labkernels.lab.measured import NotRecorded, label, recorded, recorded_ceilings
 from labkernels.llm import Engine, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, corpus, prepare
-from labkernels.llm.counted import counted
-from labkernels.llm.requests import SamplingParams
+from labkernels.llm.inference.counted import counted
+from labkernels.llm.inference.requests import SamplingParams
 from labkernels.nn import QuantLinear
 from labkernels.quant import quantize
 
@@ -227,7 +227,7 @@ pandas.DataFrame(rungs).T.style.format("{:.2f}").format("{:.0f}", subset="launch
 lk.draw.layer_launches()
 
 # %% [markdown]
-# The package's engine has these kernels (`labkernels/gemv`, `labkernels/llm/decode`). Without a GPU they run in the emulator, the same CUDA
+# The package's engine has these kernels (`labkernels/gemv`, `labkernels/llm/inference/decode`). Without a GPU they run in the emulator, the same CUDA
 # C++. They read 16-bit weights, so the model is rounded to bfloat16 first, and v2 is counted again with that:
 
 # %%
@@ -406,7 +406,7 @@ try:
     table = engines.rename(columns=columns)[[*columns.values()]].style.format(formats, na_rep="")
     display(table.hide(axis="index").set_caption(label(engines)))
 except NotRecorded:
-    print("not recorded yet: on an H200, python -m labkernels.llm.bench_engine llama-3.2-1b --out data/measured/h200/engine.csv")
+    print("not recorded yet: on an H200, python -m labkernels.llm.inference.bench_engine llama-3.2-1b --out data/measured/h200/engine.csv")
 
 # %% [markdown]
 # ## Many at once

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import labkernels as lk
-from labkernels.llm import ModelConfig, Transformer, ranks, traffic
+from labkernels.llm import ModelConfig, Transformer
+from labkernels.llm.parallel import ranks, traffic
 
 torch.set_num_threads(1)
 
@@ -346,7 +347,7 @@ for count in (2, 3):
 
 # %%
 from labkernels.llm import TrainConfig, Trainer, corpus, prepare
-from labkernels.llm.distributed import DistributedTrainer
+from labkernels.llm.parallel.distributed import DistributedTrainer
 
 data = prepare(corpus("stdlib", max_bytes=2_000_000), vocab_size=1024)
 shape = {"embed_dim": 64, "head_dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 128}
@@ -402,7 +403,7 @@ for mode in traffic.MODES:
 # many there are; its efficiency is the tokens a second over those of as many GPUs alone.
 
 # %%
-from labkernels.llm.scaling import recorded
+from labkernels.llm.parallel.scaling import recorded
 
 recorded()
 

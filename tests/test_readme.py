@@ -17,7 +17,7 @@ from docs.picture import IN_README, ladder
 from labkernels.classroom.tables import is_stale
 from labkernels.cli import app
 from labkernels.lab.measured import recorded
-from tests.llm.tiny_server import engine, served
+from tests.llm.server.tiny_server import engine, served
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"]

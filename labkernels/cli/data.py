@@ -22,8 +22,8 @@ def prepare(
     validation: Annotated[float, typer.Option(help="the share of the documents that is kept for validation")] = 0.05,
 ) -> None:
     """Make tokens of a corpus: train a tokenizer, split by document, write memory-mapped shards. What is there already is kept."""
-    from labkernels.llm import corpora, shards
-    from labkernels.llm.tokenizer import Tokenizer
+    from labkernels.llm.data import corpora, shards
+    from labkernels.llm.data.tokenizer import Tokenizer
 
     with complaints():
         source = corpora.corpus(corpus, max_bytes=max_bytes, files=files)
@@ -41,7 +41,7 @@ def show(
 ) -> None:
     """What a folder of tokens holds."""
     from labkernels.errors import ArgumentError
-    from labkernels.llm.shards import TokenDataset
+    from labkernels.llm.data.shards import TokenDataset
 
     with complaints():
         data = TokenDataset.open(folder)

@@ -45,8 +45,8 @@ def evaluate(
     from labkernels.cli.loading import check_memory
     from labkernels.errors import ArgumentError
     from labkernels.lab.environment import environment
-    from labkernels.llm import pareto, quality
-    from labkernels.llm.quantized import described_scheme, load_model, local_folder
+    from labkernels.llm.quantisation import pareto, quality
+    from labkernels.llm.quantisation.quantized import described_scheme, load_model, local_folder
 
     with complaints():
         choices = Choices(quantize=Scheme.none, device=device, context=2, batch_size=1)
@@ -86,9 +86,9 @@ def _texts(folder: Path, data: Path | None, text: Path | None, tokens: int, cali
     """Held-out windows, and those to calibrate with."""
     from labkernels.cli.loading import describe
     from labkernels.errors import ArgumentError
-    from labkernels.llm import held_out
-    from labkernels.llm.token_dataset import TokenDataset
-    from labkernels.llm.tokenizer import Tokenizer
+    from labkernels.llm.quantisation import held_out
+    from labkernels.llm.data.token_dataset import TokenDataset
+    from labkernels.llm.data.tokenizer import Tokenizer
 
     if data is not None and text is not None:
         raise ArgumentError("--data and --text are both given; leave one out")

@@ -35,7 +35,7 @@ def export_onnx(
 
     from labkernels.errors import ArgumentError
     from labkernels.llm import onnx_export
-    from labkernels.llm.quantized import described_scheme, load_model, local_folder
+    from labkernels.llm.quantisation.quantized import described_scheme, load_model, local_folder
 
     with complaints():
         if file.exists() and not overwrite:

@@ -142,7 +142,7 @@ def chat(
 def room_for(model: str, texts: list[str], max_new_tokens: int) -> int | None:
     """Tokens of the longest prompt with its answer, at most what the model takes; None without a tokenizer in a folder here."""
     from labkernels.cli.loading import describe
-    from labkernels.llm.tokenizer import Tokenizer
+    from labkernels.llm.data.tokenizer import Tokenizer
 
     if not (Path(model) / "tokenizer.json").is_file():
         return None
@@ -154,7 +154,7 @@ def complete(engine, texts: list[str], max_new_tokens: int, settings: dict) -> l
     """The answers in the prompts' order, with a bar of the tokens so far where somebody watches stderr."""
     from tqdm import tqdm
 
-    from labkernels.llm.requests import SamplingParams
+    from labkernels.llm.inference.requests import SamplingParams
 
     seed, requests = settings.pop("seed"), []
     for number, text in enumerate(texts):

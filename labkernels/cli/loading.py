@@ -26,7 +26,8 @@ def describe(model: str) -> tuple:
     """(config, folder or None, stored dtype, scheme if quantised or None) of a folder, a preset's name or a hub's, from the config alone."""
     import torch
 
-    from labkernels.llm import pretrained, quantized
+    from labkernels.llm import pretrained
+    from labkernels.llm.quantisation import quantized
     from labkernels.llm.config import PRESETS, ModelConfig
 
     if model in PRESETS and not Path(model).is_dir():
@@ -118,9 +119,9 @@ def load_engine(model: str, choices: Choices, show: bool = True):
     """The engine of a folder, or of a hub's model. Raises what `Engine.from_pretrained` does, and TooLittleMemory before it has begun."""
     import torch
 
-    from labkernels.llm.cached import CachedRunner
-    from labkernels.llm.engine import Engine
-    from labkernels.llm.fused import FusedRunner
+    from labkernels.llm.inference.cached import CachedRunner
+    from labkernels.llm.inference.engine import Engine
+    from labkernels.llm.inference.fused import FusedRunner
 
     choices.on_gpu  # a device that is none is told first
     config, folder, _, stored = describe(model)

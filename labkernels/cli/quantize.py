@@ -39,8 +39,8 @@ def quantize(
     """Quantise a model layer by layer, and write it with its tokenizer, to be loaded without the original."""
     from labkernels.cli.loading import check_memory, loading
     from labkernels.errors import ArgumentError
-    from labkernels.llm.calibrate import quantize_calibrated
-    from labkernels.llm.quantized import check_scheme, load_model, local_folder, save_quantized
+    from labkernels.llm.quantisation.calibrate import quantize_calibrated
+    from labkernels.llm.quantisation.quantized import check_scheme, load_model, local_folder, save_quantized
 
     with complaints():
         if scheme is Scheme.none:
@@ -76,8 +76,8 @@ def quantize(
 def _samples(folder: Path, text: Path, tokens: int):
     """Windows of the text in the model's tokens, (n, seq) int64."""
     from labkernels.cli.loading import describe
-    from labkernels.llm import held_out
-    from labkernels.llm.tokenizer import Tokenizer
+    from labkernels.llm.quantisation import held_out
+    from labkernels.llm.data.tokenizer import Tokenizer
 
     longest = min(describe(str(folder))[0].max_seq_len, 2048)
     return held_out.of_whole_text(text, Tokenizer.load(folder), longest, tokens).tokens[:, :-1]

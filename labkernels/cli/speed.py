@@ -17,9 +17,9 @@ def measure(model: str, choices: Choices, prompt_tokens: int, new_tokens: int, r
 
     from labkernels.cli.loading import check_memory, describe, load_engine, loading
     from labkernels.errors import ArgumentError
-    from labkernels.llm.bench_engine import random_model
+    from labkernels.llm.inference.bench_engine import random_model
     from labkernels.llm.config import PRESETS
-    from labkernels.llm.engine import Engine
+    from labkernels.llm.inference.engine import Engine
 
     config = describe(model)[0]
     if prompt_tokens + new_tokens > config.max_seq_len:

@@ -13,7 +13,7 @@ from labkernels.cli.complaints import complaints
 from labkernels.errors import ArgumentError
 
 _AS_PAIRS = ("model", "kernels")  # fields that take NAME=VALUE, several times
-_SOURCE = Path(__file__).parents[1] / "llm" / "train_config.py"
+_SOURCE = Path(__file__).parents[1] / "llm" / "training" / "train_config.py"
 _FIELD = re.compile(r"^    # (?P<panel>.+)$|^    (?P<name>\w+): (?P<kind>[^=\n]+) = (?P<default>.+?)  # (?P<help>.+)$", re.MULTILINE)
 _KINDS = {"str": str, "int": int, "float": float, "bool": bool, "Any": str, "dict[str, Any]": str, "tuple[float, float]": tuple[float, float]}
 
@@ -26,8 +26,8 @@ def train(**options: Any) -> None:
 
 def train_with(options: dict[str, Any]):
     """Train as the options say; under torchrun on several GPUs. Returns the trainer."""
-    from labkernels.llm.distributed import train
-    from labkernels.llm.train import TrainConfig
+    from labkernels.llm.parallel.distributed import train
+    from labkernels.llm.training.train import TrainConfig
 
     options = {**options, "model": pairs("--model", options["model"]), "kernels": _kernels(options["kernels"])}
     return train(TrainConfig(**options))

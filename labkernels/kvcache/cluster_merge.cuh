@@ -1,4 +1,4 @@
-// How the blocks of a cluster that share a head merge: through each other's shared memory. v5 and the engine's attention (llm/decode/attend.cu) end so.
+// How the blocks of a cluster that share a head merge: through each other's shared memory. v5 and the engine's attention (attend.cu) end so.
 #pragma once
 #include "cluster.cuh"
 #include "group_rows.cuh"

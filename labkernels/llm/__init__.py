@@ -19,13 +19,13 @@ _HOME = {
     "flops_per_token": "estimate",
     "training_memory": "estimate",
     "inference_memory": "estimate",
-    "Tokenizer": "tokenizer",
-    "corpus": "corpora",
-    "prepare": "shards",
-    "Loader": "loader",
-    "TrainConfig": "train",
-    "Trainer": "train",
-    "Engine": "engine",
+    "Tokenizer": "data.tokenizer",
+    "corpus": "data.corpora",
+    "prepare": "data.shards",
+    "Loader": "data.loader",
+    "TrainConfig": "training.train",
+    "Trainer": "training.train",
+    "Engine": "inference.engine",
 }
 
 __all__ = [*_HOME]

@@ -141,7 +141,7 @@ def save(model: torch.nn.Module, folder: str | os.PathLike, max_shard_bytes: int
     folder, parameters = Path(folder), dict(model.named_parameters())
     wanted = layout(model.config)
     if lacking := [part.parameter for part in wanted.values() if part.parameter not in parameters]:
-        raise ArgumentError(f"save_pretrained: the model has no {lacking[0]}; if it is quantised, labkernels.llm.quantized.save_quantized writes it")
+        raise ArgumentError(f"save_pretrained: the model has no {lacking[0]}; if it is quantised, labkernels.llm.quantisation.quantized.save_quantized writes it")
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(_split(wanted, parameters, max_shard_bytes))
     names = [WEIGHTS] if len(shards) == 1 else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]

@@ -3,7 +3,8 @@
 import pytest
 
 import labkernels as lk
-from labkernels.llm import ModelConfig, traffic
+from labkernels.llm import ModelConfig
+from labkernels.llm.parallel import traffic
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -8,17 +8,17 @@ import shutil
 
 import pytest
 import torch
-from tests.llm.tiny_server import engine, model, tokenizer
+from tests.llm.server.tiny_server import engine, model, tokenizer
 from typer.testing import CliRunner
 
 from labkernels.cli import app, loading
 from labkernels.cli.options import Choices, Scheme
-from labkernels.llm import held_out
-from labkernels.llm.calibrate import quantize_calibrated
+from labkernels.llm.quantisation import held_out
+from labkernels.llm.quantisation.calibrate import quantize_calibrated
 from labkernels.llm.config import ModelConfig
-from labkernels.llm.engine import Engine
+from labkernels.llm.inference.engine import Engine
 from labkernels.llm.model import Transformer
-from labkernels.llm.quantized import load_model
+from labkernels.llm.quantisation.quantized import load_model
 
 CPU = ["--device", "cpu"]
 

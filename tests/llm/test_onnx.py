@@ -15,7 +15,7 @@ from labkernels.llm import onnx_export
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.model import Transformer
 from labkernels.llm.onnx_export import ExportError, difference, export, in_pieces
-from labkernels.llm.quantized import quantize_model
+from labkernels.llm.quantisation.quantized import quantize_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 

@@ -10,7 +10,7 @@ from labkernels.errors import ArgumentError
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.model import Transformer
 from labkernels.llm.pretrained import INDEX, WEIGHTS, PretrainedError, config_from_hugging_face
-from labkernels.llm.quantized import quantize_model
+from labkernels.llm.quantisation.quantized import quantize_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}

@@ -81,7 +81,7 @@ def _ring(axes, count: int) -> None:
 
 @style.look()
 def memory_per_rank(estimates: Mapping[str, Mapping[str, float]], limit_gb: float | None = None) -> style.Picture:
-    """Bars of what each GPU holds, one for each way to share; as of labkernels.llm.traffic.memory_per_rank."""
+    """Bars of what each GPU holds, one for each way to share; as of labkernels.llm.parallel.traffic.memory_per_rank."""
     figure, axes = style.figure(height=0.9 + 0.42 * len(estimates))
     for row, parts in enumerate(estimates.values()):
         left = 0.0

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from labkernels.llm.requests import Event, SamplingParams
+from labkernels.llm.inference.requests import Event, SamplingParams
 from labkernels.llm.server.limits import Limits, Refused
 
 

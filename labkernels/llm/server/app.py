@@ -21,8 +21,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from labkernels.errors import ArgumentError
-from labkernels.llm.engine import Engine
-from labkernels.llm.requests import Event
+from labkernels.llm.inference.engine import Engine
+from labkernels.llm.inference.requests import Event
 from labkernels.llm.server.api import ChatRequest, CompletionRequest, Sampling, Writer, usage
 from labkernels.llm.server.limits import Gate, Limits, Refused, sse
 from labkernels.llm.server.loop import Answer, EngineLoop

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from labkernels.llm.engine import Engine, Stats
-from labkernels.llm.requests import Event, Request, SamplingParams
+from labkernels.llm.inference.engine import Engine, Stats
+from labkernels.llm.inference.requests import Event, Request, SamplingParams
 from labkernels.llm.server.limits import Refused
 
 log = logging.getLogger(__name__)

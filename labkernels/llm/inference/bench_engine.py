@@ -1,0 +1,212 @@
+"""The engine measured, rung by rung, and its peers in the same process: tokens/s, time to the first token, launches, bytes, share of the limit.
+
+    python -m labkernels.llm.inference.bench_engine llama-3.2-1b --runners cached fused graphs early --peers reduce-overhead --out engine.csv
+    python -m labkernels.llm.inference.bench_engine llama-3.2-1b --quantize int4 --head int8 --batch 1 4 16 64 --prompt 1024 --out engine.csv --append
+
+Weights are random: the time does not depend on them. tokens/s counts the tokens after the first, from the first's arrival to the last's; the limit is the
+time of reading weights, keys and values once a token at the bandwidth measured in the same run (lk.lab.ceilings).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from labkernels.errors import LabKernelsError
+from labkernels.llm.config import ModelConfig
+from labkernels.llm.inference.engine import CACHE_DTYPES, Engine
+from labkernels.llm.estimate import inference_memory
+from labkernels.llm.model import Transformer
+from labkernels.llm.inference.requests import SamplingParams
+from labkernels.nn import QuantLinear
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype, device, quantize: str | None = None, head: str | None = None) -> Transformer:
+    """Weights of the usual size, made on the device, quantised layer by layer."""
+    with torch.device("meta"):
+        model = Transformer(config, dtype=dtype)
+    for name, parameter in list(model.named_parameters()):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        made = torch.ones(parameter.shape, dtype=dtype, device=device)
+        made = made if parameter.dim() == 1 else made.normal_(std=0.02)
+        leaf = name.split(".")[-2]
+        if quantize and leaf in ("qkv_proj", "out_proj", "gate_up_proj", "up_proj", "down_proj"):
+            layer = torch.nn.Linear(*reversed(made.shape), bias=False, device="meta")
+            layer.weight = torch.nn.Parameter(made, requires_grad=False)
+            setattr(model.get_submodule(name.rsplit(".", 2)[0]), leaf, QuantLinear.from_linear(layer, quantize))
+        else:
+            owner.weight = torch.nn.Parameter(made, requires_grad=False)
+    model.angles = model._angles(device)
+    if quantize and head:
+        from labkernels.quant import quantize as quantize_weight
+
+        model.head = QuantLinear.from_weight(quantize_weight(model.head_weight.detach(), head))
+    return model
+
+
+def read_bytes(model: Transformer, batch: int, length: float, cache) -> int:
+    """Bytes that a decode step must read: every weight but the embedding's table (of which the head is one read, where tied), keys and values."""
+    weights = sum(t.numel() * t.element_size() for name, t in (*model.named_parameters(), *model.named_buffers()) if name != "angles")
+    if model.head is not None:
+        weights -= model.embedding.weight.numel() * model.embedding.weight.element_size()
+    per_token = cache.nbytes / (cache.k.shape[1] * cache.k.shape[3])
+    return int(weights + batch * length * per_token)
+
+
+def measure(engine: Engine, batch: int, prompt: int, new: int) -> dict:
+    """One run of `batch` requests, after a short one that warms up. Seconds are the CPU's."""
+    vocab = engine.config.vocab_size
+    prompts = torch.randint(0, vocab, (batch, prompt), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def run(new: int) -> tuple[float, float, list]:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        requests = [engine.submit(one, SamplingParams(max_new_tokens=new, ignore_eos=True)) for one in prompts]
+        while not engine.idle:
+            engine.step()
+        torch.cuda.synchronize()
+        end, first = time.perf_counter(), max(request.first_token_at for request in requests)
+        return first - start, end - first, [request.tokens for request in requests]
+
+    run(min(new, 1 + 2 * engine.lookahead))
+    first_s, rest_s, tokens = run(new)
+    return {
+        "tokens_per_s": batch * (new - 1) / rest_s, "ms_per_token": 1e3 * rest_s / (new - 1), "first_token_ms": 1e3 * first_s,
+        "prefill_tokens_per_s": batch * prompt / first_s, "drawn": tokens,
+    }  # fmt: skip
+
+
+def measure_peer(model: Transformer, mode: str, batch: int, prompt: int, new: int) -> dict:
+    from labkernels.llm.inference.peers import CompiledPeer
+
+    peer = CompiledPeer(model, batch, -(-(prompt + new) // 8) * 8, None if mode == "eager" else mode)
+    prompts = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).cuda()
+    start = time.perf_counter()
+    peer.generate(prompts, 12)
+    torch.cuda.synchronize()
+    compiled_s = time.perf_counter() - start
+    times = {}
+    for count in (1, new):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        drawn = peer.generate(prompts, count)
+        torch.cuda.synchronize()
+        times[count] = time.perf_counter() - start
+    rest = times[new] - times[1]
+    return {
+        "tokens_per_s": batch * (new - 1) / rest, "ms_per_token": 1e3 * rest / (new - 1), "first_token_ms": 1e3 * times[1],
+        "prefill_tokens_per_s": batch * prompt / times[1], "drawn": drawn.tolist(), "note": f"compiled in {compiled_s:.0f} s",
+    }  # fmt: skip
+
+
+def launches(engine: Engine) -> float:
+    """Kernels a decode step, as PyTorch's profiler counts them; nan where it cannot."""
+    try:
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        request = engine.submit([1] * 16, SamplingParams(max_new_tokens=66, ignore_eos=True))
+        while len(request.tokens) < 2:
+            engine.step()
+        before = len(request.tokens)
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            engine.step()
+            torch.cuda.synchronize()
+        on_gpu = [event for event in seen.key_averages() if event.device_type == DeviceType.CUDA]
+        count = sum(event.count for event in on_gpu if not event.key.startswith("Mem"))
+        steps = len(request.tokens) - before
+        engine.cancel(request)
+        return count / steps
+    except (RuntimeError, AttributeError, ZeroDivisionError):
+        return float("nan")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a preset of ModelConfig")
+    parser.add_argument("--runners", nargs="*", default=["early"])
+    parser.add_argument("--peers", nargs="*", default=[], help="eager, reduce-overhead, max-autotune")
+    parser.add_argument("--quantize", nargs="*", default=[None], type=lambda given: None if given in ("none", "bf16") else given)
+    parser.add_argument("--head", default=None, help="to what the head is quantised, with --quantize")
+    parser.add_argument("--cache-dtype", default=None)
+    parser.add_argument("--batch", nargs="*", type=int, default=[1])
+    parser.add_argument("--prompt", nargs="*", type=int, default=[64])
+    parser.add_argument("--new", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=None, help="fewer, for a quick look")
+    parser.add_argument("--lookahead", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin nothing new after so many")
+    parser.add_argument("--out", type=Path, default=None, help="a csv to write")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the csv has")
+    given = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit("bench_engine: figures are measured on an NVIDIA GPU, and this machine has none")
+    import pandas
+
+    from labkernels.lab.ceilings import measure_ceilings
+    from labkernels.lab.environment import environment
+
+    started, rows = time.perf_counter(), []
+    config = ModelConfig.preset(given.model, **({"num_layers": given.layers} if given.layers else {}))
+    read = measure_ceilings().read_gb_per_s or float("nan")
+
+    def note(model, kind: str, name: str, quantize, batch: int, prompt: int, run) -> dict | None:
+        if time.perf_counter() - started > given.seconds:
+            print("left out for time:", name, quantize, batch, prompt, flush=True)
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            found = run()
+        except (LabKernelsError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            return None
+        drawn = found.pop("drawn")
+        row = {
+            "model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "head": quantize and given.head or "bf16",
+            "cache": given.cache_dtype or "bf16", "batch": batch, "prompt": prompt, "new": given.new, **found,
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        }  # fmt: skip
+        pages = 64 * -(-(prompt + given.new + 64) // 64)  # of tokens, as `ours` asks for
+        options = {"quantize": quantize, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype), "prefill_tokens": min(8192, batch * prompt)}
+        row["estimate_gb"] = inference_memory(config, batch, pages, **options).total / 1e9
+        if "bytes_per_step" in row:
+            row["share_of_limit"] = row["bytes_per_step"] / read / 1e6 / row["ms_per_token"]
+        rows.append(row | environment())
+        shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items() if key not in ("model", "cache", "new")}
+        print(shown, "first tokens", drawn[0][:6], flush=True)
+        return row
+
+    for quantize in given.quantize:
+        model = random_model(config, torch.bfloat16, "cuda", quantize, given.head)
+        print(f"{given.model} {quantize or 'bf16'}: {torch.cuda.memory_allocated() / 1e9:.2f} GB, read ceiling {read:.0f} GB/s", flush=True)
+        for batch in given.batch:
+            for prompt in given.prompt:
+                total = prompt + given.new
+                for runner in given.runners:
+
+                    def ours(runner=runner, batch=batch, prompt=prompt, total=total) -> dict:
+                        engine = Engine(
+                            model, runner=runner, max_batch=batch, max_seq_len=min(config.max_seq_len, 64 * -(-total // 64)),
+                            cache_tokens=batch * (total + 64), cache_dtype=given.cache_dtype, lookahead=given.lookahead, chunk_tokens=8192,
+                            share_prefixes=False,
+                        )  # fmt: skip
+                        new = given.new if runner not in ("naive", "cached") else min(given.new, 48)
+                        found = measure(engine, batch, prompt, new) | {"new": new}
+                        found["launches"] = launches(engine)
+                        found["bytes_per_step"] = read_bytes(model, batch, prompt + new / 2, engine.cache)
+                        return found
+
+                    note(model, "ours", runner, quantize, batch, prompt, ours)
+                for mode in given.peers if quantize is None else ():
+                    note(model, "peer", f"compiled {mode}", quantize, batch, prompt, lambda: measure_peer(model, mode, batch, prompt, given.new))  # noqa: B023
+        del model
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        before = [pandas.read_csv(given.out)] if given.append and given.out.exists() else []
+        pandas.concat([*before, pandas.DataFrame(rows)]).to_csv(given.out, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a decode step needs to know, on the device: of each sequence its last token, its length, its pages, and how to draw its next token.
+
+Notable: all of it lies in one buffer, which one copy fills; from then on a step updates it itself (decode/begin.cu), so that a CUDA graph of
+it may be replayed without the CPU. Rows of length 0 are empty places: their keys and values go nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from labkernels.llm.inference.requests import Request
+
+COLUMNS = {  # one number a row
+    "tokens": torch.int64, "draws": torch.int64, "seeds": torch.int64, "temperature": torch.float32, "top_p": torch.float32,
+    "min_p": torch.float32, "top_k": torch.int32, "lengths": torch.int32, "step": torch.int32,
+}  # fmt: skip
+
+
+class DecodeState:
+    """For at most `rows` sequences of `width` pages each, and `steps` steps in a row."""
+
+    def __init__(self, rows: int, width: int, steps: int, page_size: int, head_dim: int, device: torch.device):
+        self.rows, self.width, self.steps, self.page_size, self.head_dim = rows, width, steps, page_size, head_dim
+        sizes = {name: rows * dtype.itemsize for name, dtype in COLUMNS.items()} | {"block_table": 4 * rows * width}
+        total = sum(-(-size // 16) * 16 for size in sizes.values())
+        self._device = torch.zeros(total, dtype=torch.uint8, device=device)
+        self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        at, self._numbers = 0, {}
+        for name, size in sizes.items():
+            dtype = COLUMNS.get(name, torch.int32)
+            setattr(self, name, self._device[at : at + size].view(dtype))
+            self._numbers[name] = self._host[at : at + size].view(dtype).numpy()
+            at += -(-size // 16) * 16
+        self.block_table = self.block_table.view(rows, width)
+        self._pages = self._numbers["block_table"].reshape(rows, width)
+        self.slots = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.history = torch.zeros(steps, rows, dtype=torch.int64, device=device)
+        self.turns = torch.zeros(rows, head_dim, dtype=torch.float32, device=device)
+        self._drawn = torch.zeros(steps + 1, rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+    def fill(self, rows: Sequence[tuple[int, int, Sequence[int]]], requests: Sequence[Request] | None = None) -> None:
+        """rows: of each sequence its last token, how many tokens the cache holds before it, its pages. `requests`: how to draw."""
+        self._host.zero_()
+        host = self._numbers
+        for row, (token, length, pages) in enumerate(rows):
+            host["tokens"][row], host["lengths"][row] = token, length
+            self._pages[row, : len(pages)] = pages
+        for row, request in enumerate(requests or ()):
+            p = request.params
+            host["draws"][row], host["seeds"][row] = len(request.tokens) - 1, request.seed % 2**63
+            host["temperature"][row], host["top_p"][row], host["min_p"][row], host["top_k"][row] = p.temperature, p.top_p, p.min_p, p.top_k
+        self._device.copy_(self._host, non_blocking=True)
+
+    def drawn(self, rows: int, count: int) -> list[list[int]]:
+        """The tokens that `count` steps drew, of each of the first `rows` sequences. Waits for the GPU."""
+        self._drawn[:count].copy_(self.history[:count], non_blocking=True)
+        self._drawn[count].copy_(self.tokens, non_blocking=True)
+        if self._device.is_cuda:
+            torch.cuda.current_stream(self._device.device).synchronize()
+        return self._drawn[1 : count + 1, :rows].t().tolist()  # the first row is what was there before
+
+    def begin(self, embedding: torch.Tensor, hidden: torch.Tensor, angles: torch.Tensor) -> tuple:
+        """The arguments of begin.cu, which is launched with `rows` blocks."""
+        tensors = (self.tokens, self.draws, self.slots, self.history, self.step, self.lengths, self.block_table, self.turns)
+        return *tensors, embedding, hidden, angles, self.width, self.page_size, self.head_dim, *reversed(embedding.shape), len(angles)
+
+    @property
+    def settings(self) -> dict[str, torch.Tensor]:
+        """As sample_tokens takes them."""
+        return {
+            "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p, "seed": self.seeds, "position": self.draws,
+        }  # fmt: skip

@@ -1,0 +1,224 @@
+"""The engine, v3: fused. This package's kernels, buffers allocated once: five launches a layer for up to sixteen sequences.
+
+    Idea      [norm, q k v, RoPE, cache] [attention] [projection, residual] [norm, gates and ups, SwiGLU] [projection, residual]: what stands between
+              two products goes into one of them (labkernels/gemv, decode/qkv.cu). The residual stream is one buffer, written in place.
+    Predicts  Llama-3.2-1B: 16 * 5 + 4 launches a token for v2's 16 * 18 + 6, and nothing but weights, keys and values from memory.
+    Wastes    Python starts each kernel, in 10 to 20 us, while the kernel takes 3: the GPU waits. v4 starts all of them at once.
+
+More than MOST_NARROW sequences go through cuBLAS, quantised weights through quant_matmul, with norms, RoPE and SwiGLU as launches of their own
+("wide"); so do prompts, packed without padding. On CPU tensors the same kernels run in the emulator; cuBLAS is PyTorch there.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from labkernels import functional as lk
+from labkernels.cuda.early_launch import can_launch_early, launch_early
+from labkernels.cuda.variants import kernel
+from labkernels.gemv.variants import TABLE_BYTES, Stored, column_tiles, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
+from labkernels.kvcache.caches import Step
+from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts_cluster, clustered, stored_type
+from labkernels.llm.inference.cache import EngineCache
+from labkernels.llm.inference.cached import refuse
+from labkernels.llm.inference.decode_state import DecodeState
+from labkernels.nn import QuantLinear
+
+FOLDER = Path(__file__).parent / "decode"
+MOST_NARROW = 16  # sequences for which the products are gemv's; above, cuBLAS's are faster
+SAME_BITS = 8  # sequences up to which a row's bits do not depend on how many there are
+FIRST_REACH = 1024  # tokens of the smallest block table; the next ones reach four times as far each
+
+
+class FusedRunner:
+    """Needs SwiGLU, no QK-norm, and a head_dim of a multiple of 16."""
+
+    name, lookahead, early = "fused", 1, False
+
+    def __init__(self, model, cache: EngineCache, max_batch: int = 8, max_seq_len: int | None = None, **_):
+        refuse(self.name, self.refusal(model, cache))
+        self.model, self.cache, self.config = model, cache, model.config
+        self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
+        self.max_batch, self.max_seq_len = max_batch, max_seq_len or model.config.max_seq_len
+        self._buffers, self._state = functools.cache(self._allocate), functools.cache(self._made_state)
+        self.streams = self.dtype != torch.float32 and all(self._streams(layer.weight) for block in model.blocks for layer in _linears(block))
+        self.streams_head = self._streams(model.head_weight)
+
+    @staticmethod
+    def refusal(model, cache) -> str | None:
+        """Why this rung cannot run, or None."""
+        c = model.config
+        if not c.gated or c.qk_norm:
+            return "takes models with SwiGLU and without QK-norm"
+        if c.head_dim % 16 or c.head_dim > 256:
+            return f"takes a head_dim of a multiple of 16, at most 256; this model has {c.head_dim}"
+        device = model.embedding.weight.device
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+            return f"is made for Hopper, this GPU is {torch.cuda.get_device_name(device)}"
+        return None
+
+    # Decode
+
+    @torch.no_grad()
+    def decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
+        rows, pages = len(step.sequences), self.cache.pages
+        state = self._state(rows, self._reach(max(map(pages.length, step.sequences))))
+        state.fill([(token, pages.length(s) - 1, pages.pages(s)) for token, s in zip(tokens.tolist(), step.sequences)])
+        return self._step(state)
+
+    def _reach(self, longest: int) -> int:
+        """Tokens of the block table in which a sequence of `longest` fits; of few sizes, as attention is launched for what the table could hold."""
+        reach = FIRST_REACH
+        while reach < longest:
+            reach *= 4
+        return min(reach, self.max_seq_len)
+
+    def _made_state(self, rows: int, reach: int) -> DecodeState:
+        page_size = self.cache.pages.page_size
+        return DecodeState(rows, -(-reach // page_size), self.lookahead, page_size, self.config.head_dim, self.device)
+
+    def _allocate(self, rows: int) -> dict[str, torch.Tensor]:
+        c = self.config
+        shapes = {"hidden": c.embed_dim, "q": c.num_heads * c.head_dim, "gated": c.ffn_dim}
+        made = {name: torch.zeros(rows, columns, dtype=self.dtype, device=self.device) for name, columns in shapes.items()}
+        return made | {"logits": torch.zeros(rows, c.vocab_size, dtype=torch.float32, device=self.device)}
+
+    def _step(self, state: DecodeState) -> torch.Tensor:
+        """A token of each sequence of `state`, which is updated, to float32 logits (rows, vocab), in a buffer that the next step overwrites."""
+        buffers, model = self._buffers(state.rows), self.model
+        begin = kernel(FOLDER / "begin.cu", "begin_step", self.dtype)
+        hidden = buffers["hidden"]
+        self._launch(begin, (state.rows, 1, 1), (256, 1, 1), state.begin(model.embedding.weight, hidden, model.angles), 0, None)
+        if self.streams and state.rows <= MOST_NARROW:
+            return self._narrow(state, buffers)
+        return self._wide(state, hidden)
+
+    def _narrow(self, state: DecodeState, buffers: dict[str, torch.Tensor]) -> torch.Tensor:
+        model, hidden, eps = self.model, buffers["hidden"], self.config.norm_eps
+        for index, block in enumerate(model.blocks):
+            q = self._project(index, block, hidden, buffers["q"], state)  # (rows, heads, head_dim)
+            mixed = self._attend(index, q, state)
+            self._gemv(mixed.flatten(1), block.attention.out_proj.weight, residual=hidden, out=hidden)
+            self._gemv(hidden, block.ffn.gate_up_proj.weight, block.ffn_norm.weight, activation="swiglu", eps=eps, out=buffers["gated"])
+            self._gemv(buffers["gated"], block.ffn.down_proj.weight, residual=hidden, out=hidden)
+        if not self.streams_head:  # it may be quantised to another scheme, whose groups embed_dim does not fill
+            return self._head(lk.rms_norm(hidden, model.norm.weight, eps))
+        return self._gemv(hidden, model.head_weight, model.norm.weight, eps=eps, out=buffers["logits"])
+
+    def _gemv(self, x, w, norm_weight=None, residual=None, activation=None, eps=1e-5, out=None) -> torch.Tensor:
+        config = stream_for(self.device, len(x), Stored.of(w), norm_weight is not None)
+        return streamed(config, x, w, norm_weight, residual, activation, eps, None, out, early=self.early)
+
+    def _project(self, index: int, block, hidden, q: torch.Tensor, state: DecodeState) -> torch.Tensor:
+        c, attention = self.config, block.attention
+        k_cache, v_cache, _, _ = self.cache.layer(index)
+        if k_cache.dtype != self.dtype:
+            qkv = self._gemv(hidden, attention.qkv_proj.weight, block.attention_norm.weight, eps=c.norm_eps)
+            return self._turn_and_write(index, qkv, state.lengths - 1, state.slots)
+        rows, weight = len(hidden), attention.qkv_proj.weight
+        stored = Stored.of(weight)
+        config, tiles = stream_for(self.device, rows, stored, True), stored.n // 16
+        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype), column_tiles(rows), config.warps, config.ahead, config.blocks)
+        page, head, slot, _ = k_cache.stride()
+        places = struct.pack("<3q4iq", page, head, slot, k_cache.shape[2], c.num_heads, c.num_kv_heads, c.head_dim, k_cache.shape[0] * k_cache.shape[2])
+        tensors = (weight, None, None) if isinstance(weight, torch.Tensor) else (weight.packed, weight.scales, weight.codebook)
+        args = (
+            hidden, *tensors, block.attention_norm.weight, q, k_cache, v_cache, state.turns, state.slots, places,
+            sizes(config, rows, stored, tiles, c.norm_eps, hidden.stride(0)), TABLE_BYTES * stored.table,
+        )  # fmt: skip
+        launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, True), self.early)
+        return q.view(rows, c.num_heads, c.head_dim)
+
+    def _attend(self, index: int, q: torch.Tensor, state: DecodeState) -> torch.Tensor:
+        k, v, k_scale, v_scale = self.cache.layer(index)
+        given = (q, k, v, state.lengths, state.block_table)
+        if not self.early or accepts_cluster(*given, k_scale=k_scale, v_scale=v_scale) is not None:
+            return lk.decode_attention(*given, k_scale=k_scale, v_scale=v_scale)
+        tiling = CLUSTERS[_key(q, k)]
+        run = kernel(FOLDER / "attend.cu", "decode_cluster", q.dtype, stored_type(k.dtype), tiling)
+
+        def launch(grid, threads, args, shared, cluster):
+            self._launch(run, grid, (threads, 1, 1), args, shared, cluster)
+
+        blocks = MAX_CLUSTER if state.rows <= SAME_BITS else None
+        return clustered(tiling, blocks, *given, k_scale=k_scale, v_scale=v_scale, run=launch)
+
+    def _launch(self, run, grid, block, args, shared: int, cluster) -> None:
+        if self.early and can_launch_early(self.device):
+            launch_early(run, self.device, grid, block, args, shared, cluster)
+        else:
+            run(grid, block, args, shared, cluster)
+
+    def _streams(self, weight) -> bool:
+        """Does its product fit the stream of gemv?"""
+        return (Stored.of(weight).refusal if isinstance(weight, torch.Tensor) else quantised_refusal(weight, self.dtype)) is None
+
+    def _wide(self, state: DecodeState, hidden: torch.Tensor) -> torch.Tensor:
+        positions = (state.lengths - 1).clamp(min=0)
+        normed = self._layers(hidden, positions, state.slots, lambda index, q: self._attend(index, q, state))
+        return self._head(normed)
+
+    # Prompts
+
+    @torch.no_grad()
+    def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
+        longest = max(self.cache.pages.length(sequence) for sequence in step.sequences)
+        width = -(-longest // self.cache.pages.page_size)
+        table = step.block_table[:, :width].contiguous()
+
+        def attend(index: int, q: torch.Tensor) -> torch.Tensor:
+            k, v, k_scale, v_scale = self.cache.layer(index)
+            packing = {"cu_seqlens_q": step.cu_seqlens_q, "max_seqlen_q": step.max_seqlen_q, "max_length": longest}
+            return lk.prefill_attention(q, k, v, step.lengths, table, k_scale=k_scale, v_scale=v_scale, **packing)
+
+        hidden = F.embedding(tokens, self.model.embedding.weight)
+        return self._head(self._layers(hidden, step.positions, step.slots, attend, ends))
+
+    def _layers(self, x: torch.Tensor, positions, slots, attend, ends: list[int] | None = None) -> torch.Tensor:
+        """x (n, embed_dim) through all layers and the last norm; of these rows alone, if `ends` are given."""
+        residual, eps = None, self.config.norm_eps
+        for index, block in enumerate(self.model.blocks):
+            if residual is None:
+                normed, residual = lk.rms_norm(x, block.attention_norm.weight, eps), x
+            else:
+                normed, residual = lk.add_rms_norm(x, residual, block.attention_norm.weight, eps=eps)
+            q = self._turn_and_write(index, self._linear(normed, block.attention.qkv_proj), positions, slots)
+            mixed = attend(index, q).flatten(1)
+            normed, residual = lk.add_rms_norm(self._linear(mixed, block.attention.out_proj), residual, block.ffn_norm.weight, eps=eps)
+            gated = lk.swiglu(self._linear(normed, block.ffn.gate_up_proj))
+            x = self._linear(gated, block.ffn.down_proj)
+        if ends is not None:
+            x, residual = x[ends], residual[ends]
+        return lk.add_rms_norm(x, residual, self.model.norm.weight, eps=eps)[0]
+
+    def _turn_and_write(self, index: int, qkv: torch.Tensor, positions, slots) -> torch.Tensor:
+        """RoPE, and keys and values into the cache; q (n, heads, head_dim)."""
+        k_cache, v_cache, k_scale, v_scale = self.cache.layer(index)
+        if k_cache.dtype == qkv.dtype:
+            return lk.qkv_rope_cache(qkv, (k_cache, v_cache), self.model.angles, positions, slots)
+        c = self.config
+        q, k, v = qkv.unflatten(1, (-1, c.head_dim)).split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
+        q, k = lk.rope(q.transpose(0, 1)[None], k.transpose(0, 1)[None], self.model.angles, positions.clamp(min=0))
+        lk.cache_append(k[0].transpose(0, 1), v, k_cache, v_cache, slots, k_scale, v_scale)
+        return q[0].transpose(0, 1).contiguous()
+
+    def _linear(self, x: torch.Tensor, layer) -> torch.Tensor:
+        return layer(x) if isinstance(layer, QuantLinear) else F.linear(x, layer.weight)
+
+    def _head(self, normed: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.model.head, QuantLinear):
+            return self.model.head(normed).float()
+        weight = self.model.head_weight
+        if self.dtype != torch.float32 and 0 < len(normed) <= MOST_NARROW and weight.shape[1] % 32 == 0:
+            return lk.gemv(normed, weight, out_dtype=torch.float32)
+        return F.linear(normed, weight).float()
+
+
+def _linears(block) -> tuple:
+    return block.attention.qkv_proj, block.attention.out_proj, block.ffn.gate_up_proj, block.ffn.down_proj
+

@@ -1,0 +1,228 @@
+"""How training scales over the GPUs of a machine, and how fast they send, beside what is estimated.
+
+    torchrun --nproc-per-node 4 -m labkernels.llm.parallel.scaling --record data/measured/h200       two to three minutes of 4 H200s
+
+writes scaling_4.csv and collectives_4.csv.
+
+Notable: weak scaling, every GPU takes the same batch whatever their number. What one GPU does is measured in the same run: "alone" with the
+others idle, "apart" with all of them training each for itself, which shows what they take from each other without sending anything.
+`efficiency` is tokens/s over those of as many GPUs alone. Milliseconds are of the slowest rank, by CUDA events, the median of the steps.
+Bus bandwidth is the bytes that a ring has to send over the time, and so can be compared with a link's. Rows for which the budget of time
+leaves no room are told. On the CPU (gloo) it runs, and records nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas
+import torch
+import torch.distributed as dist
+import typer
+
+from labkernels.errors import LabKernelsError
+from labkernels.llm.parallel import traffic
+from labkernels.llm.training.ablation import _mark, _milliseconds
+from labkernels.llm.config import ModelConfig
+from labkernels.llm.parallel.distributed import DistributedTrainer
+from labkernels.llm.estimate import flops_per_token
+from labkernels.llm.training.monitor import mfu, peak_tflops
+from labkernels.llm.data.shards import TokenDataset
+from labkernels.llm.training.train import TrainConfig, Trainer
+
+WARM_UP = 4  # steps that are not timed
+MODES = ("alone", "apart", "ddp", "fsdp", "tensor")
+MEGABYTES = (1, 16, 64, 256, 1024)
+
+
+def measure(mode: str, data: TokenDataset, steps: int, **changes: Any) -> dict[str, Any] | None:
+    """A row; all ranks call it, rank 0 gets it. `changes` to the TrainConfig."""
+    ranks = dist.get_world_size()
+    spread = {"fsdp": {"parallel": "fsdp"}, "tensor": {"tensor_parallel": ranks}}.get(mode, {})
+    config = TrainConfig(steps=WARM_UP + steps, warmup=1, schedule="constant", lr=3e-4, **changes, **spread)
+    taking_part = mode != "alone" or dist.get_rank() == 0
+    numbers = [0.0, 0.0, 0.0]
+    if taking_part:
+        trainer = Trainer(config, data) if mode in ("alone", "apart") else DistributedTrainer(config, data)
+        numbers = _timed(trainer, steps)
+        trainer.loader.close()
+        model, seq_len, device = trainer.model.config, trainer.seq_len, trainer.device
+        del trainer
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    most = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    if dist.get_rank() != 0:
+        return None
+    elapsed_ms, peak_gb, loss = most.tolist()
+    tokens = config.batch_size * seq_len
+    together = tokens * (1 if mode in ("alone", "tensor") else ranks)
+    rate, size = together / elapsed_ms * 1000, config.dtype
+    sent = traffic.step_bytes(model, mode, ranks, tokens, size) if mode in traffic.MODES else 0.0
+    return {
+        "row": mode, "gpus": ranks, "batch": config.batch_size, "seq_len": seq_len, "tokens_per_s": rate, "ms_per_step": elapsed_ms,
+        "mfu": mfu(rate / (1 if mode == "alone" else ranks), flops_per_token(model, seq_len), peak_tflops(device)),
+        "peak_gb": peak_gb, "sent_gb_per_step": sent / 1e9, "loss": loss, "steps": steps,
+    }  # fmt: skip
+
+
+def _timed(trainer: Trainer, steps: int) -> list[float]:
+    """Milliseconds a step, peak GB, the last loss."""
+    on_gpu = trainer.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    trainer.model.train()
+    for _ in range(WARM_UP):
+        trainer.train_step()["numbers"].read()
+    marks, loss = [_mark(on_gpu)], None
+    for _ in range(steps):
+        loss = trainer.train_step()["numbers"]
+        trainer.clock(0.0)  # ranks agree once a step
+        marks.append(_mark(on_gpu))
+    last = loss.read()[0]
+    times = [_milliseconds(a, b, on_gpu) for a, b in zip(marks, marks[1:])]
+    return [statistics.median(times), torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0, last]
+
+
+def measure_collectives(device: torch.device, megabytes=MEGABYTES, repeats: int = 10) -> list[dict[str, Any]]:
+    """Milliseconds and bus bandwidth of each collective by the bytes of the whole tensor, bfloat16, on the default group."""
+    ranks, on_gpu, rows = dist.get_world_size(), device.type == "cuda", []
+    for size in megabytes:
+        count = size * 2**20 // 2 // ranks * ranks
+        whole = torch.ones(count, dtype=torch.bfloat16, device=device)
+        part = torch.ones(count // ranks, dtype=torch.bfloat16, device=device)
+        for name in traffic.COLLECTIVES:
+            call = _collective(name, whole, part)
+            whole.fill_(1), part.fill_(1)
+            call()
+            result = {"all_reduce": whole, "all_gather": whole, "reduce_scatter": part}[name]
+            right = 1 if name == "all_gather" else ranks
+            if not bool((result == right).all()):
+                raise LabKernelsError(f"scaling: {name} of {size} MB gave {result.float().mean().item()}, not {right}")
+            for _ in range(3):
+                call()
+            marks = [_mark(on_gpu)]
+            for _ in range(repeats):
+                call()
+                marks.append(_mark(on_gpu))
+            slowest = torch.tensor([statistics.median(_milliseconds(a, b, on_gpu) for a, b in zip(marks, marks[1:]))])
+            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+            elapsed_ms, sent = slowest.item(), traffic.sent_bytes(name, count * 2, ranks)
+            row = {"collective": name, "gpus": ranks, "mb": size, "ms": elapsed_ms, "sent_mb": sent / 2**20}
+            rows.append(row | {"bus_gb_per_s": sent / elapsed_ms / 1e6})
+    return rows
+
+
+def _collective(name: str, whole: torch.Tensor, part: torch.Tensor) -> Callable[[], Any]:
+    if name == "all_reduce":
+        return lambda: dist.all_reduce(whole)
+    if name == "all_gather":
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
+        return lambda: gather(whole, part)
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    return lambda: scatter(part, whole)
+
+
+def recorded(gpus: tuple[int, ...] = (2, 4)):
+    """The rows of scaling_N.csv as a reader wants them, and below them where they were recorded; None, told in a line, where there are none."""
+    from labkernels.lab.measured import NotRecorded, label, measured_file
+
+    found = []
+    for count in gpus:
+        try:
+            found.append(pandas.read_csv(measured_file(f"scaling_{count}"), dtype={"commit": str}))
+        except NotRecorded:
+            print(f"not recorded yet: torchrun --nproc-per-node {count} -m labkernels.llm.parallel.scaling --record data/measured/h200")
+    if not found:
+        return None
+    frame = pandas.concat(found)
+    names = {"row": "mode", "gpus": "GPUs", "tokens_per_s": "tokens/s", "ms_per_step": "ms a step", "efficiency": "efficiency",
+             "sent_gb_per_step": "GB sent", "peak_gb": "GB"}  # fmt: skip
+    formats = {"tokens/s": "{:,.0f}", "ms a step": "{:.0f}", "efficiency": "{:.3f}", "GB sent": "{:.1f}", "GB": "{:.1f}"}
+    return frame.rename(columns=names)[list(names.values())].style.format(formats).hide(axis="index").set_caption(label(frame))
+
+
+def main(
+    record: Annotated[Path | None, typer.Option(help="write the rows into this folder; needs GPUs", file_okay=False)] = None,
+    rows: Annotated[str, typer.Option(help=f"of {', '.join(MODES)}, with commas between, in this order")] = ",".join(MODES),
+    budget: Annotated[float, typer.Option(help="seconds after which no other row is begun")] = 240.0,
+    preset: Annotated[str, typer.Option(help="the model's shape")] = "645m",
+    seq_len: Annotated[int, typer.Option(help="tokens of a sequence")] = 2048,
+    batch_size: Annotated[int, typer.Option(help="sequences of each GPU's step")] = 16,
+    steps: Annotated[int, typer.Option(help="timed steps of each row")] = 16,
+    largest_mb: Annotated[int, typer.Option(help="the largest message of the collectives")] = 1024,
+) -> None:
+    """Measure how training scales over the GPUs that torchrun has started processes for."""
+    if "RANK" not in os.environ:
+        raise LabKernelsError("scaling: start it with torchrun --nproc-per-node GPUS -m labkernels.llm.parallel.scaling")
+    begun, cuda = time.perf_counter(), torch.cuda.is_available()
+    if record is not None and not cuda:
+        raise LabKernelsError("scaling --record: figures are recorded on NVIDIA GPUs, and this machine has none")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=min(600.0, budget + 60)))
+    first = dist.get_rank() == 0
+    from labkernels.llm.data.corpora import corpus
+    from labkernels.llm.data.shards import prepare
+
+    vocabulary = ModelConfig.preset(preset).vocab_size
+    data = prepare(corpus("stdlib", max_bytes=8_000_000), min(vocabulary, 4096))  # few words are found quickly; the model has all of its own
+    changes = {"preset": preset, "seq_len": seq_len, "batch_size": batch_size, "model": {"vocab_size": vocabulary}, "device": device.type}
+    collectives = measure_collectives(device, [size for size in MEGABYTES if size <= largest_mb])
+    _write(record, f"collectives_{dist.get_world_size()}.csv", collectives, first)
+    found: list[dict[str, Any]] = []
+    for mode in rows.split(","):
+        spent = torch.tensor([time.perf_counter() - begun], dtype=torch.float64)
+        dist.broadcast(spent, 0)  # the ranks decide alike
+        if spent.item() > budget:
+            _say(first, f"{mode}: left out, {budget:.0f} s were spent")
+            continue
+        row = measure(mode, data, steps, **changes)
+        if row is not None:
+            alone = next((one["tokens_per_s"] for one in [*found, row] if one["row"] == "alone"), float("nan"))
+            row["efficiency"] = row["tokens_per_s"] / alone / (1 if mode == "alone" else row["gpus"])
+            found.append(row)
+            rate, elapsed_ms, efficiency, peak_gb = (row[name] for name in ("tokens_per_s", "ms_per_step", "efficiency", "peak_gb"))
+            _say(True, f"{mode}: {rate:.0f} tokens/s, {elapsed_ms:.1f} ms, efficiency {efficiency:.3f}, {peak_gb:.1f} GB")
+        _write(record, f"scaling_{dist.get_world_size()}.csv", found, first)
+    if first:
+        print(pandas.DataFrame(collectives).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+        print(pandas.DataFrame(found).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+        for text in disagreements(found):
+            print(text)
+    dist.destroy_process_group()
+
+
+def disagreements(rows: list[dict[str, Any]], tolerance: float = 0.02) -> list[str]:
+    """Rows that took in the same tokens and have other losses: one of them is wrong."""
+    losses = {row["row"]: row["loss"] for row in rows}
+    pairs = [(a, b) for a, b in (("ddp", "fsdp"), ("alone", "tensor"), ("alone", "apart")) if a in losses and b in losses]
+    wrong = [(a, b) for a, b in pairs if not abs(losses[a] - losses[b]) <= tolerance * losses[a]]  # NaN is wrong, too
+    return [f"WRONG: {b} ends with loss {losses[b]:.4f}, {a} with {losses[a]:.4f}" for a, b in wrong]
+
+
+def _say(first: bool, text: str) -> None:
+    if first:
+        print(text, flush=True)
+
+
+def _write(folder: Path | None, name: str, rows: list[dict[str, Any]], first: bool) -> None:
+    if folder is not None and first:
+        from labkernels.lab.environment import environment
+
+        folder.mkdir(parents=True, exist_ok=True)
+        pandas.DataFrame([row | environment() for row in rows]).to_csv(folder / name, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    typer.run(main)

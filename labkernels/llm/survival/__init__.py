@@ -1,0 +1,1 @@
+"""What lets a training survive: whole checkpoints, signals, steps that are skipped, out of memory explained."""

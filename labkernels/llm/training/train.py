@@ -1,0 +1,303 @@
+"""The trainer: data, model, optimiser, and the loop, in steps that read top to bottom.
+
+Notable:
+- bf16 weights with a float32 master in the optimiser, or rounded stochastically; torch.compile of the blocks; fp8 products on Hopper;
+  AdamW or Muon
+- several micro-batches make one step, each token counting the same
+- nothing waits for the GPU: a step's loss is read when the next step has been launched
+- a loss that is NaN or jumps is seen before the weights change, and the step is skipped and told
+- checkpoints hold all that a step depends on, and the same command continues them; SIGTERM saves and leaves
+- the parts, from data to optimisers, are made by small methods (train_parts.py), which labkernels.llm.parallel.distributed replaces for several GPUs
+
+    trainer = Trainer(TrainConfig(preset="10m", minutes=1, batch_size=4, seq_len=256))
+    trainer.train()
+    trainer.rows, trainer.model, trainer.sample("def ")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labkernels.llm import estimate
+from labkernels.llm.training import optim
+from labkernels.llm.survival.checkpoint import CheckpointStore
+from labkernels.llm.training.evaluate import Evaluation, boundaries, evaluate, sample
+from labkernels.llm.survival.guard import LossGuard
+from labkernels.llm.training.later import Later
+from labkernels.llm.data.loader import Batch
+from labkernels.llm.model import Transformer
+from labkernels.llm.training.monitor import Monitor
+from labkernels.llm.survival.out_of_memory import explained_out_of_memory
+from labkernels.llm.survival.rng import rng_state, set_rng_state
+from labkernels.llm.data.shards import TokenDataset
+from labkernels.llm.survival.signals import StopSignals
+from labkernels.llm.training.train_config import TrainConfig
+from labkernels.llm.training.train_parts import Parts
+
+__all__ = ["TrainConfig", "Trainer"]
+
+
+class Trainer(Parts):
+    """Trains the model of a TrainConfig. `data`, `model`: instead of those that the config names. `rank` of `world_size` data-parallel processes."""
+
+    def __init__(
+        self, config: TrainConfig, data: TokenDataset | None = None, model: Transformer | None = None, rank: int = 0, world_size: int = 1
+    ):
+        self.config, self.rank, self.world_size = config, rank, world_size
+        self.device = self.build_device()
+        torch.manual_seed(config.seed)
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.data = self.build_data() if data is None else data
+        self.model = self.build_model() if model is None else model
+        self.seq_len = config.seq_len or self.model.config.max_seq_len
+        self.prepare_model()
+        self.loader = self.build_loader("train")
+        self.optimizers = self.build_optimizers()
+        self.guard = LossGuard()
+        self.store = CheckpointStore(Path(config.folder) / "checkpoints", config.keep, on_error=config.on_full_disk) if config.folder else None
+        self.step, self.tokens, self.seconds = 0, 0, 0.0  # done so far, in all runs of this training
+        self.rows: list[dict[str, Any]] = []  # of steps and evaluations, in this run
+        self.resume()
+        self.forward = self.compiled()  # forward(inputs, targets) -> loss
+
+    # ---- the loop ----
+
+    def train(self) -> list[dict[str, Any]]:
+        """Until the steps are done, the minutes are over, or SIGTERM or Ctrl-C. Returns the rows that the log has."""
+        c, begun, launched = self.config, time.perf_counter(), None
+        before = self.seconds
+        self.model.train()
+        with self.monitor() as monitor, StopSignals() as stop, self.explained():
+            self.rows = monitor.rows
+            while not self.done() and not self.told_to_stop(stop):
+                this = self.train_step()
+                self.seconds = self.clock(before + time.perf_counter() - begun)
+                self.report(launched, monitor)
+                launched = this
+                if self.due(c.evaluate_every) or self.due(c.sample_every) or self.due(c.save_every):
+                    self.report(launched, monitor)
+                    launched = None
+                    self.look(monitor, self.due(c.evaluate_every), self.due(c.sample_every))
+                    if self.due(c.save_every):
+                        self.save(background=True)
+                    monitor.begin()
+            self.report(launched, monitor)
+            for event in self.guard.events(wait=True):
+                monitor.note(event.step, event=str(event))
+            self.seconds = self.clock(before + time.perf_counter() - begun)
+            if self.told_to_stop(stop):
+                done = "saved and left" if self.store else "left"
+                why = stop.received.name if stop.received else "another rank was"
+                monitor.say(f"told to stop ({why}): {done} after step {self.step}")
+                self.save()
+            else:
+                self.save()  # before what could still fail
+                self.look(monitor, True, True)
+            if self.config.folder and self.model.config.gated:  # Hugging Face's layout has no other
+                monitor.say(f'next: labkernels generate {self.export()} "{self.config.prompt}"')
+        self.loader.close()
+        return self.rows
+
+    def told_to_stop(self, stop: StopSignals) -> bool:
+        return stop.anywhere(self.device)
+
+    def clock(self, seconds: float) -> float:
+        """Several GPUs agree on the time, by which they end and plan."""
+        return seconds
+
+    def explained(self) -> contextlib.AbstractContextManager:
+        """Where there is too little memory the error says what a step needs, and what would need less."""
+        c = self.config
+        return explained_out_of_memory(
+            self.model.config,
+            c.batch_size,
+            self.seq_len,
+            self.device,
+            dtype=c.dtype,
+            kernels=self.model.kernels,
+            checkpointing=c.checkpointing,
+            optimizer="muon" if c.optimizer == "muon" else "adamw",
+            state_dtype=torch.float32 if c.moments == "float32" else torch.bfloat16,
+            master_weights=c.master == "float32",
+            accumulate=c.accumulate > 1,
+        )
+
+    def train_step(self) -> dict[str, Any]:
+        """One update of the weights, launched. Returns what `report` will read."""
+        batches = [next(self.loader) for _ in range(self.config.accumulate)]
+        lr = self.set_learning_rate()
+        loss = self.backward(batches)
+        norm = self.gradient_norm()
+        skip = self.guard.check(self.step, loss, norm)
+        factor = optim.clip_factor(norm, self.config.clip)
+        factor = torch.where(skip.to(factor.device) > 0, torch.full_like(factor, torch.nan), factor)  # optimisers change nothing by NaN
+        for optimizer in self.optimizers:
+            if self.config.optimizer == "adamw-torch":
+                self.plain_step(optimizer, factor)
+            else:
+                optimizer.step(factor=factor)
+            optimizer.zero_grad(set_to_none=True)
+        tokens = self.config.accumulate * self.config.batch_size * self.seq_len * self.world_size
+        self.step, self.tokens = self.step + 1, self.tokens + tokens
+        return {"step": self.step - 1, "lr": lr, "new": tokens, "tokens": self.tokens, "numbers": Later(torch.stack([loss, norm.to(loss.device)]))}
+
+    def backward(self, batches: list[Batch]) -> torch.Tensor:
+        """The gradients of the mean loss of all tokens of all batches; returns that loss."""
+        counted = sum(batch.tokens_counted for batch in batches)
+        total = torch.zeros((), device=self.device)
+        for number, batch in enumerate(batches):
+            with self.synchronised(number == len(batches) - 1):
+                loss = self.forward(batch.inputs, batch.targets, **boundaries(batch)) * (batch.tokens_counted / counted)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def synchronised(self, last: bool) -> contextlib.AbstractContextManager:
+        """Around each micro-batch; several GPUs need their gradients added at the last one alone."""
+        return contextlib.nullcontext()
+
+    def gradient_norm(self) -> torch.Tensor:
+        return optim.gradient_norm(self.model.parameters())
+
+    def plain_step(self, optimizer: torch.optim.Optimizer, factor: torch.Tensor) -> None:
+        """An optimiser that knows nothing of `factor`."""
+        if factor.isfinite():
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                if p.grad is not None:
+                    p.grad.mul_(factor)
+            optimizer.step()
+
+    def set_learning_rate(self) -> float:
+        c, steps = self.config, self.planned_steps()
+        floor = {} if c.schedule == "constant" else {"floor": c.min_lr}
+        lr = c.lr * optim.SCHEDULES[c.schedule](self.step, steps, min(c.warmup, max(1, steps // 2)), **floor)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        return lr
+
+    def planned_steps(self) -> int:
+        """How many steps there will be: as told, or as fit into the time at the pace so far."""
+        if self.config.minutes is None or not self.seconds:
+            return self.config.steps or 1000
+        fitting = int(self.step * max(1.0, 60 * self.config.minutes / self.seconds)) + 1
+        return min(fitting, self.config.steps or fitting)
+
+    def done(self) -> bool:
+        c = self.config
+        return (c.steps is not None and self.step >= c.steps) or (c.minutes is not None and self.seconds >= 60 * c.minutes)
+
+    def due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0 and not self.done()
+
+    # ---- what is seen ----
+
+    def monitor(self) -> Monitor:
+        c = self.config
+        log = c.log or (str(Path(c.folder) / "train.jsonl") if c.folder else None)
+        return Monitor(
+            self.device,
+            estimate.flops_per_token(self.model.config, self.seq_len),
+            log if self.rank == 0 else None,
+            c.tensorboard if self.rank == 0 else None,
+            total=c.steps,
+            first_step=self.step,
+            gpus=self.gpus,
+            quiet=self.rank > 0,
+        )
+
+    def report(self, launched: dict[str, Any] | None, monitor: Monitor) -> None:
+        """The row of a step that was launched, once its numbers are there."""
+        if launched is None:
+            return
+        loss, norm = launched["numbers"].read()
+        values = {name: launched[name] for name in ("lr", "tokens")}
+        monitor.step(launched["step"], launched["new"], loss=loss, grad_norm=norm, seconds=round(self.seconds, 3), **values)
+        for event in self.guard.events():
+            monitor.note(event.step, event=str(event))
+            monitor.say(str(event))
+
+    def look(self, monitor: Monitor, evaluation: bool, sampling: bool) -> None:
+        """Evaluate, and write something."""
+        if evaluation:
+            found = self.evaluate()
+            monitor.note(self.step, validation_loss=found.loss, bits_per_byte=found.bits_per_byte, tokens=self.tokens, seconds=round(self.seconds, 3))
+            monitor.say(f"step {self.step}: validation loss {found.loss:.3f}, {found.bits_per_byte:.3f} bits per byte")
+        if sampling:
+            text = self.sample(self.config.prompt)
+            monitor.note(self.step, event=f"sample: {text}")
+            monitor.say(f"--- a sample at step {self.step}:\n{text}\n---")
+
+    def evaluate(self) -> Evaluation:
+        """On the beginning of the validation split, always the same."""
+        sizes = torch.as_tensor(self.data.tokenizer.token_bytes())
+        return evaluate(self.model, self.build_loader("validation").one_epoch(self.config.evaluate_batches), sizes)
+
+    def sample(self, prompt: str = "", **options: Any) -> str:
+        """`prompt` and what the model writes after it; options as of labkernels.llm.training.evaluate.sample."""
+        tokenizer = self.data.tokenizer
+        start = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+        options = {"new_tokens": self.config.sample_tokens, "seed": self.config.seed} | options
+        ids = start + tokenizer.encode(prompt)
+        self.model.eval()
+        new = sample(self.model, ids, stop=start, **options)
+        self.model.train()
+        return prompt + tokenizer.decode([i for i in new if i < tokenizer.vocab_size], skip_special_tokens=True)
+
+    # ---- how it survives ----
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        return {"model": self.model.state_dict(), "optimizers": optimizers} | self.rest_of_state()
+
+    def rest_of_state(self) -> dict[str, Any]:
+        """What is the same on all GPUs."""
+        return {
+            "data": self.loader.state_dict(),
+            "rng": rng_state(),
+            "guard": self.guard.state_dict(),
+            "counts": {"step": self.step, "tokens": self.tokens, "seconds": self.seconds},
+            "config": {name: value for name, value in dataclasses.asdict(self.config).items() if name != "betas"},
+        }
+
+    def save(self, background: bool = False) -> None:
+        if self.store is not None:
+            self.store.save(self.step, self.state(), background=background)
+            if not background:
+                self.store.wait()
+
+    def export(self) -> Path:
+        """The model and its tokenizer in Hugging Face's layout, for `labkernels generate`, `chat` and `serve`, and for transformers."""
+        folder = Path(self.config.folder) / "model"
+        if self.rank == 0:
+            self.model.save_pretrained(folder)
+            self.data.tokenizer.save(folder)
+        return folder
+
+    def resume(self) -> None:
+        """Continue the newest whole checkpoint of the folder, if there is one."""
+        found = self.store.load() if self.store else None
+        if found is None:
+            return
+        state = found.state
+        self.model.load_state_dict(state["model"])
+        self.load_rest(state)
+        if self.rank == 0:
+            print(f"continuing {found.folder} after step {self.step}", flush=True)
+
+    def load_rest(self, state: dict[str, Any]) -> None:
+        """All but the model."""
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.loader.load_state_dict(state["data"])
+        self.guard.load_state_dict(state["guard"])
+        self.step, self.tokens, self.seconds = (state["counts"][name] for name in ("step", "tokens", "seconds"))
+        set_rng_state(state["rng"])

@@ -1,0 +1,118 @@
+"""Everything that a training is told, in one place: `TrainConfig`. The options of `labkernels train` are its fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from labkernels.errors import ArgumentError
+from labkernels.llm.training.optim import MASTERS, SCHEDULES
+
+CHOICES = {
+    "precision": ("float32", "bf16"),
+    "master": MASTERS,
+    "moments": ("float32", "bf16"),
+    "compile": ("auto", "none", "blocks", "whole"),
+    "checkpointing": ("none", "selective", "full"),
+    "optimizer": ("adamw", "adamw-torch", "muon"),
+    "schedule": tuple(SCHEDULES),
+    "fp8": ("none", "tensor", "row"),
+    "parallel": ("ddp", "fsdp"),
+    "on_full_disk": ("warn", "raise"),
+}
+LEAST = {
+    "seq_len": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0.0, "weight_decay": 0.0, "clip": 0.0, "evaluate_every": 0,
+    "evaluate_batches": 1, "sample_every": 0, "sample_tokens": 1, "save_every": 0, "keep": 1,
+    "tensor_parallel": 1, "timeout_s": 1,
+}  # fmt: skip
+
+
+@dataclass
+class TrainConfig:
+    """What to train, on what, and how. Raises ArgumentError that names the field."""
+
+    # The model
+    preset: str = "10m"  # a name in labkernels.llm.config.PRESETS
+    model: dict[str, Any] = field(default_factory=dict)  # single fields of the preset's ModelConfig to change, {"num_layers": 2}
+    kernels: Any = "auto"  # "torch", "labkernels", "auto": what was fastest, or a mapping of the model's operations to the first two
+    # The data
+    corpus: str = "stdlib"  # a name or a folder that labkernels.llm.data.corpora knows
+    max_bytes: int | None = None  # of text to take; None: all there is
+    vocab_size: int | None = None  # of the tokenizer that is trained on it; None: the preset's
+    seq_len: int | None = None  # tokens of a sequence; None: the model's max_seq_len
+    batch_size: int = 16  # sequences that a GPU takes in at a time
+    accumulate: int = 1  # such batches, one after the other, whose gradients make one step
+    boundaries: bool = False  # documents packed into one sequence do not see each other
+    # How long
+    steps: int | None = None  # updates of the weights; None: as many as `minutes` allow
+    minutes: float | None = None  # stop after so long, whatever the steps; the schedule ends by then
+    # Numbers
+    precision: str = "bf16"  # of weights, activations and gradients: "bf16", or "float32"
+    master: str = "float32"  # what remembers the small bits of bf16 weights: a "float32" copy (Muon's matrices always), "stochastic" rounding, or "none"
+    moments: str = "float32"  # of AdamW's two moments: "float32" or "bf16"
+    fp8: str = "none"  # products of the blocks in 8-bit floats (Hopper): one scale a "tensor", or a "row"; "none"
+    # Speed and memory
+    compile: str = "auto"  # by torch.compile: "blocks" (one graph for all), the "whole" model, "none"; "auto": blocks on a GPU
+    checkpointing: str = "none"  # what the backward pass computes again: "none", "selective" (all but products and attention), "full" (blocks)
+    # The optimiser
+    optimizer: str = "adamw"  # "adamw" (one fused kernel a tensor), "adamw-torch" (PyTorch's, not fused), "muon" (with adamw for what is no matrix)
+    lr: float = 1e-3  # the learning rate at its highest
+    min_lr: float = 0.1  # what is left of it at the end, as a share
+    schedule: str = "cosine"  # after the warm-up: "cosine", "wsd" (level, then down for the last fifth), "constant"
+    warmup: int = 50  # steps over which the learning rate rises
+    weight_decay: float = 0.1  # of matrices; norms do not decay
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW: how much of the mean gradient, and of the mean square, stays from step to step
+    clip: float = 1.0  # the gradient's norm at most; 0: as it is
+    # What is looked at
+    evaluate_every: int = 0  # steps between evaluations; 0: at the end alone
+    evaluate_batches: int = 8  # of the validation split
+    sample_every: int = 0  # steps between samples; 0: at the end alone
+    sample_tokens: int = 64  # of a sample
+    prompt: str = "def "  # how samples begin
+    log: str | None = None  # a .jsonl or .csv file with a row a step; None: train.jsonl in `folder`, if there is one
+    tensorboard: str | None = None  # a folder for TensorBoard
+    # How it survives
+    folder: str | None = None  # for checkpoints; None: none are written. What is there is continued
+    save_every: int = 500  # steps between checkpoints; 0: at the end alone
+    keep: int = 3  # of the newest checkpoints
+    on_full_disk: str = "warn"  # when a checkpoint cannot be written: "warn" and go on with the older ones, or "raise" and end
+    # Several GPUs, under torchrun
+    parallel: str = "ddp"  # each GPU has the whole model ("ddp"), or a share of each weight that is put together when needed ("fsdp")
+    tensor_parallel: int = 1  # GPUs that share each matrix, its heads and FFN columns, and take the same data; divides the number of GPUs
+    timeout_s: float = 600.0  # how long a GPU waits for the others before the job ends
+    # The machine
+    device: str = "auto"  # "cuda" where there is a GPU, else "cpu"
+    seed: int = 0  # of weights, data and samples
+    deterministic: bool = False  # the same bits in each run, slower on a GPU
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ArgumentError(f"TrainConfig: {name} is {getattr(self, name)!r}; it must be one of {', '.join(map(repr, choices))}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least):
+                raise ArgumentError(f"TrainConfig: {name} is {value!r}; it must be a number of at least {least}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type in ("int", "int | None") and value is not None and not isinstance(value, int):
+                raise ArgumentError(f"TrainConfig: {each.name} is {value!r}; it must be a whole number")
+        for name in ("steps", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ArgumentError(f"TrainConfig: {name} is {value!r}; it must be more than 0")
+        if self.steps is None and self.minutes is None:
+            raise ArgumentError("TrainConfig: neither steps nor minutes is given; one of them says when the training ends")
+        if self.fp8 != "none" and self.precision != "bf16":
+            raise ArgumentError("TrainConfig: fp8 goes with precision 'bf16': what is between its products is bfloat16")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ArgumentError(f"TrainConfig: betas is {self.betas!r}; it must be two numbers of at least 0 and less than 1")
+        if not 0 <= self.min_lr <= 1:
+            raise ArgumentError(f"TrainConfig: min_lr is {self.min_lr!r}; it must be a share of lr, 0 to 1")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and gradients."""
+        return torch.float32 if self.precision == "float32" else torch.bfloat16

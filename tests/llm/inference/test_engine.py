@@ -1,0 +1,277 @@
+"""The rungs of the ladder compute the same: fused kernels in the emulator as PyTorch does, narrow and wide, with quantised weights and caches."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import labkernels as lk
+from labkernels.errors import ArgumentError
+from labkernels.llm.config import ModelConfig
+from labkernels.llm.inference.decode_state import DecodeState
+from labkernels.llm.inference.drawing import settings_of
+from labkernels.llm.inference.engine import Engine
+from labkernels.llm.inference.fused import MOST_NARROW, FusedRunner
+from labkernels.llm.inference.graphs import GraphRunner
+from labkernels.llm.model import Transformer
+from labkernels.llm.quantisation.quantized import quantize_model
+from labkernels.llm.inference.requests import Request, SamplingParams
+
+CONFIG = ModelConfig(80, 64, 2, 4, 2, 96, head_dim=64, max_seq_len=128)
+
+
+def random_model(config=CONFIG, dtype=torch.bfloat16, seed=0, std=0.2, device="cpu") -> Transformer:
+    torch.manual_seed(seed)
+    model = Transformer(config, dtype=dtype, device=device).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
+        elif name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+def prompts_of(*lengths, vocab=80) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in lengths]
+
+
+def logits_of(engine: Engine, prompts: list[list[int]], forced: int = 3) -> torch.Tensor:
+    """Logits after each prompt, and after each of a few tokens more, the same in every engine: (1 + forced, prompts, vocab)."""
+    cache, sequences = engine.cache, []
+    for prompt in prompts:
+        sequences.append(cache.add(())[0])
+    step = cache.step(dict(zip(sequences, prompts)))
+    ends = (step.cu_seqlens_q[1:] - 1).tolist()
+    rows = [engine.runner.prefill(torch.tensor(sum(prompts, []), device=engine.device), step, ends).clone()]
+    for i in range(forced):
+        tokens = [(7 * i + 3 * n + 1) % engine.config.vocab_size for n in range(len(prompts))]
+        step = cache.step({sequence: [token] for sequence, token in zip(sequences, tokens)})
+        rows.append(engine.runner.decode(torch.tensor(tokens, device=engine.device), step).clone())
+    for sequence in sequences:
+        cache.finish(sequence)
+    return torch.stack(rows)
+
+
+def assert_as_good(found: torch.Tensor, wanted: torch.Tensor, share: float):
+    assert torch.isfinite(found).all()
+    assert (found - wanted).abs().max() < share * wanted.abs().max()
+
+
+@pytest.mark.parametrize("batch", [3, MOST_NARROW + 2])
+def test_fused_kernels_give_the_logits_of_pytorch(model, batch):
+    prompts = prompts_of(*[5, 17, 33, *[2] * batch][:batch])
+    exact = logits_of(Engine(model.float(), runner="cached", max_batch=batch), prompts)
+    model.bfloat16()
+    plain = logits_of(Engine(model, runner="cached", max_batch=batch), prompts)
+    fused = logits_of(Engine(model, runner="fused", max_batch=batch), prompts)
+    assert (fused - exact).abs().max() < 2 * (plain - exact).abs().max()
+
+
+def test_a_fused_row_does_not_depend_on_the_others_bit_for_bit(model):
+    prompts = prompts_of(5, 17, 33)
+    together = logits_of(Engine(model, runner="fused"), prompts)
+    for number, prompt in enumerate(prompts):
+        engine = Engine(model, runner="fused")
+        tokens = [(7 * i + 3 * number + 1) % 80 for i in range(2)]
+        sequence, _ = engine.cache.add(())
+        engine.runner.prefill(torch.tensor(prompt), engine.cache.step({sequence: prompt}), [])
+        for i, token in enumerate(tokens):
+            row = engine.runner.decode(torch.tensor([token]), engine.cache.step({sequence: [token]}))
+            assert torch.equal(row[0], together[1 + i, number])
+
+
+def test_in_float32_fused_answers_are_those_of_the_cached_engine():
+    config = ModelConfig(80, 64, 2, 4, 2, 96, head_dim=16, max_seq_len=128)
+    model, prompts = random_model(config, torch.float32), prompts_of(3, 17, 9)
+    wanted = [one.tokens for one in Engine(model, runner="cached").generate(prompts, 6)]
+    assert [one.tokens for one in Engine(model, runner="fused").generate(prompts, 6)] == wanted
+
+
+@pytest.mark.parametrize("scheme, size", [("int8", 64), ("int4", 128), ("nf4", 64)])
+def test_quantised_weights_compute_what_they_stand_for(scheme, size):
+    """As streams where their rows fit (128), else one product after the other."""
+    config = ModelConfig(80, size, 2, 4, 2, 2 * size, head_dim=64, max_seq_len=128)
+    quantised, prompts = quantize_model(random_model(config), scheme), prompts_of(5, 12)
+    assert Engine(quantised, runner="fused").runner.streams == (scheme != "nf4")
+    wanted = logits_of(Engine(quantised, runner="cached"), prompts)
+    assert_as_good(logits_of(Engine(quantised, runner="fused"), prompts), wanted, 0.04)
+
+
+@pytest.mark.parametrize("size, head, vocab", [(192, "int4", 80), (256, "nf4", 81)])
+def test_a_head_of_another_scheme_that_does_not_fit_the_stream_is_multiplied_otherwise(size, head, vocab):
+    """192 columns are a group of 128 and half of one; scales of nf4 are read two rows at a time."""
+    config = ModelConfig(vocab, size, 1, 2, 1, 64, head_dim=64, max_seq_len=128)
+    quantised, prompts = quantize_model(random_model(config), "int8", head=head), prompts_of(5)
+    engine = Engine(quantised, runner="fused")
+    assert engine.runner.streams and not engine.runner.streams_head
+    assert_as_good(logits_of(engine, prompts, forced=1), logits_of(Engine(quantised, runner="cached"), prompts, forced=1), 0.08)
+
+
+@pytest.mark.parametrize("runner", ["cached", "fused"])
+def test_a_cache_of_8_bits_is_near_the_one_of_16_and_smaller(model, runner):
+    prompts = prompts_of(5, 30)
+    whole, small = Engine(model, runner=runner), Engine(model, runner=runner, cache_dtype="int8")
+    wanted, found = logits_of(whole, prompts), logits_of(small, prompts)
+    assert_as_good(found, wanted, 0.06)
+    assert not torch.equal(found, wanted) and small.cache.nbytes < 0.6 * whole.cache.nbytes
+
+
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+def test_attention_that_begins_early_is_the_one_that_waits(model, monkeypatch, cache_dtype):
+    """decode/attend.cu, whose first keys and values come before the wait."""
+    prompts = prompts_of(5, 33, 16, 47)
+    wanted = logits_of(Engine(model, runner="fused", cache_dtype=cache_dtype), prompts)
+    monkeypatch.setattr(FusedRunner, "early", True)
+    found = logits_of(Engine(model, runner="fused", cache_dtype=cache_dtype), prompts)
+    assert_as_good(found, wanted, 0.02)
+
+
+def test_an_engine_that_reads_the_wrong_page_is_noticed(model):
+    prompts, engine = prompts_of(20, 40), Engine(model, runner="fused")
+    wanted = logits_of(engine, prompts)
+    right = engine.cache.pages.pages
+    engine.cache.pages.pages = lambda sequence: right(sequence)[::-1]
+    assert (logits_of(engine, prompts)[1:] - wanted[1:]).abs().max() > 0.1 * wanted.abs().max()
+
+
+def test_a_step_tells_itself_where_it_is():
+    """begin.cu, twice in a row: lengths, slots, history and what stands in empty places."""
+    from labkernels.cuda.variants import kernel
+    from labkernels.llm.inference.fused import FOLDER
+
+    state = DecodeState(4, 3, 5, 16, 8, torch.device("cpu"))
+    requests = [Request((1,), SamplingParams(temperature=0.5, seed=9)), Request((1,), SamplingParams())]
+    requests[0].tokens, requests[1].tokens = [4], [3, 6, 7]
+    state.fill([(4, 15, [2, 5]), (7, 40, [1, 0, 8])], requests)
+    embedding, hidden = torch.randn(10, 12), torch.zeros(4, 12)
+    angles = torch.randn(64, 8)
+    for drawn in ([4, 7], [9, 2]):
+        state.tokens[:2] = torch.tensor(drawn)
+        report = lk.sanitize(kernel(FOLDER / "begin.cu", "begin_step", torch.float32), 4, 64, state.begin(embedding, hidden, angles), write_back=True)
+        assert not report.findings
+    assert state.lengths.tolist() == [17, 42, 0, 0] and state.draws.tolist() == [2, 4, 0, 0]
+    assert state.slots.tolist() == [5 * 16, 8 * 16 + 41 - 32, -1, -1]
+    assert state.history[:2, :2].tolist() == [[4, 7], [9, 2]] and state.step.tolist() == [2, 2, 0, 0]
+    torch.testing.assert_close(hidden[:2], embedding[[9, 2]])
+    torch.testing.assert_close(state.turns[:2], angles[[16, 41]])
+    assert state.seeds[0] == 9 and state.temperature[:2].tolist() == [0.5, 0.0]
+
+
+def test_the_first_step_of_a_graph_writes_into_nobodys_pages(model, monkeypatch):
+    """Two graphs share a state: what the one left in it are sequences whose pages may be others' when the other is captured."""
+
+    class OnCPU(GraphRunner):
+        refusal, lengths = staticmethod(lambda model, cache: None), []
+
+        def _step(self, state):
+            self.lengths.append(state.lengths.tolist())
+            return super()._step(state)
+
+    waits = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waits)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    runner = OnCPU(model, Engine(model).cache)
+    runner._stream = waits
+    for draws in (False, True):
+        _, state, _ = runner._captured(1, 20, draws)
+        state.fill([(4, 19, [2, 5])], [Request((1,), SamplingParams(seed=9), tokens=[4])])
+    assert OnCPU.lengths == [[0]] * 4
+
+
+def test_no_settings_of_one_request_fail_the_pass_of_all():
+    """What a client may ask for fits the numbers that the kernels take."""
+    widest = SamplingParams(temperature=1e6, top_k=10**15, seed=10**40, repetition_penalty=1e6)
+    request = Request((1,), widest, tokens=[4])
+    settings = settings_of([request], "cpu")
+    assert settings["top_k"] == 2**31 - 1 and torch.isfinite(settings["repetition_penalty"]).all()
+    state = DecodeState(1, 3, 5, 16, 8, torch.device("cpu"))
+    state.fill([(4, 15, [2])], [request])
+    assert state.top_k == 2**31 - 1 and state.seeds == settings["seed"]
+    with pytest.raises(ArgumentError, match="repetition_penalty"):
+        SamplingParams(repetition_penalty=1e300)
+
+
+def test_a_rung_says_why_it_cannot_run(model):
+    with pytest.raises(ArgumentError, match="QK-norm"):
+        Engine(Transformer(ModelConfig(80, 64, 1, 4, 2, 96, qk_norm=True, max_seq_len=64)), runner="fused")
+    with pytest.raises(ArgumentError, match="on the CPU"):
+        Engine(model, runner="graphs")
+    with pytest.raises(ArgumentError, match="'naive'"):
+        Engine(model, runner="fast")
+
+
+@pytest.mark.parametrize("options, culprit", [({"max_batch": 0}, "max_batch"), ({"max_seq_len": 9999}, "max_seq_len"), ({"cache_dtype": "int3"}, "cache_dtype")])
+def test_wrong_options_are_named(model, options, culprit):
+    with pytest.raises(ArgumentError, match=culprit):
+        Engine(model, **options)
+
+
+def test_models_of_other_kinds_run_on_the_cached_engine():
+    config = ModelConfig(60, 32, 2, 4, 2, 48, activation="gelu", qk_norm=True, max_seq_len=64)
+    model, prompt = random_model(config, torch.float32), [3, 1, 4]
+    naive, cached = (Engine(model, runner=name).generate(prompt, 8).tokens for name in ("naive", "cached"))
+    assert naive == cached
+
+
+GPU_CONFIG = ModelConfig.preset("llama-3.2-1b", num_layers=3, vocab_size=4096, max_seq_len=4096)
+GPU_LENGTHS = (3, 70, 200, 1, 1500)
+
+
+@pytest.fixture(scope="module")
+def on_gpu():
+    return random_model(GPU_CONFIG, std=0.04, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+@pytest.mark.parametrize("batch", [5, 20])
+@pytest.mark.parametrize("runner", ["fused", "graphs", "early"])
+def test_on_a_gpu_every_rung_is_as_near_to_float32_as_pytorch(on_gpu, runner, batch, cache_dtype):
+    prompts, options = prompts_of(*[*GPU_LENGTHS, *[7] * batch][:batch], vocab=4096), {"max_batch": batch, "cache_tokens": 8192}
+    exact = logits_of(Engine(on_gpu.float(), runner="cached", **options), prompts)
+    plain = logits_of(Engine(on_gpu.bfloat16(), runner="cached", cache_dtype=cache_dtype, **options), prompts)
+    found = logits_of(Engine(on_gpu, runner=runner, cache_dtype=cache_dtype, **options), prompts)
+    assert (found - exact).abs().max() < 2 * (plain - exact).abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4", "nf4"])
+def test_on_a_gpu_quantised_weights_compute_what_they_stand_for(scheme):
+    quantised, prompts = quantize_model(random_model(GPU_CONFIG, std=0.04, device="cuda"), scheme, head="int8"), prompts_of(*GPU_LENGTHS, vocab=4096)
+    wanted = logits_of(Engine(quantised, runner="cached", cache_tokens=8192), prompts)
+    for runner in ("graphs", "early"):
+        engine = Engine(quantised, runner=runner, cache_tokens=8192)
+        assert engine.runner.streams
+        assert_as_good(logits_of(engine, prompts), wanted, 0.04)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runner", ["graphs", "early"])
+def test_on_a_gpu_many_tokens_in_a_row_are_those_one_by_one(on_gpu, runner):
+    prompts, settings = prompts_of(*GPU_LENGTHS, vocab=4096), {"temperature": 0.8, "top_p": 0.9, "seed": 1}
+    for given in ({}, settings):
+        drawn = []
+        for lookahead in (1, 7, 32):
+            engine = Engine(on_gpu, runner=runner, cache_tokens=8192, lookahead=lookahead)
+            drawn.append([one.tokens for one in engine.generate(prompts, 40, **given)])
+            engine.cache.pages.check()
+            assert engine.stats.free_pages == engine.stats.num_pages
+        assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_pre_empted_answers_come_to_their_end(on_gpu):
+    engine = Engine(on_gpu, runner="early", cache_tokens=64 * 12, max_batch=8, lookahead=8)
+    answers = engine.generate(prompts_of(*[100] * 12, vocab=4096), 120)
+    assert [len(one.tokens) for one in answers] == [120] * 12 and engine.stats.preemptions > 0
+    engine.cache.pages.check()
+    assert engine.stats.free_pages == engine.stats.num_pages

@@ -1,0 +1,42 @@
+"""What the engine is measured with: the peer computes the same model, and bytes a token are those counted by hand."""
+
+import pytest
+import torch
+
+from labkernels.llm.inference.bench_engine import main, random_model, read_bytes
+from labkernels.llm.config import ModelConfig
+from labkernels.llm.inference.engine import Engine
+from labkernels.llm.inference.peers import CompiledPeer
+
+CONFIG = ModelConfig(80, 64, 2, 4, 2, 128, max_seq_len=128)
+
+
+def test_the_peer_writes_what_the_engine_writes():
+    model = random_model(CONFIG, torch.float32, "cpu")
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    prompts = torch.randint(0, 80, (2, 9), generator=torch.Generator().manual_seed(1))
+    found = CompiledPeer(model, 2, 64, mode=None).generate(prompts, 12)
+    assert found.tolist() == [list(one.tokens) for one in Engine(model).generate(prompts.tolist(), 12)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "quantize, bytes_of",
+    [(None, lambda n, k: 2 * n * k), ("int8", lambda n, k: n * k + 4 * n), ("int4", lambda n, k: n * k // 2 + 4 * n * k // 128)],
+)
+def test_bytes_a_token_are_those_counted_by_hand(tied, quantize, bytes_of):
+    config = ModelConfig(80, 128, 2, 4, 2, 256, max_seq_len=128, tie_embeddings=tied)
+    model = random_model(config, torch.bfloat16, "cpu", quantize)
+    layer = sum(bytes_of(n, k) for n, k in ((256, 128), (128, 128), (512, 128), (128, 256)))
+    weights = 2 * layer + 2 * (2 * 2 + 1) * 128 + 2 * 80 * 128  # norms; the head, or the embedding where it is the head
+    cache = Engine(model, cache_tokens=64).cache
+    assert read_bytes(model, 3, 10, cache) == weights + 3 * 10 * 2 * 2 * 2 * 32 * 2
+
+
+def test_without_a_gpu_it_says_so():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit, match="has none"):
+        main(["10m"])

@@ -1,0 +1,170 @@
+"""Optimisers and schedules: the kernel against the formula and PyTorch, rounding, clipping, what decays."""
+
+import math
+
+import pytest
+import torch
+
+from labkernels.errors import ArgumentError
+from labkernels.llm.training import optim
+from labkernels.llm.config import ModelConfig
+from labkernels.llm.model import Transformer
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NUMBERS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "decay": 1e-3, "correction1": 1.5, "correction2": 2.0}
+
+
+def tensors(count, weight, moment, master, device):
+    torch.manual_seed(count)
+    w, g = torch.randn(count).to(device, weight), torch.randn(count).to(device, weight)
+    m, v = (0.1 * torch.randn(count)).to(device, moment), torch.rand(count).to(device, moment)
+    return [w, g, m, v, w.float() if master else None]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [1, 8, 2051])
+@pytest.mark.parametrize("moment, master", [(torch.float32, True), (torch.float32, False), (torch.bfloat16, False)])
+def test_the_kernel_is_the_formula(count, moment, master, device):
+    ours, theirs = ([t if t is None else t.clone() for t in tensors(count, torch.bfloat16, moment, master, device)] for _ in range(2))
+    factor = torch.tensor(0.5, device=device)
+    optim.adamw_kernel(*ours, factor, False, 0, **NUMBERS)
+    optim.adamw_torch(*theirs, factor, False, 0, **NUMBERS)
+    before = tensors(count, torch.bfloat16, moment, master, device)[0]
+    assert count == 1 or not torch.equal(ours[0], before)
+    for a, b in zip(ours, theirs):
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=2**-7 if a.dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("update", [optim.adamw_kernel, optim.adamw_torch])
+def test_stochastic_rounding_is_right_on_average_where_rounding_to_nearest_stands_still(update, device):
+    count, step = 20_000, 2.0**-11  # an eighth of the distance of two bfloat16s near 1
+    for stochastic in (True, False):
+        w, g = torch.ones(count, dtype=torch.bfloat16, device=device), torch.ones(count, dtype=torch.bfloat16, device=device)
+        m, v = torch.ones(count, device=device), torch.ones(count, device=device)
+        update(w, g, m, v, None, None, stochastic, 3, **{**NUMBERS, "lr": step, "decay": 0.0, "correction1": 1.0, "correction2": 1.0})
+        moved = (1 - w.float()).mean().item()
+        assert moved == pytest.approx(step, rel=0.1) if stochastic else moved == 0
+        if stochastic:
+            assert set(w.unique().tolist()) == {1.0, 1 - 2.0**-8}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_factor_that_is_not_finite_changes_nothing(device):
+    ours = tensors(100, torch.bfloat16, torch.float32, True, device)
+    before = [t.clone() for t in ours]
+    optim.adamw_kernel(*ours, torch.tensor(math.nan, device=device), False, 0, **NUMBERS)
+    assert all(torch.equal(a, b) for a, b in zip(ours, before))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_steps_are_those_of_pytorchs_adamw(dtype):
+    torch.manual_seed(0)
+    start, grads = torch.randn(40, 30).to(dtype), [torch.randn(40, 30).to(dtype) for _ in range(5)]
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
+    mine = optim.AdamW([ours], lr=1e-2, weight_decay=0.1)
+    reference = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    for number, grad in enumerate(grads):
+        ours.grad, theirs.grad = grad.clone(), grad.float() * 0.5
+        mine.step(factor=torch.tensor(0.5))
+        reference.step()
+        if number == 2:  # a skipped step does not count
+            ours.grad = grad.clone()
+            mine.step(factor=torch.tensor(math.nan))
+    torch.testing.assert_close(ours.float(), theirs.detach(), rtol=0 if dtype == torch.float32 else 2**-8, atol=1e-6)
+    if dtype == torch.bfloat16:
+        torch.testing.assert_close(mine.state[ours]["master"], theirs.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_without_masters_small_steps_are_lost():
+    """What the masters are for: the planted mistake of training bf16 weights alone."""
+    weights = {}
+    for master in optim.MASTERS:
+        p = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
+        optimizer = optim.AdamW([p], lr=1e-4, weight_decay=0.0, master=master)
+        for _ in range(20):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        weights[master] = p.float().mean().item()
+    assert weights["none"] == 1.0
+    assert weights["float32"] == pytest.approx(1 - 2e-3, abs=2e-3) and weights["float32"] < 1
+    assert weights["stochastic"] == pytest.approx(1 - 2e-3, abs=2e-4)
+
+
+def test_states_keep_their_dtype_when_they_are_loaded():
+    p = torch.nn.Parameter(torch.randn(8, 8).bfloat16())
+    first = optim.AdamW([p], lr=1e-3)
+    p.grad = torch.randn(8, 8).bfloat16()
+    first.step()
+    again = optim.AdamW([p], lr=1e-3)
+    again.load_state_dict(first.state_dict())
+    torch.optim.Optimizer.load_state_dict(rounded := optim.AdamW([p], lr=1e-3), first.state_dict())
+    assert rounded.state[p]["master"].dtype == torch.bfloat16  # the planted mistake: PyTorch's own way
+    for name, value in first.state[p].items():
+        assert torch.equal(again.state[p][name], value) and again.state[p][name].dtype == torch.float32
+
+
+def test_a_state_that_was_saved_with_other_settings_is_brought_to_these():
+    def begun(p, steps=1, **settings):
+        optimizer = optim.AdamW([p], lr=1e-3, weight_decay=0.0, **settings)
+        for _ in range(steps):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        return optimizer
+
+    p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    saved = begun(p, master="stochastic", moment_dtype=torch.bfloat16).state_dict()
+    again = begun(p, 0)
+    again.load_state_dict(saved)
+    for _ in range(4):  # each an eighth to a quarter of the distance of two bfloat16s: without a master all are lost
+        again.step()
+    state = again.state[p]
+    assert state["exp_avg"].dtype == state["master"].dtype == torch.float32 and (state["master"] < 0.9985).all() and int(state["step"]) == 5
+    back = begun(p, 0, master="none", moment_dtype=torch.bfloat16)
+    back.load_state_dict(again.state_dict())
+    back.step()
+    assert "master" not in back.state[p] and back.state[p]["exp_avg"].dtype == torch.bfloat16
+    assert int(back.state[p]["step"]) == 6 and back.state[p]["exp_avg"].float().max() > 0.4  # what was gathered is there still
+
+
+def test_matrices_decay_and_norms_do_not_and_a_tied_weight_is_there_once():
+    model = Transformer(ModelConfig(vocab_size=64, embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_dim=32))
+    groups = optim.parameter_groups(model, 0.3)
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert all(p.dim() == 1 for p in groups[1]["params"]) and len(groups[1]["params"]) == 5
+    together = [p for group in groups for p in group["params"]]
+    assert sum(p.numel() for p in together) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_norm_and_the_factor_that_clips():
+    a, b = torch.nn.Parameter(torch.zeros(3, 4)), torch.nn.Parameter(torch.zeros(5))
+    assert optim.gradient_norm([a, b]) == 0
+    a.grad, b.grad = torch.full((3, 4), 2.0), torch.full((5,), 1.0)
+    norm = optim.gradient_norm([a, b])
+    assert norm.item() == pytest.approx(math.sqrt(48 + 5))
+    assert optim.clip_factor(norm, 1.0).item() == pytest.approx(1 / norm.item(), rel=1e-4)
+    assert optim.clip_factor(norm, 100.0) == 1 and optim.clip_factor(norm, 0.0) == 1
+    assert optim.clip_factor(torch.tensor(math.inf), 1.0).isnan()
+
+
+def test_the_schedules():
+    lr = [optim.cosine(step, 100, 10, 0.1) for step in range(100)]
+    assert lr[0] == pytest.approx(0.1) and lr[9] == lr[10] == 1 and lr[-1] == pytest.approx(0.1) and lr[54] == pytest.approx(0.55, abs=0.02)
+    assert all(a >= b for a, b in zip(lr[10:], lr[11:]))
+    lr = [optim.wsd(step, 100, 10, 0.0, 0.2) for step in range(100)]
+    assert set(lr[10:80]) == {1.0} and lr[-1] == 0 and 0 < lr[90] < 1
+    assert [optim.constant(step, 100, 4) for step in (0, 3, 50)] == [0.25, 1, 1]
+    for schedule in optim.SCHEDULES.values():
+        assert all(0 <= schedule(step, 3, 1) <= 1 for step in range(9))  # longer than planned
+
+
+def test_wrong_options_are_named():
+    p = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ArgumentError, match="AdamW: master is 'bf16'"):
+        optim.AdamW([p], master="bf16")
+    with pytest.raises(ArgumentError, match="AdamW: moment_dtype is torch.float16"):
+        optim.AdamW([p], moment_dtype=torch.float16)
+    with pytest.raises(ArgumentError, match="adamw: weight is not contiguous"):
+        t = torch.zeros(4, 4).t()
+        optim.adamw_kernel(t, t, t, t, None, None, False, 0, **NUMBERS)
