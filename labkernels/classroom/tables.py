@@ -28,7 +28,8 @@ def with_tables(text: str) -> str:
 
 
 def markdown_table(wanted: str) -> str:
-    """The table for the words of a marker: one row a variant, times and shares of the limit, and where they come from."""
+    """The table for the words of a marker: a row for each variant that was timed, with times and shares of the limit; below it where they come from,
+    and why the other variants have no row."""
     op, *words = wanted.split()
     choice = dict(word.split("=", 1) for word in words)
     across = choice.pop("across", None)
@@ -40,11 +41,16 @@ def markdown_table(wanted: str) -> str:
         frame = frame[frame[column].astype(str) == value]
     if frame.empty:
         raise BookError(f"measured: {wanted}: no recorded row is like that")
-    table = BenchTable(op, frame, label(frame), (across,)).pivot().fillna("")
+    timed = frame.groupby("variant")["ms"].transform("count") > 0
+    table = BenchTable(op, frame[timed], label(frame), (across,)).pivot().fillna("")
     heads = ["", *(f"{across} {value}" for value in table.columns)]
     rows = [heads, ["---"] * len(heads), *([f"`{name}`", *cells] for name, *cells in table.itertuples())]
     lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + f"\n\nTime, and the share of the limit reached; {label(frame)}.\n"
+    variants_by_reason: dict[str, list[str]] = {}
+    for variant, rows in frame[~timed].groupby("variant", sort=False):
+        variants_by_reason.setdefault("; ".join(dict.fromkeys(rows["note"].astype(str))), []).append(f"`{variant}`")
+    told = "; ".join(f"{', '.join(variants)} ({reason})" for reason, variants in variants_by_reason.items())
+    return "\n".join(lines) + f"\n\nTime, and the share of the limit reached; {label(frame)}.{f" Without a row: {told}." if told else ""}\n"
 
 
 def refresh(path: Path) -> None:

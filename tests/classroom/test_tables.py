@@ -32,15 +32,19 @@ def figures(monkeypatch, tmp_path):
 def test_the_table_between_the_markers_is_written_from_the_recorded_rows():
     lines = tables.with_tables(TEXT).splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    assert lines[2:8] == [
+    assert lines[2:7] == [
         "|  | seq_len 512 | seq_len 4096 |",
         "| --- | --- | --- |",
         "| `v1_naive` | 2.5 ms (0%) | 160 ms (0%) |",
         "| `v2_online` | 300 µs (3%) | 19.2 ms (0%) |",
-        "| `cudnn` | bfloat16 only | bfloat16 only |",
         "",
     ]
-    assert "recorded on NVIDIA H200, 2026-01-02, commit 0123abcd" in lines[8]
+    assert "recorded on NVIDIA H200, 2026-01-02, commit 0123abcd" in lines[7]
+
+
+def test_a_variant_that_was_not_timed_has_no_row_but_the_reason_below():
+    assert tables.with_tables(TEXT).splitlines()[7].endswith("Without a row: `cudnn` (bfloat16 only).")
+    assert "| `cudnn` | 10 µs" in tables.with_tables(TEXT.replace("float32", "bfloat16"))
 
 
 def test_writing_twice_changes_nothing(tmp_path):
