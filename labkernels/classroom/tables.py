@@ -50,7 +50,8 @@ def markdown_table(wanted: str) -> str:
     for variant, rows in frame[~timed].groupby("variant", sort=False):
         variants_by_reason.setdefault("; ".join(dict.fromkeys(rows["note"].astype(str))), []).append(f"`{variant}`")
     told = "; ".join(f"{', '.join(variants)} ({reason})" for reason, variants in variants_by_reason.items())
-    return "\n".join(lines) + f"\n\nTime, and the share of the limit reached; {label(frame)}.{f" Without a row: {told}." if told else ""}\n"
+    source = f"Time, and the share of the limit reached; {label(frame)}." + (f" Without a row: {told}." if told else "")
+    return "\n".join(lines) + f"\n\n{source}\n"
 
 
 def refresh(path: Path) -> None:
