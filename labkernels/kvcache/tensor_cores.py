@@ -1,4 +1,4 @@
-"""How v4 and v5, decode attention on tensor cores, are launched: their tilings, their grids, and what they can run on."""
+"""How v4, v5 and v6, decode attention on tensor cores, are launched: their tilings, their grids, and what they can run on."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CLUSTERS = {
     (128, 2, True): Tiling(128, 2, 4, 2),
 }
 GUESSES = {  # of v6, by head_dim and tiles of 8 rows: for no more heads than multiprocessors, for more, and for a long quantised cache
-    (64, 1): (Tiling(64, 1, 8, 2), Tiling(64, 1, 4, 4), Tiling(64, 1, 4, 4)),
+    (64, 1): (Tiling(64, 1, 8, 2), Tiling(64, 1, 8, 2), Tiling(64, 1, 4, 4)),
     (64, 2): (Tiling(64, 2, 8, 1), Tiling(64, 2, 4, 3), Tiling(64, 2, 4, 3)),
     (128, 1): (Tiling(128, 1, 8, 1), Tiling(128, 1, 4, 2), Tiling(128, 1, 4, 4)),
     (128, 2): (Tiling(128, 2, 8, 1), Tiling(128, 2, 4, 2), Tiling(128, 2, 4, 2)),
