@@ -127,10 +127,7 @@ def linear(kernel: str, x: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor
     """(..., in) -> (..., out)"""
     if kernel != "labkernels" or not _plain(layer):
         return layer(x)
-    weight = layer.weight
-    if torch.is_autocast_enabled(x.device.type):
-        x, weight = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight))
-    return torch.ops.labkernels.linear(x, weight)
+    return torch.ops.labkernels.linear(*_linear.cast_for_autocast(x, layer.weight))
 
 
 def ffn(kernel: str, x: torch.Tensor, first: torch.nn.Module, down: torch.nn.Module, activation: str) -> torch.Tensor:

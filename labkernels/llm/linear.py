@@ -13,6 +13,12 @@ from labkernels.torch_extension.operators import LIBRARY, define
 _matmul = torch.ops.labkernels.matmul
 
 
+def cast_for_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast in its dtype, as PyTorch's own products have it."""
+    kind = tensors[0].device.type
+    return tuple(each.to(torch.get_autocast_dtype(kind)) for each in tensors) if torch.is_autocast_enabled(kind) else tensors
+
+
 def forward(x, weight):
     return _matmul(x.reshape(-1, x.shape[-1]), weight.t()).view(*x.shape[:-1], weight.shape[0])
 

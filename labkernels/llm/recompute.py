@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from labkernels.errors import ArgumentError
 
 MODES = ("none", "selective", "full")
+OURS = ("attention", "attention_varlen", "rope_attention", "matmul", "linear", "ffn", "swiglu_ffn", "fp8_linear", "fp8_ffn")  # that are dear
 _aten, _ours = torch.ops.aten, torch.ops.labkernels
 
 
@@ -38,13 +39,15 @@ def run_block(mode: str, block, x: torch.Tensor, residual: torch.Tensor | None, 
 @functools.cache
 def _kept() -> frozenset:
     """Operators whose results are dear: products and attention, PyTorch's and ours."""
-    import labkernels.llm.kernels  # noqa: F401  defines ours
+    import labkernels.llm.kernels
+    import labkernels.llm.training.fp8_linear
+    import labkernels.llm.training.packed_swiglu  # noqa: F401  define ours
 
     names = ("cudnn", "efficient", "flash")
     attention = [getattr(_aten, f"_scaled_dot_product_{name}_attention").default for name in names]
     attention += [_aten._scaled_dot_product_flash_attention_for_cpu.default, _aten._flash_attention_forward.default]
     products = [_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten._scaled_mm.default]
-    ours = [getattr(_ours, name).default for name in ("attention", "attention_varlen", "rope_attention", "matmul", "linear", "ffn")]
+    ours = [getattr(_ours, name).default for name in OURS]
     return frozenset([*attention, *products, *ours])
 
 

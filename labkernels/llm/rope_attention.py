@@ -82,8 +82,15 @@ def backward(grad_out, qkv, q, k, out, lse, angles, positions, cu_seqlens, heads
     grad = torch.empty_like(qkv)
     grad_q, grad_k, grad_v = parts(grad, heads, kv_heads)
     turn_back(*(each.transpose(1, 2) for each in (dq, dk, grad_q, grad_k)), angles, positions)
-    grad_v.copy_(dv)
+    copy_heads(dv, grad_v)
     return grad
+
+
+def copy_heads(source: torch.Tensor, target: torch.Tensor) -> None:
+    """target.copy_(source), where a head is dense: in words of 8 bytes, which PyTorch's copy of strided tensors does not do of itself."""
+    if source.dtype.itemsize * source.shape[-1] % 8 == 0:
+        source, target = source.view(torch.int64), target.view(torch.int64)
+    target.copy_(source)
 
 
 def backward_fake(grad_out, qkv, *_):

@@ -215,6 +215,9 @@ class DistributedTrainer(Trainer):
             dist.all_reduce(squares[1], group=self.tensor_group)
         return squares.sum().sqrt()
 
+    def step_fp8_scales(self) -> None:
+        self.fp8_scales.step(dist.group.WORLD)
+
     # ---- what is seen ----
 
     def evaluate(self) -> Evaluation:

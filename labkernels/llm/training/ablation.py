@@ -31,7 +31,7 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.training.monitor import mfu, peak_tflops
 from labkernels.llm.data.shards import TokenDataset
 from labkernels.llm.training.train import TrainConfig, Trainer
-from labkernels.llm.training.train_parts import FASTEST, FASTEST_FP8
+from labkernels.llm.training.train_parts import CUBLAS, FASTEST, FASTEST_FP8
 
 WARM_UP = 3  # steps that are not timed
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.1
@@ -66,7 +66,9 @@ LADDER = {
         Row("selective", "selective activation checkpointing", "our_kernels", {"checkpointing": "selective"}, None, 4),
         Row("full", "full activation checkpointing", "our_kernels", {"checkpointing": "full"}, None, 4),
         Row("stochastic", "no masters: stochastic rounding, bfloat16 moments", "our_kernels", {"master": "stochastic", "moments": "bf16"}, None, 4),
-        Row("fp8", "products of the blocks in fp8, a scale a tensor", "our_kernels", {"fp8": "tensor", "kernels": FASTEST_FP8}, None, 1),
+        Row("cublas", "the products by cuBLAS, the rest by our kernels", "our_kernels", {"kernels": CUBLAS}, None, 1),
+        Row("fp8", "products of the blocks in fp8, scales of the steps before", "our_kernels", {"fp8": "delayed", "kernels": FASTEST_FP8}, None, 1),
+        Row("fp8_tensor", "fp8 with a scale a tensor, found anew each step", "our_kernels", {"fp8": "tensor", "kernels": FASTEST_FP8}, None, 5),
         Row("fp8_rows", "fp8 with a scale a row", "our_kernels", {"fp8": "row", "kernels": FASTEST_FP8}, None, 5),
         Row("muon", "Muon for the blocks' matrices", "our_kernels", {"optimizer": "muon"}, None, 2),
     )

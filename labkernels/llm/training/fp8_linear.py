@@ -4,10 +4,9 @@ Notable:
 - a product of fp8 numbers takes half the time and half the memory traffic of bfloat16; what is kept for the backward pass is fp8, too
 - "tensor": one scale a tensor, 448 over its largest number, found anew in every step; all three products are fp8: x w^T, dy w and dy^T x.
   Activations and weights are e4m3, gradients e5m2, which has more range and less precision (Micikevicius et al., arXiv:2209.05433)
-- fp8 operands must be dense along the axis that is summed over, another one in each product: `fp8_cast` writes both orders in one pass
-  (fp8_cast.cu)
 - between the products of a SwiGLU network the gradient is never written in 16 bits: a bound of its largest number is known before, and
   e5m2 has range to spare for what the bound is too large
+- "delayed": the same with the scales of the steps before (fp8_scales.py, fp8_delayed.py): no tensor is read for its largest number alone
 - "row": a scale for each token and each row of a weight, so one large number spoils its own row alone; the product dy^T x sums over the
   tokens, whose scales differ, and stays bfloat16
 - weights themselves, what is between the layers, embeddings and the head stay as they are; on the CPU the same numbers are multiplied in
@@ -16,63 +15,17 @@ Notable:
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.errors import ArgumentError
 from labkernels.llm.model import Context, FeedForward
+from labkernels.llm.training.fp8_cast import E4M3, E5M2, SMALLEST, fp8_cast, fp8_swiglu_backward, matmul_fp8
+from labkernels.llm.training.fp8_delayed import FFN_SITES, LINEAR_SITES, feed_forward, linear
+from labkernels.llm.training.fp8_scales import DelayedScales, Sites
 
-FILE = Path(__file__).with_name("fp8_cast.cu")
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-TILE = 128  # of fp8_cast.cu
-SMALLEST = 1e-12  # that a largest number is taken to be
 STEEPEST = 1.1  # more than the largest slope of silu, 1.0998
-
-
-@torch.library.custom_op("labkernels::fp8_cast", mutates_args=())
-def fp8_cast(x: torch.Tensor, scale: torch.Tensor, e5m2: bool = False, turned: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (rows, cols), multiples of 16, times `scale` (one float32): as fp8 (rows, cols), and, if `turned`, as fp8 (cols, rows); else that is empty."""
-    rows, cols = x.shape
-    values, across = _outputs(x, e5m2, turned)
-    if x.stride(1) != 1 or x.stride(0) * x.element_size() % 16 or x.data_ptr() % 16:
-        x = x.contiguous()
-    if values.numel():
-        grid = ceil_div(cols, TILE), ceil_div(rows, TILE)
-        args = (x, x.stride(0), scale, values.view(torch.uint8), across.view(torch.uint8) if turned else None, rows, cols)
-        kernel(FILE, "fp8_cast", x.dtype, str(e5m2).lower())(grid, 256, args)
-    return values, across
-
-
-@fp8_cast.register_fake
-def _(x, scale, e5m2=False, turned=True):
-    return _outputs(x, e5m2, turned)
-
-
-def _outputs(x: torch.Tensor, e5m2: bool, turned: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, cols = x.shape
-    dtype = E5M2 if e5m2 else E4M3
-    return x.new_empty((rows, cols), dtype=dtype), x.new_empty((cols, rows) if turned else (0,), dtype=dtype)
-
-
-@torch.library.custom_op("labkernels::fp8_swiglu_backward", mutates_args=())
-def fp8_swiglu_backward(grad: torch.Tensor, gate_up: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of silu(gate) * up from grad (rows, n), times `scale`, in e5m2: (rows, 2 n) and (2 n, rows). gate_up (rows, 2 n); multiples of 16."""
-    grad, gate_up = grad.contiguous(), gate_up.contiguous()
-    rows, n = grad.shape
-    values, turned = _outputs(gate_up, True, True)
-    if values.numel():
-        args = (grad, gate_up, scale, values.view(torch.uint8), turned.view(torch.uint8), rows, n)
-        kernel(FILE, "fp8_swiglu_backward", grad.dtype)((ceil_div(n, TILE), ceil_div(rows, TILE)), 256, args)
-    return values, turned
-
-
-@fp8_swiglu_backward.register_fake
-def _(grad, gate_up, scale):
-    return _outputs(gate_up, True, True)
 
 
 def scale_of(x: torch.Tensor, dtype: torch.dtype = E4M3) -> torch.Tensor:
@@ -84,13 +37,6 @@ def rows_to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, inverse scales (rows, 1)) of x (rows, cols) with a scale a row."""
     largest = x.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST)
     return (x.float() * (448.0 / largest)).clamp(-448.0, 448.0).to(E4M3), largest / 448.0
-
-
-def matmul_fp8(a: torch.Tensor, b: torch.Tensor, inverse_a: torch.Tensor, inverse_b: torch.Tensor, fast: bool = True) -> torch.Tensor:
-    """(inverse_a * a) @ (b * inverse_b), bfloat16: a (m, k) with dense rows, b (k, n) with dense columns. `fast`: sums stay in the tensor cores."""
-    if a.is_cuda:
-        return torch._scaled_mm(a, b, inverse_a, inverse_b, out_dtype=torch.bfloat16, use_fast_accum=fast)
-    return ((a.float() * inverse_a) @ (b.float() * inverse_b)).to(torch.bfloat16)
 
 
 class _TensorScaled(torch.autograd.Function):
@@ -164,35 +110,42 @@ class _RowScaled(torch.autograd.Function):
 
 
 FUNCTIONS = {"tensor": _TensorScaled, "row": _RowScaled}
+SCALES = (*FUNCTIONS, "delayed")
 
 
 class Fp8Linear(nn.Linear):
     """nn.Linear without bias, its products in fp8. The weight stays what it is, so that checkpoints and optimisers see no difference."""
 
     scales = "tensor"
+    sites: Sites | None = None  # of "delayed": x, the weight, the gradient
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) bfloat16 -> (..., out). Numbers of tokens that are no multiple of 16 are multiplied in bfloat16."""
         tokens = x.numel() // x.shape[-1]
         if tokens % 16 or x.dtype != torch.bfloat16:
             return super().forward(x)
+        if self.scales == "delayed":
+            return linear(x.reshape(tokens, x.shape[-1]), self.weight, self.sites).view(*x.shape[:-1], -1)
         return FUNCTIONS[self.scales].apply(x.reshape(tokens, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
 
 
 class Fp8FeedForward(FeedForward):
     """A SwiGLU network whose two layers are Fp8Linear with a scale a tensor."""
 
+    sites: Sites | None = None  # of "delayed": x, both weights, the hidden layer, its gradient, the result's
+
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         tokens = x.numel() // x.shape[-1]
         if tokens % 16 or x.dtype != torch.bfloat16:
             return super().forward(x, context)
-        return _SwiGLU.apply(x.reshape(tokens, x.shape[-1]), self.gate_up_proj.weight, self.down_proj.weight).view(x.shape)
+        args = x.reshape(tokens, x.shape[-1]), self.gate_up_proj.weight, self.down_proj.weight
+        return (_SwiGLU.apply(*args) if self.sites is None else feed_forward(*args, self.sites)).view(x.shape)
 
 
 def convert(model: nn.Module, scales: str = "tensor") -> nn.Module:
     """Make the linear layers of a Transformer's blocks Fp8Linear, in place, and have the model call them. Raises ArgumentError."""
-    if scales not in FUNCTIONS:
-        raise ArgumentError(f"fp8_linear.convert: scales is {scales!r}; it must be one of {', '.join(map(repr, FUNCTIONS))}")
+    if scales not in SCALES:
+        raise ArgumentError(f"fp8_linear.convert: scales is {scales!r}; it must be one of {', '.join(map(repr, SCALES))}")
     device = next(model.parameters()).device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ArgumentError(f"fp8_linear.convert: {torch.cuda.get_device_name(device)} has no 8-bit floats; Ada and Hopper have")
@@ -203,7 +156,23 @@ def convert(model: nn.Module, scales: str = "tensor") -> nn.Module:
             layer.__class__ = Fp8Linear
             layer.scales = scales
     for layer in model.blocks.modules():
-        if isinstance(layer, FeedForward) and layer.activation == "swiglu" and scales == "tensor":
+        if isinstance(layer, FeedForward) and layer.activation == "swiglu" and scales != "row":
             layer.__class__ = Fp8FeedForward
+    if scales == "delayed":
+        _give_sites(model, device)
     model.kernels = model.kernels | {"linear": "torch", "ffn": "torch"}  # which call the layers
     return model
+
+
+def _give_sites(model: nn.Module, device: torch.device) -> None:
+    """Each layer its sites, and the model all of them, as `model.fp8_scales`."""
+    networks = [layer for layer in model.blocks.modules() if isinstance(layer, Fp8FeedForward)]
+    inside = {id(each) for layer in networks for each in (layer.gate_up_proj, layer.down_proj)}
+    takers = [(layer, FFN_SITES) for layer in networks]
+    takers += [(layer, LINEAR_SITES) for layer in model.blocks.modules() if isinstance(layer, Fp8Linear) and id(layer) not in inside]
+    scales = DelayedScales([site for _, sites in takers for site in sites], device)
+    for layer, sites in zip((layer for layer, _ in takers), scales.parts([len(sites) for _, sites in takers])):
+        layer.sites = sites
+    for layer in (each for network in networks for each in (network.gate_up_proj, network.down_proj)):
+        layer.scales = "tensor"  # where one is called alone
+    model.fp8_scales = scales

@@ -29,6 +29,7 @@ from labkernels.llm.training import optim
 from labkernels.llm.survival.checkpoint import CheckpointStore
 from labkernels.llm.training.evaluate import Evaluation, boundaries, evaluate, sample
 from labkernels.llm.survival.guard import LossGuard
+from labkernels.llm.training.fp8_scales import DelayedScales
 from labkernels.llm.training.later import Later
 from labkernels.llm.data.loader import Batch
 from labkernels.llm.model import Transformer
@@ -144,6 +145,8 @@ class Trainer(Parts):
             else:
                 optimizer.step(factor=factor)
             optimizer.zero_grad(set_to_none=True)
+        if self.fp8_scales is not None:
+            self.step_fp8_scales()
         tokens = self.config.accumulate * self.config.batch_size * self.seq_len * self.world_size
         self.step, self.tokens = self.step + 1, self.tokens + tokens
         return {"step": self.step - 1, "lr": lr, "new": tokens, "tokens": self.tokens, "numbers": Later(torch.stack([loss, norm.to(loss.device)]))}
@@ -165,6 +168,14 @@ class Trainer(Parts):
 
     def gradient_norm(self) -> torch.Tensor:
         return optim.gradient_norm(self.model.parameters())
+
+    @property
+    def fp8_scales(self) -> DelayedScales | None:
+        """Those that are carried from step to step, where the products are in fp8 with such."""
+        return getattr(self.model, "fp8_scales", None)
+
+    def step_fp8_scales(self) -> None:
+        self.fp8_scales.step()
 
     def plain_step(self, optimizer: torch.optim.Optimizer, factor: torch.Tensor) -> None:
         """An optimiser that knows nothing of `factor`."""
@@ -264,6 +275,7 @@ class Trainer(Parts):
             "data": self.loader.state_dict(),
             "rng": rng_state(),
             "guard": self.guard.state_dict(),
+            "fp8_scales": None if self.fp8_scales is None else self.fp8_scales.state_dict(),
             "counts": {"step": self.step, "tokens": self.tokens, "seconds": self.seconds},
             "config": {name: value for name, value in dataclasses.asdict(self.config).items() if name != "betas"},
         }
@@ -299,5 +311,7 @@ class Trainer(Parts):
             optimizer.load_state_dict(saved)
         self.loader.load_state_dict(state["data"])
         self.guard.load_state_dict(state["guard"])
+        if self.fp8_scales is not None and state.get("fp8_scales"):  # else they begin anew
+            self.fp8_scales.load_state_dict(state["fp8_scales"])
         self.step, self.tokens, self.seconds = (state["counts"][name] for name in ("step", "tokens", "seconds"))
         set_rng_state(state["rng"])

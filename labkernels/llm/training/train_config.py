@@ -18,7 +18,7 @@ CHOICES = {
     "checkpointing": ("none", "selective", "full"),
     "optimizer": ("adamw", "adamw-torch", "muon"),
     "schedule": tuple(SCHEDULES),
-    "fp8": ("none", "tensor", "row"),
+    "fp8": ("none", "delayed", "tensor", "row"),
     "parallel": ("ddp", "fsdp"),
     "on_full_disk": ("warn", "raise"),
 }
@@ -52,7 +52,7 @@ class TrainConfig:
     precision: str = "bf16"  # of weights, activations and gradients: "bf16", or "float32"
     master: str = "float32"  # what remembers the small bits of bf16 weights: a "float32" copy (Muon's matrices always), "stochastic" rounding, or "none"
     moments: str = "float32"  # of AdamW's two moments: "float32" or "bf16"
-    fp8: str = "none"  # products of the blocks in 8-bit floats (Hopper): one scale a "tensor", or a "row"; "none"
+    fp8: str = "none"  # products of the blocks in 8-bit floats (Hopper): one scale a "tensor", or a "row"; "delayed": of the steps before
     # Speed and memory
     compile: str = "auto"  # by torch.compile: "blocks" (one graph for all), the "whole" model, "none"; "auto": blocks on a GPU
     checkpointing: str = "none"  # what the backward pass computes again: "none", "selective" (all but products and attention), "full" (blocks)

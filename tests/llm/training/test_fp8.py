@@ -6,7 +6,7 @@ import torch
 import labkernels as lk
 from labkernels.cuda.variants import kernel
 from labkernels.errors import ArgumentError
-from labkernels.llm.training import fp8_linear
+from labkernels.llm.training import fp8_cast as casts, fp8_linear
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.training.fp8_linear import E4M3, E5M2, Fp8Linear, convert, fp8_cast, scale_of
 from labkernels.llm.model import Transformer
@@ -46,8 +46,8 @@ def test_the_gradient_of_swiglu_goes_to_fp8_both_ways_round(rows, n, device):
 
 def test_the_cast_touches_whole_sectors_and_no_bank_twice():
     x, out = torch.randn(128, 256).bfloat16(), [torch.empty(128 * 256, dtype=torch.uint8) for _ in range(2)]
-    cast = kernel(fp8_linear.FILE, "fp8_cast", x.dtype, "true")
-    p = lk.profile(cast, (2, 1), 256, (x, 256, torch.tensor(2.0), *out, 128, 256))
+    cast = kernel(casts.FILE, "fp8_cast", x.dtype, "true")
+    p = lk.profile(cast, (2, 1), 256, (x, 256, torch.tensor(2.0), *out, None, 128, 256))
     assert p.shared_load_conflicts == p.shared_store_conflicts == 0
     assert p.global_store_bytes == 2 * x.numel() and p.global_store_sectors == 2 * x.numel() // 32
 
