@@ -84,7 +84,8 @@ def training_memory(
 
     Parts: weights and gradients in `dtype`; master, float32 copies of the weights, if wanted and dtype is not float32; the optimizer's states in
     `state_dtype`; activations, what autograd keeps; loss, the most that the head and the loss have besides; workspace, what a block's backward pass makes. With
-    `accumulate` the gradients are kept from one backward pass to the next, and stand beside all activations; else they grow as activations go.
+    `accumulate` the gradients are kept from one backward pass to the next, and stand beside all activations; else they grow as activations go, and the peak
+    is where the backward pass begins, at the last block, the head's gradient made, or where it ends, at the first block, all other gradients made.
     """
     if optimizer not in OPTIMIZER_STATES:
         raise ArgumentError(f"training_memory: optimizer is {optimizer!r}; it must be one of {', '.join(map(repr, OPTIMIZER_STATES))}")
@@ -103,9 +104,11 @@ def training_memory(
         "loss": loss_bytes(config, tokens, dtype, kernels),
         "workspace": again + backward_bytes(config, tokens, dtype),
     }
-    passing = parts["activations"] + max(parts["loss"], parts["workspace"])
+    head = config.vocab_size * config.embed_dim * size
+    first = kept + max(parts["loss"], head + parts["workspace"])
+    last = parts["gradients"] - (0 if config.tie_embeddings else head) + kept // config.num_layers + parts["workspace"]
     always = parts["weights"] + parts["master"] + parts["optimizer"]
-    return Memory(parts, always + (parts["gradients"] + passing if accumulate else max(parts["gradients"], passing)))
+    return Memory(parts, always + (parts["gradients"] + first if accumulate else max(first, last)))
 
 
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str], checkpointing: str = "none") -> int:

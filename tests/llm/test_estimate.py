@@ -150,6 +150,18 @@ def test_checkpointing_and_accumulation_say_what_they_change():
         training_memory(config, **given, optimizer="lion")
 
 
+def test_peaks_are_those_that_an_h200_had():
+    """In GB, of the ablation's rows; and of six layers where little is kept, so that the peak is where the backward pass ends."""
+    config, few = PRESETS["645m"], ModelConfig.preset("645m", num_layers=6)
+    bare = {"master_weights": False, "state_dtype": torch.bfloat16}
+    for want, options in ((42.1, {}), (39.8, {"checkpointing": "selective"}), (36.9, bare)):
+        assert training_memory(config, 16, 2048, **options).peak / 1e9 == pytest.approx(want, rel=0.01)
+    full = training_memory(few, 8, 1024, checkpointing="full", **bare)
+    assert full.peak / 1e9 == pytest.approx(2.306, rel=0.03)
+    begins = full["activations"] + max(full["loss"], full["workspace"])
+    assert full.peak > 1.1 * (full["weights"] + full["optimizer"] + begins), "what gradients have grown to counts"
+
+
 @pytest.mark.parametrize("scheme", ["int4", "nf4", "int8", "fp8"])
 @pytest.mark.parametrize("shape", [(64, 256), (33, 200)])
 def test_quantised_weights_take_what_is_estimated(scheme, shape):
