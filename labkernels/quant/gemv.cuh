@@ -37,6 +37,27 @@ struct Parts {
 template <int PIECES, int ROWS>
 __device__ __forceinline__ int piece_place(int step, int piece, int row, int j) { return ((step * PIECES + piece) * ROWS + row) * 4 + j; }
 
+// What lane 4 r + j has of each tile of 8 columns: r is its column of B, and the sums of columns 2 j and 2 j + 1 end in it.
+template <int PIECES, int SPANS, int ROWS>
+struct Columns {
+    static constexpr int TILES = ROWS * SPANS > 8 ? ROWS * SPANS / 8 : 1;  // of 8 columns
+    static constexpr int COUNT = ROWS * SPANS > 1 ? 2 : 1;                 // of a tile's sums that a lane has use for
+    static constexpr int NEXT = 8 / SPANS;                                 // rows of x from one tile to the next
+    const uint4* b;              // the lane's column of B, of tile 0
+    const float* sum_of[COUNT];  // the first step's sums of x, of the columns that end in the lane
+    bool counts;                 // whether the lane's part of a step is in its column's group
+
+    __device__ __forceinline__ Columns(const uint4* staged, const float* sums, int r, int j)
+        : b(staged + piece_place<PIECES, ROWS>(0, 0, min(r / SPANS, ROWS - 1), j)), counts(SPANS == 1 || r % SPANS == j * SPANS / 4) {
+#pragma unroll
+        for (int c = 0; c < COUNT; ++c) sum_of[c] = sums + (2 * j + c) % SPANS * ROWS + min((2 * j + c) / SPANS, ROWS - 1);
+    }
+    __device__ __forceinline__ uint4 of_b(int tile, int step, int piece) const {
+        return SPANS == 1 || counts ? b[piece_place<PIECES, ROWS>(step, piece, tile * NEXT, 0)] : make_uint4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ float sum_of_x(int tile, int c, int step) const { return sum_of[c][step * SPANS * ROWS + tile * NEXT]; }
+};
+
 // x's columns of `steps` steps from `first` on into shared memory, and for numbers with zeros the sum of each group of x. What lies
 // beyond column k or row m is zero. ORDERED: each piece is in the order that Format asks for.
 template <class Format, int SPANS, int ROWS, bool ORDERED, class T = typename Format::T>
@@ -81,9 +102,8 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
                                        Parts parts, int aligned, int x_bytes, unsigned char* shared) {
     using T = typename Format::T;
     constexpr int PIECES = Format::PIECES;
-    constexpr int TILES = ROWS * SPANS > 8 ? ROWS * SPANS / 8 : 1;  // of 8 columns
-    constexpr int COLUMNS = ROWS * SPANS > 1 ? 2 : 1;               // of a tile's sums that this lane has use for
-    constexpr int FACTORS = SPANS > 1 ? 2 : 1;                      // groups that these columns belong to
+    constexpr int TILES = Columns<PIECES, SPANS, ROWS>::TILES, COLUMNS = Columns<PIECES, SPANS, ROWS>::COUNT;
+    constexpr int FACTORS = SPANS > 1 ? 2 : 1;  // groups that these columns belong to
     __shared__ float of_warp[2][WARPS][ROWS][16];
     __shared__ float of_block[8][ROWS][16];
 
@@ -147,20 +167,7 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
     stage_x<Format, SPANS, ROWS, false>(staged, const_cast<float*>(sums), x, m, k, x_stride, first, steps, aligned);
     __syncwarp();
 
-    const uint4* b_of[TILES];  // this lane's column of B: a row of x
-    const float* sum_of[TILES][COLUMNS];
-    bool counts[TILES];
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        const int column = 8 * t + r;
-        b_of[t] = staged + piece_place<PIECES, ROWS>(0, 0, min(column / SPANS, ROWS - 1), j);
-        counts[t] = SPANS == 1 || column % SPANS == j * SPANS / 4;
-#pragma unroll
-        for (int c = 0; c < COLUMNS; ++c) {
-            const int own = 8 * t + 2 * j + c;
-            sum_of[t][c] = sums + own % SPANS * ROWS + min(own / SPANS, ROWS - 1);
-        }
-    }
+    const Columns<PIECES, SPANS, ROWS> columns(staged, sums, r, j);
 
     int turn = 0;  // which of the two of_warp
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn ^= 1) {
@@ -184,8 +191,7 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
                         Format::decode(words[slot][1], piece, table, a[1]);
 #pragma unroll
                         for (int t = 0; t < TILES; ++t) {
-                            uint4 b = b_of[t][piece_place<PIECES, ROWS>(base + slot, piece, 0, 0)];
-                            if (SPANS > 1 && !counts[t]) b = make_uint4(0, 0, 0, 0);
+                            uint4 b = columns.of_b(t, base + slot, piece);
                             Format::arrange(b);
 #pragma unroll
                             for (int half = 0; half < 2; ++half) {
@@ -206,7 +212,7 @@ __device__ __forceinline__ void stream(const typename Format::T* x, const unsign
 #pragma unroll
                                 for (int t = 0; t < TILES; ++t) {
                                     float value = sum[t][2 * h + c];
-                                    if (Format::ASYMMETRIC) value -= zero * sum_of[t][c][(base + slot) * SPANS * ROWS];
+                                    if (Format::ASYMMETRIC) value -= zero * columns.sum_of_x(t, c, base + slot);
                                     total[t][2 * h + c] += scale * value;
                                 }
                             }

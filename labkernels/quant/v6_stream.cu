@@ -37,10 +37,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
     using Format = Of<T>;
     using Step = Slot<Format, SPANS>;
     constexpr int PIECES = Format::PIECES, UNIT = PIECES == 4 ? 32 : 128;  // elements of W in 128 bytes
-    constexpr int TILES = ROWS * SPANS > 8 ? ROWS * SPANS / 8 : 1;        // of 8 columns
-    constexpr int COLUMNS = ROWS * SPANS > 1 ? 2 : 1;                     // of a tile's sums that this lane has use for
-    constexpr int FACTORS = SPANS > 1 ? 2 : 1;                            // groups that these columns belong to
-    constexpr int BATCH = ROWS < 4 ? 4 / ROWS : 1;                        // tiles that are added up together
+    constexpr int TILES = Columns<PIECES, SPANS, ROWS>::TILES, COLUMNS = Columns<PIECES, SPANS, ROWS>::COUNT;
+    constexpr int FACTORS = SPANS > 1 ? 2 : 1;      // groups that these columns belong to
+    constexpr int BATCH = ROWS < 4 ? 4 / ROWS : 1;  // tiles that are added up together
     extern __shared__ __align__(1024) unsigned char shared[];
     __shared__ float of_warp[2][BATCH][WARPS][ROWS][16];
     __shared__ Mbarrier barriers[WARPS][AHEAD];
@@ -80,22 +79,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
     stage_x<Format, SPANS, ROWS, true>(staged, sums, x, m, k, x_stride, 2 * first, 2 * units, aligned);
     __syncwarp();
 
-    // This lane's column of B, a row of x; and where the sums of its groups begin.
-    const uint4* b_of[TILES];
-    const float* sum_of[TILES][COLUMNS];
-    bool counts[TILES];
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        const int column = 8 * t + r;
-        b_of[t] = staged + piece_place<PIECES, ROWS>(0, 0, min(column / SPANS, ROWS - 1), j);
-        counts[t] = SPANS == 1 || column % SPANS == j * SPANS / 4;
-#pragma unroll
-        for (int c = 0; c < COLUMNS; ++c) {
-            const int own = 8 * t + 2 * j + c;
-            sum_of[t][c] = sums + own % SPANS * ROWS + min(own / SPANS, ROWS - 1);
-        }
-    }
-
+    const Columns<PIECES, SPANS, ROWS> columns(staged, sums, r, j);
     // What the warps have of the last `count` tiles, the last of them `tile`, is added up in order, and leaves.
     const auto settle = [&](int turn, int count, int tile) {
         __syncthreads();
@@ -147,8 +131,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
                     Format::decode(words[1], piece, table, a[1]);
 #pragma unroll
                     for (int t = 0; t < TILES; ++t) {
-                        uint4 b = b_of[t][piece_place<PIECES, ROWS>(2 * unit + two, piece, 0, 0)];
-                        if (SPANS > 1 && !counts[t]) b = make_uint4(0, 0, 0, 0);
+                        const uint4 b = columns.of_b(t, 2 * unit + two, piece);
 #pragma unroll
                         for (int half = 0; half < 2; ++half) {
                             const unsigned fragment[4] = {a[0][2 * half], a[1][2 * half], a[0][2 * half + 1], a[1][2 * half + 1]};
@@ -166,7 +149,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
 #pragma unroll
                         for (int t = 0; t < TILES; ++t) {
                             float value = sum[0][t][2 * h + c] + sum[1][t][2 * h + c];
-                            if (Format::ASYMMETRIC) value -= zero * sum_of[t][c][(2 * unit + two) * SPANS * ROWS];
+                            if (Format::ASYMMETRIC) value -= zero * columns.sum_of_x(t, c, 2 * unit + two);
                             total[t][2 * h + c] = Format::GROUPED ? total[t][2 * h + c] + scale * value : total[t][2 * h + c] + value;
                         }
                     }
