@@ -10,36 +10,24 @@ from collections.abc import Sequence
 
 import torch
 
-from labkernels.errors import LabKernelsError
 from labkernels.llm.inference.requests import Request
 from labkernels.sampling import reference, sample_tokens
 
 
-class NoDistribution(LabKernelsError):
-    """Logits with NaN or infinity: nothing can be drawn. The model's weights, or its arithmetic in 16 bits, are broken."""
+NOT_DRAWN = -1  # in the place of a token: the logits hold NaN or infinity
 
 
 def draw(requests: Sequence[Request], logits: torch.Tensor) -> list[int]:
-    """A token for each request from its row of logits (rows, vocab), float32. Raises NoDistribution."""
+    """A token for each request from its row of logits (rows, vocab), float32, or NOT_DRAWN."""
     plain = all(r.params.greedy and r.params.repetition_penalty == 1 for r in requests)
     if logits.is_cuda:
-        found = _on_gpu(requests, logits, plain)
-    else:
-        found = [_on_cpu(request, row) for request, row in zip(requests, logits)]
-    for request, token in zip(requests, found):
-        check_drawn(request, token)
-    return found
-
-
-def check_drawn(request: Request, token: int) -> None:
-    """NoDistribution for -1, which stands for a token that could not be drawn."""
-    if token < 0:
-        raise NoDistribution(f"generate: the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
+        return _on_gpu(requests, logits, plain)
+    return [_on_cpu(request, row) for request, row in zip(requests, logits)]
 
 
 def log_probabilities(request: Request, logits: torch.Tensor, token: int) -> tuple[float | None, dict[int, float] | None]:
     """Of the token and of the likeliest ones, if the request wants them, under softmax of its row (vocab,)."""
-    if request.params.logprobs is None:
+    if request.params.logprobs is None or token == NOT_DRAWN:
         return None, None
     all_of_them = torch.log_softmax(logits.float(), 0)
     values, ids = all_of_them.topk(min(request.params.logprobs, len(all_of_them)))
@@ -49,7 +37,7 @@ def log_probabilities(request: Request, logits: torch.Tensor, token: int) -> tup
 def _on_cpu(request: Request, row: torch.Tensor) -> int:
     p = request.params
     if not torch.isfinite(row.max()) or row.isnan().any():
-        return -1
+        return NOT_DRAWN
     if p.greedy and p.repetition_penalty == 1:
         return int(row.argmax())
     previous = torch.tensor([[*request.prompt, *request.tokens]]) if p.repetition_penalty != 1 else None
@@ -62,7 +50,7 @@ def _on_cpu(request: Request, row: torch.Tensor) -> int:
 def _on_gpu(requests: Sequence[Request], logits: torch.Tensor, plain: bool) -> list[int]:
     if plain:
         lost = logits.isnan().any(1) | (logits == torch.inf).any(1)
-        return torch.where(lost, -1, logits.argmax(1)).tolist()
+        return torch.where(lost, NOT_DRAWN, logits.argmax(1)).tolist()
     settings = settings_of(requests, logits.device)
     previous = None
     if any(request.params.repetition_penalty != 1 for request in requests):

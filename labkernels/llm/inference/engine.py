@@ -4,7 +4,7 @@ Notable:
 - one loop: `step()` computes chunks of prompts, then a token of every running answer, and returns what is new; `generate` is that loop for a list
 - who runs is the scheduler's business (scheduler.py), how a pass is computed the runner's (runner.py, the ladder), what may be shown the request's
 - a greedy answer is the same alone and in any batch: on the CPU bit for bit (cached.py); on a GPU as far as graphs.py says
-- whatever fails in a pass ends the requests in it, gives all pages back and is raised: the engine itself goes on
+- whatever fails in a pass ends the requests in it, gives all pages back and is raised: the engine itself goes on. One whose logits hold NaN ends alone
 
     engine = lk.llm.Engine.from_pretrained(folder, quantize="int4")
     engine.generate(["Once upon a time", "1 + 1 ="], max_new_tokens=64, temperature=0.8, top_p=0.95, seed=1)
@@ -26,8 +26,8 @@ import torch
 from labkernels.errors import ArgumentError
 from labkernels.kvcache.layout import FULL_DTYPES, LARGEST
 from labkernels.llm.inference.cache import EngineCache
-from labkernels.llm.inference.drawing import check_drawn, draw, log_probabilities
-from labkernels.llm.inference.requests import Completion, Event, Request, SamplingParams
+from labkernels.llm.inference.drawing import NOT_DRAWN, draw, log_probabilities
+from labkernels.llm.inference.requests import Completion, Event, NoDistribution, Request, SamplingParams
 from labkernels.llm.inference.runner import make_runner
 from labkernels.llm.inference.scheduler import Prefill, Scheduler
 from labkernels.operation import dtype_name
@@ -139,7 +139,8 @@ class Engine:
 
         A prompt is text or its tokens; a tensor holds one prompt, or a row for each. settings: those of SamplingParams: temperature (0: greedy),
         top_k, top_p, min_p, repetition_penalty, seed, stop, ignore_eos, logprobs. Of several prompts, number i has seed + i. One prompt gives one
-        Completion, a list a list.
+        Completion, a list a list. Where the model's logits hold NaN, one prompt raises NoDistribution; of a list, those whose logits do have the
+        finish_reason "error", and `error` says why.
         """
         prompts = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
@@ -158,6 +159,8 @@ class Engine:
         for _ in self._events(requests, heard):
             pass
         answers = [request.completion() for request in requests]
+        if alone and answers[0].error is not None:
+            raise NoDistribution(f"generate: {answers[0].error}")
         return answers[0] if alone else answers
 
     def chat(self, messages: Sequence[dict], max_new_tokens: int = 128, **settings) -> Completion | Iterator[Event]:
@@ -257,8 +260,12 @@ class Engine:
         return events
 
     def _took(self, request: Request, token: int, logprob=None, top=None) -> Event:
-        event = request.take(token, logprob, top)
-        self._counts["generated_tokens"] += 1
+        if token == NOT_DRAWN:
+            event = request.fail(f"the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
+            self.cache.pages.forget()  # what it wrote cannot be trusted
+        else:
+            event = request.take(token, logprob, top)
+            self._counts["generated_tokens"] += 1
         if event.finish_reason:
             self.scheduler.remove(request)
         return event
@@ -281,7 +288,6 @@ class Engine:
         for at in range(count):  # in the order in which they were drawn
             going_on = [(request, tokens[at]) for request, tokens in zip(requests, drawn) if request.state != "finished"]
             for request, token in going_on:
-                check_drawn(request, token)
                 events.append(self._took(request, token))
         return events
 

@@ -14,9 +14,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from labkernels.errors import ArgumentError
+from labkernels.errors import ArgumentError, LabKernelsError
 
 MOST_TOP_K = 2**31 - 1  # more than any vocabulary; kernels count in 32 bits
+
+
+class NoDistribution(LabKernelsError):
+    """Logits with NaN or infinity: nothing can be drawn. The model's weights, or its arithmetic in 16 bits, are broken."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Completion:
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[dict[int, float], ...] | None = None
     seed: int | None = None
+    error: str | None = None  # why finish_reason is "error"
     first_token_s: float | None = None  # from the request to its first token
     seconds: float | None = None
 
@@ -130,6 +135,7 @@ class Request:
     heard: deque[Event] | None = None  # where its events wait for who listens, whoever makes the step that they come from
     state: str = "waiting"
     finish_reason: str | None = None
+    error: str | None = None
     tokens: list[int] = field(default_factory=list)  # drawn so far
     text: str = ""
     logprobs: list[float] = field(default_factory=list)
@@ -180,6 +186,11 @@ class Request:
         self.text += shown
         return Event(self, token, shown, logprob, top)
 
+    def fail(self, error: str) -> Event:
+        """It ends here, with what it has."""
+        self.error = error
+        return self.finish("error", None, self._rest())
+
     def finish(self, reason: str, token: int | None = None, text: str = "", logprob=None, top=None) -> Event:
         self.state, self.finish_reason, self.finished_at = "finished", reason, time.perf_counter()
         self.text += text
@@ -190,7 +201,7 @@ class Request:
         first = None if self.first_token_at is None else self.first_token_at - self.arrived
         return Completion(
             self.prompt, tuple(self.tokens), self.text, self.finish_reason or "cancelled", tuple(self.logprobs) if wanted else None,
-            tuple(self.top_logprobs) if wanted else None, None if self.params.greedy else self.seed, first,
+            tuple(self.top_logprobs) if wanted else None, None if self.params.greedy else self.seed, self.error, first,
             None if self.finished_at is None else self.finished_at - self.arrived,
         )  # fmt: skip
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from labkernels.errors import ArgumentError
 from labkernels.llm.inference.cache import EnginePages
 from labkernels.llm.config import ModelConfig
-from labkernels.llm.inference.drawing import NoDistribution
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.model import Transformer
-from labkernels.llm.inference.requests import SamplingParams
+from labkernels.llm.inference.requests import NoDistribution, SamplingParams
 from labkernels.llm.inference.scheduler import Scheduler
 
 VOCAB = 50
@@ -183,13 +182,31 @@ def test_a_pass_that_fails_ends_its_requests_and_leaves_nothing_behind():
     assert list(engine.generate([*beginning, 1], 5).tokens) == alone([*beginning, 1], 5), "nobody finds the pages of the failed pass"
 
 
+def test_a_request_whose_logits_hold_nan_ends_alone():
+    engine, good, bad = engine_of(lookahead=1, cache_tokens=400), [3, 4, 5], [6, 7]
+    computed = engine.runner.decode
+
+    def decode(tokens, step):
+        logits = computed(tokens, step).clone()
+        pages = engine.cache.pages
+        logits[[pages.tokens(s)[0] == bad[0] and pages.length(s) == len(bad) + 3 for s in step.sequences]] = torch.nan  # after its third token
+        return logits
+
+    engine.runner.decode = decode
+    answers = engine.generate([good, bad], 9)
+    assert list(answers[0].tokens) == alone(good, 9) and answers[0].finish_reason == "length"
+    assert list(answers[1].tokens) == alone(bad, 9)[:3] and answers[1].finish_reason == "error" and "NaN" in answers[1].error
+    assert engine.idle and engine.stats.free_pages == engine.stats.num_pages
+    with pytest.raises(NoDistribution, match="after 5 tokens"):
+        engine.generate(bad, 9)
+
+
 def test_a_token_that_cannot_be_drawn_is_no_token_in_a_row_of_several_either():
     engine = engine_of(lookahead=4, cache_tokens=400)
     drawn = engine.runner.decode_steps
     engine.runner.decode_steps = lambda requests, count: [[*tokens[:2], *[-1] * (count - 2)] for tokens in drawn(requests, count)]
     request = engine.submit([3, 4, 5], SamplingParams(max_new_tokens=9))
     engine.step()  # the prompt, and a token alone
-    with pytest.raises(NoDistribution, match="request 1"):
-        engine.step()
+    assert engine.step()[-1].finish_reason == "error" and "NaN" in request.error
     assert request.tokens == alone([3, 4, 5], 4) and request.finish_reason == "error"
     assert engine.idle and engine.stats.free_pages == engine.stats.num_pages
