@@ -179,8 +179,9 @@ class Writer:
         self.kind, self.tokenizer = kind, tokenizer
         self.head = {"id": f"{'cmpl' if kind == 'text' else 'chatcmpl'}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def chunk(self, index: int, event: Event, text: str, first: bool) -> dict:
-        choice: dict[str, Any] = {"index": index, "finish_reason": _reason(event.finish_reason), "logprobs": self.logprobs([event])}
+    def chunk(self, index: int, event: Event, text: str, first: bool, offset: int = 0) -> dict:
+        """`offset`: characters of the answer before this piece."""
+        choice: dict[str, Any] = {"index": index, "finish_reason": _reason(event.finish_reason), "logprobs": self.logprobs([event], offset)}
         if self.kind == "text":
             choice["text"] = text
         else:
@@ -198,8 +199,8 @@ class Writer:
             choices.append(choice)
         return {**self.head, "object": "text_completion" if self.kind == "text" else "chat.completion", "choices": choices, "usage": usage}
 
-    def logprobs(self, events: list[Event]) -> dict | None:
-        """Of the tokens that are part of the answer, in the form of the kind."""
+    def logprobs(self, events: list[Event], offset: int = 0) -> dict | None:
+        """Of the tokens that are part of the answer, in the form of the kind; the first begins at character `offset`."""
         events = [event for event in events if event.logprob is not None and event.token not in event.request.end_ids]
         if not events:
             return None
@@ -207,7 +208,7 @@ class Writer:
             tops = [[self._token(token, value) for token, value in (event.top_logprobs or {}).items()] for event in events]
             return {"content": [{**self._token(e.token, e.logprob), "top_logprobs": top} for e, top in zip(events, tops)], "refusal": None}
         tokens = [self._text(event.token) for event in events]
-        offsets = list(itertools.accumulate(map(len, tokens[:-1]), initial=0))
+        offsets = list(itertools.accumulate(map(len, tokens[:-1]), initial=offset))
         tops = [{self._text(token): value for token, value in (event.top_logprobs or {}).items()} for event in events]
         return {"tokens": tokens, "token_logprobs": [e.logprob for e in events], "top_logprobs": tops, "text_offset": offsets}
 

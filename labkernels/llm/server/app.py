@@ -143,8 +143,8 @@ class Service:
                 events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             )
         found = await self._whole(answers, request)
-        if any(events[-1].finish_reason == "error" for events in found):
-            raise Refused("a pass through the model failed; the server's log says why", 500)
+        if failed := [events[-1] for events in found if events[-1].finish_reason == "error"]:
+            raise _failed(failed[0])
         texts = [(text + "".join(event.text for event in events), events) for text, events in zip(before, found)]
         return JSONResponse(writer.whole(texts, usage(prompt_tokens, sum(len(answer.request.tokens) for answer in answers))))
 
@@ -185,18 +185,20 @@ class Service:
                 ready.put_nowait((index, event))
 
         forwarding = [asyncio.create_task(forward(index, answer)) for index, answer in enumerate(answers)]
-        begun, left = set(), len(answers)
+        begun, left, offsets = set(), len(answers), [0] * len(answers)
         try:
             while left:
                 index, event = await ready.get()
                 first = index not in begun
                 begun.add(index)
                 if event.finish_reason == "error":
-                    yield sse(Refused("a pass through the model failed; the server's log says why", 500).body())
+                    yield sse(_failed(event).body())
                     return
                 left -= event.finish_reason is not None
                 if event.text or event.finish_reason or first or event.logprob is not None:
-                    yield sse(writer.chunk(index, event, (before[index] if first else "") + event.text, first))
+                    chunk = writer.chunk(index, event, (before[index] if first else "") + event.text, first, offsets[index])
+                    offsets[index] += sum(map(len, (chunk["choices"][0]["logprobs"] or {}).get("tokens", ())))
+                    yield sse(chunk)
             if prompt_tokens is not None:
                 yield sse(writer.usage_chunk(usage(prompt_tokens, sum(len(answer.request.tokens) for answer in answers))))
             yield sse("[DONE]")
@@ -219,6 +221,10 @@ class Service:
                     code="context_length_exceeded", param="messages" if kind == "chat" else "prompt",
                 )  # fmt: skip
         return found
+
+
+def _failed(event: Event) -> Refused:
+    return Refused(event.request.error or "a pass through the model failed; the server's log says why", 500)
 
 
 async def _disconnected(request: Request) -> None:

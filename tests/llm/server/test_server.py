@@ -82,6 +82,9 @@ def test_log_probabilities_come_in_both_forms(client, alone):
     want = alone("the cat", 5, logprobs=2)
     text = client.completions.create(model=NAME, prompt="the cat", max_tokens=5, temperature=0, logprobs=2).choices[0].logprobs
     assert text.token_logprobs == pytest.approx(want.logprobs) and len(text.tokens) == len(text.top_logprobs) == 5
+    pieces = list(client.completions.create(model=NAME, prompt="the cat", max_tokens=5, temperature=0, logprobs=2, stream=True))
+    streamed = [piece.choices[0].logprobs.text_offset for piece in pieces if piece.choices[0].logprobs]
+    assert sum(streamed, []) == text.text_offset and text.text_offset[-1] > 0
     chat = client.chat.completions.create(
         model=NAME, messages=[{"role": "user", "content": "x"}], max_tokens=5, temperature=0, logprobs=True, top_logprobs=3
     ).choices[0].logprobs.content  # fmt: skip
