@@ -3,8 +3,8 @@
     python -m labkernels.llm.inference.bench_engine llama-3.2-1b --runners cached fused graphs early --peers reduce-overhead --out engine.csv
     python -m labkernels.llm.inference.bench_engine llama-3.2-1b --quantize int4 --head int8 --batch 1 4 16 64 --prompt 1024 --out engine.csv --append
 
-Weights are random: the time does not depend on them. tokens/s counts the tokens after the first, from the first's arrival to the last's; the limit is the
-time of reading weights, keys and values once a token at the bandwidth measured in the same run (lk.lab.ceilings).
+Weights are random: the time does not depend on them. tokens/s counts the tokens that come after all requests have their first, in the time that they
+take; the limit is the time of reading weights, keys and values once a token at the bandwidth measured in the same run (lk.lab.ceilings).
 """
 
 from __future__ import annotations
@@ -57,26 +57,37 @@ def read_bytes(model: Transformer, batch: int, length: float, cache) -> int:
 
 
 def measure(engine: Engine, batch: int, prompt: int, new: int) -> dict:
-    """One run of `batch` requests, after a short one that warms up. Seconds are the CPU's."""
+    """One run of `batch` requests, after short ones that warm up: a pass over prompts is captured when it comes for the second time. Seconds are the CPU's."""
     vocab = engine.config.vocab_size
     prompts = torch.randint(0, vocab, (batch, prompt), generator=torch.Generator().manual_seed(0)).tolist()
 
-    def run(new: int) -> tuple[float, float, list]:
-        torch.cuda.synchronize()
+    def run(new: int) -> tuple[float, float, int, list]:
+        """Seconds to the last first token, seconds from there on, tokens in these, and all tokens."""
+        _synchronize(engine.device)
         start = time.perf_counter()
         requests = [engine.submit(one, SamplingParams(max_new_tokens=new, ignore_eos=True)) for one in prompts]
+        while not all(request.tokens for request in requests):
+            engine.step()
+        _synchronize(engine.device)
+        begin, before = time.perf_counter(), sum(len(request.tokens) for request in requests)
         while not engine.idle:
             engine.step()
-        torch.cuda.synchronize()
-        end, first = time.perf_counter(), max(request.first_token_at for request in requests)
-        return first - start, end - first, [request.tokens for request in requests]
+        _synchronize(engine.device)
+        first = max(request.first_token_at for request in requests)
+        return first - start, time.perf_counter() - begin, batch * new - before, [request.tokens for request in requests]
 
-    run(min(new, 1 + 2 * engine.lookahead))
-    first_s, rest_s, tokens = run(new)
+    run(min(new, 3 + 2 * engine.lookahead))
+    run(min(new, 3))
+    first_s, rest_s, rest, tokens = run(new)
     return {
-        "tokens_per_s": batch * (new - 1) / rest_s, "ms_per_token": 1e3 * rest_s / (new - 1), "first_token_ms": 1e3 * first_s,
+        "tokens_per_s": rest / rest_s, "ms_per_token": 1e3 * batch * rest_s / rest, "first_token_ms": 1e3 * first_s,
         "prefill_tokens_per_s": batch * prompt / first_s, "drawn": tokens,
     }  # fmt: skip
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure_peer(model: Transformer, mode: str, batch: int, prompt: int, new: int) -> dict:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from labkernels.llm.inference.bench_engine import main, random_model, read_bytes
+from labkernels.llm.inference.bench_engine import main, measure, random_model, read_bytes
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.peers import CompiledPeer
@@ -33,6 +33,21 @@ def test_bytes_a_token_are_those_counted_by_hand(tied, quantize, bytes_of):
     weights = 2 * layer + 2 * (2 * 2 + 1) * 128 + 2 * 80 * 128  # norms; the head, or the embedding where it is the head
     cache = Engine(model, cache_tokens=64).cache
     assert read_bytes(model, 3, 10, cache) == weights + 3 * 10 * 2 * 2 * 2 * 32 * 2
+
+
+def test_tokens_a_second_leave_out_those_that_came_before_the_last_first_one(monkeypatch):
+    """Four prompts in passes of two: the first two write on while the others are read."""
+    engine = Engine(random_model(CONFIG, torch.float32, "cpu"), max_batch=4, chunk_tokens=16)
+    steps, step = [0], engine.step
+
+    def counting():
+        steps[0] += 1
+        return step()
+
+    monkeypatch.setattr(engine, "step", counting)
+    monkeypatch.setattr("labkernels.llm.inference.bench_engine.time.perf_counter", lambda: float(steps[0]))  # a pass takes a second
+    found = measure(engine, 4, 8, 6)
+    assert found["tokens_per_s"] == (4 * 6 - 2 * 3 - 2 * 2) / 4 and [len(tokens) for tokens in found["drawn"]] == [6] * 4
 
 
 def test_without_a_gpu_it_says_so():
