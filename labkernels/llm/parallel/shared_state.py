@@ -27,6 +27,12 @@ class Place:
     data_group: dist.ProcessGroup | None = None  # FSDP's: rows in chunks, as torch.chunk cuts them
     rows: int = 0  # of the part before it was cut into rows
 
+    @property
+    def number(self) -> int:
+        """Which part this is: another one where ranks have other parts, the same where they have the same."""
+        of_tensor = 0 if self.tensor_group is None else self.tensor_group.rank()
+        return of_tensor * 2**16 + (0 if self.data_group is None else self.data_group.rank())
+
     def part(self, whole: torch.Tensor) -> torch.Tensor:
         """This rank's, of a whole tensor."""
         if self.cut is not None:

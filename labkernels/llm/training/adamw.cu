@@ -24,13 +24,14 @@ __device__ __forceinline__ float stochastic_bf16(float x, unsigned random) {
 
 
 // weight, grad, m and v have n elements; master, float32, where MASTER. `factor` is multiplied into the gradient (null: 1); where it is
-// not finite nothing is changed. 8 elements a thread.
+// not finite nothing is changed. `corrections` has 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), t the steps that were taken, which the
+// host does not know. `seed` is another one for each tensor. 8 elements a thread.
 template <class Weight, class Grad, class Moment, bool MASTER, bool STOCHASTIC>
 __global__ void __launch_bounds__(256)
-    adamw(Weight* weight, float* master, const Grad* grad, Moment* m, Moment* v, const float* factor, long long n, float lr, float beta1, float beta2,
-          float eps, float decay, float correction1, float correction2, unsigned seed) {
+    adamw(Weight* weight, float* master, const Grad* grad, Moment* m, Moment* v, const float* factor, const float* corrections, long long n,
+          float lr, float beta1, float beta2, float eps, float decay, unsigned seed) {
     constexpr int N = 8;
-    const float scale = factor == nullptr ? 1.0f : *factor;
+    const float scale = factor == nullptr ? 1.0f : *factor, rate = lr * corrections[0], correction2 = corrections[1];
     if (!isfinite(scale)) return;
     const long long at = N * (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x);
     if (at >= n) return;
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(256)
         const float gradient = g[i] * scale;
         first[i] += (1.0f - beta1) * (gradient - first[i]);
         second[i] += (1.0f - beta2) * (gradient * gradient - second[i]);
-        w[i] -= decay * w[i] + lr * correction1 * first[i] / (sqrtf(second[i]) * correction2 + eps);
+        w[i] -= decay * w[i] + rate * first[i] / (sqrtf(second[i]) * correction2 + eps);
         g[i] = w[i];  // from here on: the weight as it is stored
         if (STOCHASTIC) {
             random = i % 2 ? random >> 16 : mixed(static_cast<unsigned>(at + i) ^ mixed(seed + static_cast<unsigned>(at >> 32)));

@@ -65,9 +65,14 @@ class AdamW(ExactState):
             raise ArgumentError(f"AdamW: moment_dtype is {moment_dtype}; it must be torch.float32 or torch.bfloat16")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.master, self.moment_dtype, self.seed = master, moment_dtype, seed
+        self.shards: dict[int, int] = {}  # by id of a weight: which part of a whole it is, so that parts are rounded by other numbers
+        self._skipped: dict[torch.device, torch.Tensor] = {}  # steps that changed nothing, which nobody waits to know; float64
+        self._betas: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure=None, *, factor: torch.Tensor | None = None) -> None:
+        numbers = {id(p): number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        corrections: dict[tuple, torch.Tensor] = {}  # by device, betas and step: one for all weights, as a rule
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
@@ -77,7 +82,24 @@ class AdamW(ExactState):
                 self._fused(whole, group, factor)
             for p in params:
                 if p.dtype != torch.float32 or self.moment_dtype != torch.float32:
-                    self._one(p, group, factor)
+                    self._one(p, group, factor, numbers[id(p)], corrections)
+        if factor is not None:
+            for device in {device for device, *_ in corrections}:
+                self._skipped[device] += ~factor.to(device).isfinite()
+
+    def state_dict(self) -> dict:
+        """Steps that changed nothing do not count in it: on a GPU they are counted here, where it is waited for anyway."""
+        for device, skipped in self._skipped.items():
+            if count := int(skipped):
+                for p, state in self.state.items():
+                    if p.device == device and state["step"].device != device:
+                        state["step"] -= count
+            skipped.zero_()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._skipped.clear()
+        super().load_state_dict(state_dict)
 
     def _begin(self, p: torch.Tensor) -> None:
         """The state that these settings need; one that was saved with others is brought to them."""
@@ -123,22 +145,35 @@ class AdamW(ExactState):
         if found is not None:
             torch._foreach_sub_(steps, [found.squeeze()] * len(steps))  # a step that was skipped does not count
 
-    def _one(self, p: torch.Tensor, group: dict, factor: torch.Tensor | None) -> None:
+    def _one(self, p: torch.Tensor, group: dict, factor: torch.Tensor | None, number: int, corrections: dict) -> None:
         state = self.state[p]
         if factor is not None and not p.is_cuda and not factor.isfinite():
             return
         state["step"] += 1
         (beta1, beta2), step = group["betas"], int(state["step"])
         numbers = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "decay": group["lr"] * group["weight_decay"]}
-        numbers |= {"correction1": 1 / (1 - beta1**step), "correction2": 1 / math.sqrt(1 - beta2**step)}
-        seed = hash((self.seed, step)) & 0xFFFFFFFF
+        same = p.device, beta1, beta2, step
+        if same not in corrections:
+            corrections[same] = self._corrections(*same)
+        numbers["corrections"] = corrections[same]
+        seed = hash((self.seed, step, number, self.shards.get(id(p), 0))) & 0xFFFFFFFF
         local = [getattr(t, "_local_tensor", t) for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state.get("master")) if t is not None]
         update = adamw_kernel if p.is_cuda else adamw_torch
         update(*local[:4], local[4] if len(local) > 4 else None, factor, self.master == "stochastic", seed, **numbers)
 
 
-def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, correction1, correction2) -> None:
-    """One step of adamw.cu, in place. All tensors have the weight's shape; `factor` is one float32 number or None."""
+    def _corrections(self, device: torch.device, beta1: float, beta2: float, step: int) -> torch.Tensor:
+        """1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) where the weights are, t the steps that were taken."""
+        if (device, beta1, beta2) not in self._betas:
+            where = {"dtype": torch.float64, "device": device}
+            self._betas[device, beta1, beta2] = torch.tensor([beta1, beta2], **where), torch.tensor([-1.0, -0.5], **where)
+        betas, exponents = self._betas[device, beta1, beta2]
+        skipped = self._skipped.setdefault(device, torch.zeros((), dtype=torch.float64, device=device))
+        return (1 - betas ** (step - skipped).clamp(min=1)).pow(exponents).float()
+
+
+def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, corrections) -> None:
+    """One step of adamw.cu, in place. All tensors have the weight's shape; `factor` is one float32 number or None, `corrections` are two."""
     tensors = [_dense(name, t) for name, t in (("weight", weight), ("m", m), ("v", v), ("master", master)) if t is not None]
     grad = grad.contiguous()
     if grad.data_ptr() % 16 or any(t.data_ptr() % 16 for t in tensors):
@@ -146,17 +181,17 @@ def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, be
     flags = (str(master is not None).lower(), str(stochastic and weight.dtype == torch.bfloat16).lower())
     step = kernel(FILE, "adamw", weight.dtype, grad.dtype, m.dtype, *flags)
     count = weight.numel()
-    numbers = (lr, beta1, beta2, eps, decay, correction1, correction2)
+    numbers = (lr, beta1, beta2, eps, decay)
     if count:
-        step(ceil_div(count, PER_BLOCK), 256, (weight, master, grad, m, v, factor, count, *numbers, seed))
+        step(ceil_div(count, PER_BLOCK), 256, (weight, master, grad, m, v, factor, corrections, count, *numbers, seed))
 
 
-def adamw_torch(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, correction1, correction2) -> None:
+def adamw_torch(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, corrections) -> None:
     """The same in PyTorch, in place: for weights on the CPU, and what the kernel is tested against. Random bits are other ones."""
     g = grad.float() * (1.0 if factor is None else factor)
     w = (weight if master is None else master).float()
     first, second = m.float().lerp_(g, 1 - beta1), v.float().lerp_(g * g, 1 - beta2)
-    w = w - decay * w - lr * correction1 * first / (second.sqrt() * correction2 + eps)
+    w = w - decay * w - lr * corrections[0] * first / (second.sqrt() * corrections[1] + eps)
     m.copy_(first), v.copy_(second)
     if master is not None:
         master.copy_(w)

@@ -11,7 +11,8 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.model import Transformer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-NUMBERS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "decay": 1e-3, "correction1": 1.5, "correction2": 2.0}
+NUMBERS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "decay": 1e-3}
+CORRECTIONS = [1.5, 2.0]
 
 
 def tensors(count, weight, moment, master, device):
@@ -27,8 +28,9 @@ def tensors(count, weight, moment, master, device):
 def test_the_kernel_is_the_formula(count, moment, master, device):
     ours, theirs = ([t if t is None else t.clone() for t in tensors(count, torch.bfloat16, moment, master, device)] for _ in range(2))
     factor = torch.tensor(0.5, device=device)
-    optim.adamw_kernel(*ours, factor, False, 0, **NUMBERS)
-    optim.adamw_torch(*theirs, factor, False, 0, **NUMBERS)
+    numbers = {**NUMBERS, "corrections": torch.tensor(CORRECTIONS, device=device)}
+    optim.adamw_kernel(*ours, factor, False, 0, **numbers)
+    optim.adamw_torch(*theirs, factor, False, 0, **numbers)
     before = tensors(count, torch.bfloat16, moment, master, device)[0]
     assert count == 1 or not torch.equal(ours[0], before)
     for a, b in zip(ours, theirs):
@@ -43,7 +45,7 @@ def test_stochastic_rounding_is_right_on_average_where_rounding_to_nearest_stand
     for stochastic in (True, False):
         w, g = torch.ones(count, dtype=torch.bfloat16, device=device), torch.ones(count, dtype=torch.bfloat16, device=device)
         m, v = torch.ones(count, device=device), torch.ones(count, device=device)
-        update(w, g, m, v, None, None, stochastic, 3, **{**NUMBERS, "lr": step, "decay": 0.0, "correction1": 1.0, "correction2": 1.0})
+        update(w, g, m, v, None, None, stochastic, 3, **{**NUMBERS, "lr": step, "decay": 0.0, "corrections": torch.ones(2, device=device)})
         moved = (1 - w.float()).mean().item()
         assert moved == pytest.approx(step, rel=0.1) if stochastic else moved == 0
         if stochastic:
@@ -54,7 +56,7 @@ def test_stochastic_rounding_is_right_on_average_where_rounding_to_nearest_stand
 def test_a_factor_that_is_not_finite_changes_nothing(device):
     ours = tensors(100, torch.bfloat16, torch.float32, True, device)
     before = [t.clone() for t in ours]
-    optim.adamw_kernel(*ours, torch.tensor(math.nan, device=device), False, 0, **NUMBERS)
+    optim.adamw_kernel(*ours, torch.tensor(math.nan, device=device), False, 0, **NUMBERS, corrections=torch.ones(2, device=device))
     assert all(torch.equal(a, b) for a, b in zip(ours, before))
 
 
@@ -75,6 +77,44 @@ def test_many_steps_are_those_of_pytorchs_adamw(dtype):
     torch.testing.assert_close(ours.float(), theirs.detach(), rtol=0 if dtype == torch.float32 else 2**-8, atol=1e-6)
     if dtype == torch.bfloat16:
         torch.testing.assert_close(mine.state[ours]["master"], theirs.detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_a_gpu_a_skipped_step_does_not_count(dtype):
+    torch.manual_seed(0)
+    start, grads = torch.randn(40, 32, device="cuda").to(dtype), torch.randn(6, 40, 32, device="cuda").to(dtype)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    with_one, without = optim.AdamW([ours], lr=1e-2), optim.AdamW([theirs], lr=1e-2)
+    for number, grad in enumerate(grads):
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        with_one.step(factor=torch.tensor(1.0, device="cuda"))
+        without.step(factor=torch.tensor(1.0, device="cuda"))
+        if number == 0:  # when it matters most
+            ours.grad = grad.clone()
+            with_one.step(factor=torch.tensor(math.nan, device="cuda"))
+    assert torch.equal(ours, theirs)
+    assert float(with_one.state_dict()["state"][0]["step"]) == 6
+
+
+def test_each_tensor_and_each_part_of_one_is_rounded_by_its_own_numbers():
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16)) for _ in range(3)]
+
+    def rounded(shards):
+        for p in weights:
+            p.data.fill_(1.0)
+            p.grad = torch.ones_like(p)
+        optimizer = optim.AdamW(weights, lr=2.0**-9, weight_decay=0.0, master="stochastic")
+        optimizer.shards = shards
+        optimizer.step()
+        return [p.detach().float() for p in weights]
+
+    first = rounded({})
+    ups = [(a < 1).float() for a in first]
+    assert all(0.3 < (a != b).float().mean() < 0.7 for a, b in ((ups[0], ups[1]), (ups[1], ups[2]))), "tensors of one step are independent"
+    again, other = rounded({}), rounded({id(weights[1]): 3})
+    assert all(map(torch.equal, first, again)) and torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
 
 
 def test_without_masters_small_steps_are_lost():
@@ -167,4 +207,4 @@ def test_wrong_options_are_named():
         optim.AdamW([p], moment_dtype=torch.float16)
     with pytest.raises(ArgumentError, match="adamw: weight is not contiguous"):
         t = torch.zeros(4, 4).t()
-        optim.adamw_kernel(t, t, t, t, None, None, False, 0, **NUMBERS)
+        optim.adamw_kernel(t, t, t, t, None, None, False, 0, **NUMBERS, corrections=torch.ones(2))
