@@ -47,6 +47,10 @@ class Batch:
     max_seqlen: int | None = None  # tokens of the longest piece
     tokens_counted: int = 0  # targets that are not IGNORED
 
+    def targets_to_weigh(self) -> torch.Tensor:
+        """`targets`; where none counts, others, whose loss is finite: the mean over no token is NaN, and NaN times a weight of 0 is, too."""
+        return self.targets if self.tokens_counted else self.inputs
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 

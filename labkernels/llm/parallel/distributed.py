@@ -24,6 +24,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from labkernels.errors import ArgumentError, LabKernelsError
+from labkernels.llm.training import optim
 from labkernels.llm.training.evaluate import Evaluation, boundaries
 from labkernels.llm.data.loader import Batch
 from labkernels.llm.model import Transformer
@@ -124,6 +125,11 @@ class DistributedTrainer(Trainer):
         finally:
             self.model = whole
 
+    def build_adamw(self, groups: list[dict]) -> optim.AdamW:
+        adamw = super().build_adamw(groups)
+        adamw.shards = {id(p): self.places[name].number for name, p in self.weights.items()}
+        return adamw
+
     def compiled(self):
         c = self.config
         if c.parallel == "fsdp":
@@ -177,12 +183,13 @@ class DistributedTrainer(Trainer):
         counted = torch.full((), float(sum(batch.tokens_counted for batch in batches)), device=self.device)
         if self.config.boundaries:
             dist.all_reduce(counted, group=self.data_group)
+            counted.clamp_(min=1)
         else:
             counted *= self.world_size  # every target counts
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             with self.synchronised(number == len(batches) - 1):
-                loss = self.forward(batch.inputs, batch.targets, **boundaries(batch)) * (batch.tokens_counted / counted)
+                loss = self.forward(batch.inputs, batch.targets_to_weigh(), **boundaries(batch)) * (batch.tokens_counted / counted)
                 (loss * self.world_size).backward()  # what comes is averaged over the ranks
             total += loss.detach()
         dist.all_reduce(total, group=self.data_group)
@@ -286,12 +293,12 @@ class DistributedTrainer(Trainer):
         if not any_rank_has(found):
             return
         state = send_state(found.state if found else None, self.device, self._take)
+        told = self.config.differences(state["config"])
         with torch.no_grad():
             for name, p in self.weights.items():
                 p.copy_(state["model"][name])
         self.load_rest(state)
-        if self.rank == 0:
-            print(f"continuing {found.folder} after step {self.step}", flush=True)
+        self.tell_continued(found.folder if found else "", told)
 
     def _take(self, path: tuple, whole: torch.Tensor) -> torch.Tensor:
         """This rank's part of a tensor of the state."""

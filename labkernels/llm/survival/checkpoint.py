@@ -30,6 +30,7 @@ import psutil
 import torch
 
 from labkernels.errors import ArgumentError
+from labkernels.llm.survival.copies import Copies
 from labkernels.llm.survival.checkpoint_files import CheckpointError, check, looks_whole, read_state, seal, write_state
 from labkernels.llm.survival.files import sync_folder
 
@@ -60,20 +61,21 @@ class CheckpointStore:
         if on_error not in ("raise", "warn"):
             raise ArgumentError(f"CheckpointStore: on_error must be 'raise' or 'warn', got {on_error!r}")
         self.folder, self.keep, self.on_error = Path(folder), keep, on_error
+        self._copies = Copies()
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future | None = None
 
     def save(self, step: int, state: dict, *, background: bool = False) -> Path | None:
         """Write a checkpoint of nested dicts, lists, numbers, strings and tensors; state["model"] is a flat dict of tensors.
 
-        Returns its folder. With `background` the state is copied to the CPU and written by a thread while training goes on; then None is
-        returned, and the next `save`, or `wait`, tells if it failed. Raises CheckpointError (see `on_error`).
+        Returns its folder. With `background` the state is copied to the CPU (`Copies`) and written by a thread while training goes on; then None
+        is returned, and the next `save`, or `wait`, tells if it failed. Raises CheckpointError (see `on_error`).
         """
         self.wait()
         if background:
-            state = _copied(state)
+            state, ready = self._copies.take(state)
             self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-            self._pending = self._writer.submit(self._save, step, state)
+            self._pending = self._writer.submit(lambda: (ready(), self._save(step, state))[1])
             return None
         return self._told(lambda: self._save(step, state))
 
@@ -202,17 +204,6 @@ class CheckpointStore:
 
 def _step_of(folder: Path) -> int:
     return int(_NAME.fullmatch(folder.name)[2])
-
-
-def _copied(value):
-    """Nested state with every tensor copied to the CPU, so that training may go on changing the originals."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {name: _copied(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(one) for one in value)
-    return value
 
 
 def _bytes_of(value) -> int:

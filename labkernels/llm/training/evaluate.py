@@ -32,7 +32,7 @@ def evaluate(model, batches: Iterable, token_bytes: torch.Tensor | None = None) 
             for batch in batches:
                 counted = batch.targets[batch.targets != IGNORED]
                 loss = model(batch.inputs, batch.targets, **boundaries(batch))
-                bits += float(loss) * counted.numel() / math.log(2)
+                bits += float(loss) * counted.numel() / math.log(2) if counted.numel() else 0.0  # the mean of no token is NaN
                 tokens += counted.numel()
                 if token_bytes is not None:
                     size += int(token_bytes.to(counted.device)[counted].sum())

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 HISTORY = 16  # steps
-SCALE, INVERSE, LARGEST, COLUMNS = 0, 1, 2, 4  # what a site's row has; the last column is not used
+SCALE, LARGEST, INVERSE, COLUMNS = 0, 1, 4, 8  # where a site's row has what; cuBLAS reads INVERSE, and wants it to lie on 16 bytes
 
 
 class Sites(NamedTuple):
@@ -29,7 +29,7 @@ class DelayedScales:
 
     def __init__(self, formats: list[torch.dtype], device: torch.device):
         self.rows = torch.zeros((len(formats), COLUMNS), device=device)
-        self.rows[:, SCALE : INVERSE + 1] = 1.0
+        self.rows[:, SCALE] = self.rows[:, INVERSE] = 1.0
         self.top = torch.tensor([torch.finfo(dtype).max for dtype in formats], device=device)
         self.history = torch.zeros((HISTORY, len(formats)), device=device)
         self.fresh, self.steps = torch.ones(1, dtype=torch.bool), 0
@@ -47,7 +47,7 @@ class DelayedScales:
         self.history[self.steps % HISTORY] = torch.where(seen, largest, before)
         largest = self.history.amax(0)
         scale = torch.where(largest > 0, self.top / largest, self.rows[:, SCALE])
-        self.rows.copy_(torch.stack([scale, scale.reciprocal(), torch.zeros_like(scale), torch.zeros_like(scale)], 1))
+        self.rows[:, SCALE], self.rows[:, INVERSE], self.rows[:, LARGEST] = scale, scale.reciprocal(), 0.0
         self.fresh.fill_(False)
         self.steps += 1
 

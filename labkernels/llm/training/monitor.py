@@ -10,16 +10,18 @@ Notable:
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from labkernels.errors import ArgumentError
+from labkernels.llm.survival.files import write_file
 
 PEAK_TFLOPS = {  # dense bfloat16, by NVIDIA's data sheets: what MFU is a share of
     "H200": 989.0, "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H20": 148.0, "B200": 2250.0, "GH200": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0,
@@ -157,19 +159,23 @@ class _Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = _rows_before(path, first_step) if path.exists() else []
         self._csv = path.suffix == ".csv"
-        self._file = open(path, "w", newline="")  # noqa: SIM115  closed by close()
-        self._writer = csv.DictWriter(self._file, self.COLUMNS, extrasaction="ignore") if self._csv else None
-        if self._writer:
-            self._writer.writeheader()
+        begin = io.StringIO(newline="")
+        if self._csv:
+            csv.DictWriter(begin, self.COLUMNS).writeheader()
         for row in kept:
-            self.write(row)
+            self._put(row, begin)
+        write_file(path, begin.getvalue())  # a kill leaves the old rows or the new ones
+        self._file = open(path, "a", newline="")  # noqa: SIM115  closed by close()
 
     def write(self, row: dict[str, Any]) -> None:
-        if self._writer:
-            self._writer.writerow(row)
-        else:
-            self._file.write(json.dumps(row) + "\n")
+        self._put(row, self._file)
         self._file.flush()
+
+    def _put(self, row: dict[str, Any], file: TextIO) -> None:
+        if self._csv:
+            csv.DictWriter(file, self.COLUMNS, extrasaction="ignore").writerow(row)
+        else:
+            file.write(json.dumps(row) + "\n")
 
     def close(self) -> None:
         self._file.close()

@@ -153,11 +153,11 @@ class Trainer(Parts):
 
     def backward(self, batches: list[Batch]) -> torch.Tensor:
         """The gradients of the mean loss of all tokens of all batches; returns that loss."""
-        counted = sum(batch.tokens_counted for batch in batches)
+        counted = max(1, sum(batch.tokens_counted for batch in batches))
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             with self.synchronised(number == len(batches) - 1):
-                loss = self.forward(batch.inputs, batch.targets, **boundaries(batch)) * (batch.tokens_counted / counted)
+                loss = self.forward(batch.inputs, batch.targets_to_weigh(), **boundaries(batch)) * (batch.tokens_counted / counted)
                 loss.backward()
             total += loss.detach()
         return total
@@ -277,7 +277,7 @@ class Trainer(Parts):
             "guard": self.guard.state_dict(),
             "fp8_scales": None if self.fp8_scales is None else self.fp8_scales.state_dict(),
             "counts": {"step": self.step, "tokens": self.tokens, "seconds": self.seconds},
-            "config": {name: value for name, value in dataclasses.asdict(self.config).items() if name != "betas"},
+            "config": dataclasses.asdict(self.config) | {"betas": list(self.config.betas)},
         }
 
     def save(self, background: bool = False) -> None:
@@ -300,10 +300,14 @@ class Trainer(Parts):
         if found is None:
             return
         state = found.state
+        told = self.config.differences(state["config"])
         self.model.load_state_dict(state["model"])
         self.load_rest(state)
+        self.tell_continued(found.folder, told)
+
+    def tell_continued(self, folder: Path, told: str) -> None:
         if self.rank == 0:
-            print(f"continuing {found.folder} after step {self.step}", flush=True)
+            print(f"continuing {folder} after step {self.step}" + (f"; it was saved with {told}" if told else ""), flush=True)
 
     def load_rest(self, state: dict[str, Any]) -> None:
         """All but the model."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ LEAST = {
     "seq_len": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0.0, "weight_decay": 0.0, "clip": 0.0, "evaluate_every": 0,
     "evaluate_batches": 1, "sample_every": 0, "sample_tokens": 1, "save_every": 0, "keep": 1,
     "tensor_parallel": 1, "timeout_s": 1,
+}  # fmt: skip
+
+
+# What a checkpoint's training and the one that continues it must share, and what may differ without a word; of all else a difference is told.
+SAME = ("preset", "model", "vocab_size", "optimizer")
+MAY_DIFFER = {
+    "steps", "minutes", "kernels", "compile", "checkpointing", "evaluate_every", "evaluate_batches", "sample_every", "sample_tokens", "prompt", "log",
+    "tensorboard", "folder", "save_every", "keep", "on_full_disk", "parallel", "tensor_parallel", "timeout_s", "device",
 }  # fmt: skip
 
 
@@ -112,7 +121,21 @@ class TrainConfig:
         if not 0 <= self.min_lr <= 1:
             raise ArgumentError(f"TrainConfig: min_lr is {self.min_lr!r}; it must be a share of lr, 0 to 1")
 
+    def differences(self, saved: Mapping[str, Any]) -> str:
+        """What is told where a training that was saved with the fields `saved` goes on with these; "" if nothing. Raises ArgumentError for what cannot be."""
+        now = asdict(self)
+        found = {name: f"{name} {saved[name]!r}, now {now[name]!r}" for name in now if name in saved and _plain(saved[name]) != _plain(now[name])}
+        for name in SAME:
+            if name in found:
+                raise ArgumentError(f"TrainConfig: the checkpoint has {found[name]}; both must be equal, or take another folder")
+        return "; ".join(text for name, text in found.items() if name not in MAY_DIFFER)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of weights, activations and gradients."""
         return torch.float32 if self.precision == "float32" else torch.bfloat16
+
+
+def _plain(value: Any) -> Any:
+    """Tuples come back from a file as lists."""
+    return list(value) if isinstance(value, tuple) else value

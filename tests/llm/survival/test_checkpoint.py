@@ -17,6 +17,7 @@ import torch
 from labkernels.errors import ArgumentError
 from labkernels.llm.survival import checkpoint
 from labkernels.llm.survival.checkpoint import CheckpointError, CheckpointStore, check
+from labkernels.llm.survival.copies import Copies
 from labkernels.llm.survival.rng import rng_state, set_rng_state
 
 
@@ -199,6 +200,20 @@ def test_in_the_background_it_holds_what_was_there_when_it_was_asked(store):
     later["model"]["weight"].fill_(99)
     later["optimizer"]["state"][0]["moment"].fill_(99)
     assert store.wait() == store.folders()[-1] and value_of(store.load()) == 4
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_copy_is_of_what_was_there_whatever_is_done_next(device):
+    copies, x = Copies(), torch.ones(1 << 20, device=device)
+    taken, ready = copies.take({"a": [x, 3], "b": {"t": x.view(1024, 1024).t()}})
+    x.fill_(2.0)
+    ready()
+    assert taken["a"][0].eq(1).all() and taken["a"][1] == 3 and taken["b"]["t"].eq(1).all() and taken["a"][0].device.type == "cpu"
+    again, ready = copies.take({"a": [x, 3]})
+    ready()
+    assert again["a"][0].eq(2).all()
+    if device == "cuda":
+        assert taken["a"][0].is_pinned() and again["a"][0].data_ptr() == taken["a"][0].data_ptr(), "locked once"
 
 
 def test_what_fails_in_the_background_is_told_at_the_next(store, monkeypatch):

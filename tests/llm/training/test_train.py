@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,32 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(data, options, capsys):
     assert all(torch.equal(a, b) for a, b in zip(seen[1], seen[2])), "a skipped step changes no weight"
     assert not all(torch.equal(a, b) for a, b in zip(seen[0], seen[1]))
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_a_micro_batch_without_targets_counts_for_nothing(data):
+    """Its mean loss would be NaN, and NaN times 0 is, too."""
+    trainer, alone = (Trainer(config(), data) for _ in range(2))
+    first, second = next(trainer.loader), next(trainer.loader)
+    nothing = replace(second, targets=torch.full_like(second.targets, -100), tokens_counted=0)
+    found, want = trainer.backward([first, nothing]), alone.backward([first])
+    assert found.item() == pytest.approx(want.item(), rel=1e-6)
+    for a, b in zip(trainer.model.parameters(), alone.model.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert trainer.backward([nothing]).item() == 0.0
+    assert evaluate(trainer.model, [first, nothing]).loss == pytest.approx(evaluate(trainer.model, [first]).loss)
+
+
+def test_a_checkpoint_of_other_settings_is_told_or_refused(data, tmp_path, capsys):
+    Trainer(config(folder=str(tmp_path), steps=2), data).train()
+    capsys.readouterr()
+    Trainer(config(folder=str(tmp_path), lr=1e-4, steps=9, kernels="torch", betas=(0.9, 0.95)), data)
+    assert capsys.readouterr().out.strip().endswith("after step 2; it was saved with lr 0.005, now 0.0001")
+    Trainer(config(folder=str(tmp_path), steps=9, compile="blocks"), data)
+    assert capsys.readouterr().out.strip().endswith("after step 2")
+    with pytest.raises(ArgumentError, match="the checkpoint has optimizer 'adamw', now 'muon'"):
+        Trainer(config(folder=str(tmp_path), optimizer="muon"), data)
+    with pytest.raises(ArgumentError, match="the checkpoint has model .*'num_layers': 2"):
+        Trainer(config(folder=str(tmp_path), model={**TINY, "num_layers": 1}), data)
 
 
 def test_out_of_memory_is_told_with_what_would_need_less(data):
