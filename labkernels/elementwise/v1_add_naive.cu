@@ -1,7 +1,7 @@
 // Residual addition, v1: naive. y = x + residual (+ bias, one a column); one thread adds one element.
 //   Idea      The formula. One addition for 3 elements moved: nothing but bytes counts.
 //   Predicts  Coalesced, but 2 bytes a lane in 16 bits: far from a copy's bandwidth.
-//   Measured  Not recorded yet; to be in data/measured/h200/residual_add.csv.
+//   Measured  data/measured/h200/residual_add.csv: 16384 x 4096 in bfloat16 in 257 us, 37% of the limit.
 //   Wastes    7 of 8 load and store instructions; a division of 64 bits an element.
 #include "convert.cuh"
 

@@ -3,7 +3,8 @@
 //             Against PyTorch's two operations, silu and a product, nothing between them goes to memory and comes back.
 //   Predicts  3 elements moved an element, where two operations move 5. But 2 bytes a lane and a load: at 16 bits a warp asks for 64 bytes
 //             at a time, and too few bytes are on their way to keep the memory busy.
-//   Measured  Not recorded yet; to be in data/measured/h200/swiglu.csv, data/measured/h200/swiglu_backward.csv.
+//   Measured  data/measured/h200/swiglu.csv: 16384 x 11008 in bfloat16 in 940 us, 27% of the limit, yet PyTorch's two operations take 433 for
+//             rows that are contiguous and 956 for packed ones. swiglu_backward.csv: 1070 us, 40%.
 //   Wastes    7 of 8 load and store instructions; a division of 64 bits an element to find its row.
 #include "convert.cuh"
 

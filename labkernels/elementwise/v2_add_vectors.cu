@@ -2,7 +2,8 @@
 //   Idea      As v2 of SwiGLU: the more bytes on their way, the less of their latency shows. The bias stays in the caches; what is
 //             written is marked as not soon needed.
 //   Predicts  The time of a copy of as many bytes.
-//   Measured  Not recorded yet; to be in data/measured/h200/residual_add.csv.
+//   Measured  data/measured/h200/residual_add.csv: 16384 x 4096 in bfloat16 257 -> 94.9 us, all of a copy's bandwidth (PyTorch 94.4,
+//             torch.compile 94.9); with a bias 258 -> 96.7 (PyTorch's two operations 260, torch.compile 94.9).
 //   Wastes    The trip: the addition belongs into the epilogue of the matmul before it, or into the norm after it.
 #include "stream.cuh"
 

@@ -7,7 +7,7 @@
 //             and all columns of them, so that memory is written in long pieces. And so frequent tokens, whose numbers are often neighbours too,
 //             are not all one block's.
 //   Predicts  The time of the bytes, and that of the sort before it.
-//   Measured  Not recorded yet; to be in data/measured/h200/embedding_backward.csv.
+//   Measured  data/measured/h200/embedding_backward.csv: 16384 tokens, a vocabulary of 128256, rows of 2048: 2766 -> 263 us, 53% of the limit.
 //   Wastes    A sort of 64-bit numbers, of which 17 bits count: 8 passes where 2 would do.
 #include "raw_vector.cuh"
 #include "sorted_tokens.cuh"

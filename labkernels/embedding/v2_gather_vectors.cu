@@ -2,7 +2,9 @@
 //   Idea      A row's address is known only when its number has arrived: two trips to memory, one after the other. Several of them at once
 //             a thread, and many threads, hide both. A unit is 16 bytes of a row where rows are multiples of that, whatever the elements.
 //   Predicts  The time of a copy of the rows that are read and written.
-//   Measured  Not recorded yet; to be in data/measured/h200/embedding.csv, data/measured/h200/pad.csv, data/measured/h200/unpad.csv.
+//   Measured  data/measured/h200/embedding.csv: 65536 rows of 2048 in bfloat16 658.8 -> 131.6 us, 86% of the limit (torch.compile 136.5, PyTorch
+//             143.4): a row is 4 KB, and rows that follow each other are not neighbours in memory. pad.csv, where they are: 521 -> 108 us, 92%
+//             (torch.compile 112); unpad.csv: 353 -> 77 us, 93% (75).
 //   Wastes    A division of 32 bits a vector to find its row; nothing that a copy does not waste as well.
 #include "row_index.cuh"
 

@@ -2,7 +2,7 @@
 //   Idea      The loss needs one number of a row, log(sum(exp(z))), and the gradient is softmax minus 1 at the target: nothing but softmax, and so
 //             what softmax v1 does.
 //   Predicts  3 reads and 1 write an element, one warp for 128256 logits: far from the bandwidth where rows are few.
-//   Measured  Not recorded yet; to be in data/measured/h200/cross_entropy.csv.
+//   Measured  data/measured/h200/cross_entropy.csv: 512 rows of 128256 in bfloat16 in 2.3 ms, 3% of the limit; 256 rows take as long.
 //   Wastes    Two of the three reads, 2 bytes a load where 16 are possible, and all lanes but 32 of a multiprocessor where rows are few.
 #include "row.cuh"
 #include "warp.cuh"

@@ -2,7 +2,7 @@
 //   Idea      The running maximum and sum of softmax v2, for a row of 128256: a thread measures its sum against its own maximum, and looks at the
 //             maximum of a vector before it rescales.
 //   Predicts  2 reads and 1 write an element. The second read of a row of 256 KB comes right after the first, out of L2: near the time of a copy.
-//   Measured  Not recorded yet; to be in data/measured/h200/cross_entropy.csv.
+//   Measured  data/measured/h200/cross_entropy.csv: 512 rows of 128256 in bfloat16 2291 -> 128 us, 49% of the limit (torch.compile 204).
 //   Wastes    The second read's way through L2, and two exponentials an element.
 #include "block.cuh"
 #include "row.cuh"

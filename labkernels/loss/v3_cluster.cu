@@ -3,7 +3,8 @@
 //             blocks, of which six run at a time on one multiprocessor. They exchange a maximum and a sum, and write.
 //   Predicts  1 read and 1 write an element, and nothing can move less. Two exponentials an element stay: 36 us for 512 rows, beside 61 us of
 //             bytes.
-//   Measured  Not recorded yet; to be in data/measured/h200/cross_entropy.csv.
+//   Measured  data/measured/h200/cross_entropy.csv: 512 rows of 128256 in bfloat16 128 -> 109 us, 57% of the limit (torch.compile 204); 2048 rows
+//             490 -> 386, 64% (688); of 32000 144 -> 98. float32, 2048 rows of 32000: 193 -> 177 us.
 //   Wastes    In `linear_cross_entropy` the read itself: the matmul that makes the logits has had them in its registers.
 #include "block.cuh"
 #include "cluster.cuh"

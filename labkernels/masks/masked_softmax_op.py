@@ -82,6 +82,8 @@ def make_inputs(
         axes, kind = MASKS[mask]
         values = torch.randn([sizes.get(axis, 1) for axis in axes], generator=generator, device=generator.device).to(device)
         inputs["mask"] = values > -0.5 if kind is bool else values.to(kind or dtype)
+        if mask == "padding":
+            inputs["mask"][..., 0] = True  # padding comes after a sequence, and none is empty
     return inputs
 
 

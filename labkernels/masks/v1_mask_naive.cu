@@ -2,7 +2,7 @@
 //   Idea      A key may be seen if it is within its sequence's length, not after the query where the mask is causal, and within the window:
 //             three comparisons, no data read but one length a sequence. Written as a bool, or as what is added to the scores: 0 or `hidden`.
 //   Predicts  Nothing but stores, of 1 or 2 bytes a lane; PyTorch's comparisons each write a mask of their own and read it again.
-//   Measured  Not recorded yet; to be in data/measured/h200/attention_mask.csv.
+//   Measured  data/measured/h200/attention_mask.csv: 8 x 8192 x 8192 in bfloat16 in 2.35 ms, 11% of a copy's bandwidth; PyTorch 3.09 ms.
 //   Wastes    15 of 16 store instructions; divisions of 64 bits an element.
 #include "may_see.cuh"
 

@@ -2,7 +2,7 @@
 //   Idea      (x x^T)[i][j] and [j][i] are the same sum, so it is worked out once.
 //   Predicts  Half of the FMAs of a naive matmul, and of its loads. The threads below the diagonal leave at once, in whole blocks but for
 //             those on it.
-//   Measured  Not recorded yet; to be in data/measured/h200/symmetric_matmul.csv.
+//   Measured  data/measured/h200/symmetric_matmul.csv: 2048 x 2048 in bfloat16 in 17.5 ms; cuBLAS, which works out both halves, 0.02.
 //   Wastes    What every naive matmul does: a number that is read serves one multiplication. And the mirrored store touches 32 rows a warp.
 #include "convert.cuh"
 

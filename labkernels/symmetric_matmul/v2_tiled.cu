@@ -2,7 +2,7 @@
 //   Idea      Both operands of a tile are rows of x. 32 x 32 threads bring 32 rows for either, and a number that is read serves 32
 //             products. The mirrored tile goes through shared memory, so that its rows, too, are written in one piece.
 //   Predicts  32 times fewer bytes from global memory than v1, and T (T + 1) / 2 blocks for T tiles a side where a full product has T^2.
-//   Measured  Not recorded yet; to be in data/measured/h200/symmetric_matmul.csv.
+//   Measured  data/measured/h200/symmetric_matmul.csv: 2048 x 2048 in bfloat16 17.5 -> 1.25 ms.
 //   Wastes    FFMA in place of tensor cores, and shared memory for each operand of it, as matmul's v3.
 #include "convert.cuh"
 
