@@ -110,6 +110,10 @@ def _with_bias(bias=None, **inputs) -> str | None:
     return "liger_kernel is measured with a bias" if bias is None else _whole("liger_kernel.ops.layer_norm", **inputs)
 
 
+def _of_16_bits(**inputs) -> str | None:
+    return _whole("flashinfer", **inputs) or ("takes elements of 16 bits" if inputs["x"].itemsize > 2 or inputs["weight"].dtype != inputs["x"].dtype else None)
+
+
 def liger_rms_norm(x, weight=None, eps=1e-5):
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
@@ -142,7 +146,7 @@ RMS_NORM = _table(
     Peer("torch", rms_norm),
     compiled(rms_norm),
     Peer("liger", liger_rms_norm, partial(_whole, "liger_kernel.ops.rms_norm")),
-    Peer("flashinfer", flashinfer_rms_norm, partial(_whole, "flashinfer")),
+    Peer("flashinfer", flashinfer_rms_norm, _of_16_bits),
 )
 LAYER_NORM = _table(
     Peer("torch", layer_norm),

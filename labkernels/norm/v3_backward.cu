@@ -4,8 +4,8 @@
 //             their sums packed (packed.cuh); two rows share a block and the partial sums it leaves; the second kernel is launched
 //             early, and finds its place as the first one's blocks end.
 //   Predicts  The bytes of v2 at the speed of a copy, whatever the threads do between.
-//   Measured  data/measured/h200/rms_norm_backward.csv: 128 -> 104 us for 16384 rows of 4096 in bfloat16, 92% of the limit; in float32 204 ->
-//             209. layer_norm_backward.csv: 146 -> 136, 70%.
+//   Measured  data/measured/h200/rms_norm_backward.csv: 127 -> 103 us for 16384 rows of 4096 in bfloat16, 92% of the limit (torch.compile 139,
+//             Liger 235); of 8192 275 -> 198 (292); in float32 203 -> 208. layer_norm_backward.csv: 146 -> 136, 70%.
 //   Wastes    The second kernel's few microseconds, and the first rows' latency. LayerNorm's two meetings a row take longer than its bytes.
 #include "tma.cuh"
 #include "backward_sum.cuh"

@@ -2,7 +2,7 @@
 //   Idea      A pair (x, y) of a head at position p is turned by the angle p * frequency: (x cos - y sin, y cos + x sin). That the scores
 //             q k of turned vectors know only the distance of their positions is all there is to rotary embedding. Backward turns back.
 //   Predicts  2 bytes a lane and a load in 16 bits; and every head of a token works out the same sines again: 40 times for 32 + 8 heads.
-//   Measured  data/measured/h200/rope.csv.
+//   Measured  data/measured/h200/rope.csv: 4 x 4096 tokens, 32 and 8 heads of 128 in bfloat16, in 397 us, 20% of the limit; torch.compile 202.
 //   Wastes    All but one of a token's sines; 7 of 8 load and store instructions; divisions to find the pair.
 #include "rope.cuh"
 

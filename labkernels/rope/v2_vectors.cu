@@ -4,7 +4,8 @@
 //             element of each; interleaved, neighbours within each. All 2 * HEADS loads are under way before the first sine is there, which
 //             takes care: a branch between two loads, or 16-bit elements in a struct, and the compiler waits for the first before the second.
 //   Predicts  The time of a copy of q and k: 32 sines a 512 bytes moved cost nothing beside them.
-//   Measured  data/measured/h200/rope.csv.
+//   Measured  data/measured/h200/rope.csv: 4 x 4096 tokens, 32 and 8 heads of 128 in bfloat16, 397 -> 84.9 us, 94% of the limit (torch.compile
+//             202); with a table of angles and positions 90.7 (118); in float32 165, 96% (200).
 //   Wastes    The trip: q and k could be turned where the projection writes them (qkv_rope_cache does, for inference).
 #include "rope.cuh"
 

@@ -2,7 +2,7 @@
 //   Idea      Both factors are bytes and their sum is an int32, exact whatever the order. What the bytes stand for, a scale of q's row and
 //             one of the weight's, is common to all terms, and multiplies the sum once.
 //   Predicts  2 bytes for each multiply-add; a warp's lanes read 32 rows of the weight, a sector each for a byte.
-//   Measured  data/measured/h200/w8a8_matmul.csv
+//   Measured  data/measured/h200/w8a8_matmul.csv: 1024 x 1024 x 1024 in 4.5 ms.
 //   Wastes    Two loads for every multiplication, of a byte each; the tensor cores stand still.
 #include "convert.cuh"
 

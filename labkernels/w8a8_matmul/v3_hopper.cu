@@ -5,7 +5,8 @@
 //   Predicts  128 x 256 x 128 in 1024 clocks, twice the multiply-adds of bf16 for the same bytes from shared memory and L2. So what is not
 //             multiplication weighs twice as much: scales of the columns are asked for before the first multiplication of a tile, wait in
 //             registers, and pass through shared memory to the threads whose columns they belong to.
-//   Measured  data/measured/h200/w8a8_matmul.csv, together with the rows' quantisation
+//   Measured  data/measured/h200/w8a8_matmul.csv, together with the rows' quantisation: 4096 x 4096 x 11008 564 -> 261 us (cuBLAS in bfloat16
+//             456), x 11008 x 4096 255 (484), x 28672 x 8192 1199 (2626); 256 tokens 27.4 (40.3).
 //   Wastes    Nobody multiplies while a tile is scaled and written; the last wave of tiles.
 #include "../matmul/hopper.cuh"
 #include "setmaxnreg.cuh"
