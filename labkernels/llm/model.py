@@ -13,7 +13,7 @@ Notable:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -177,11 +177,28 @@ class Transformer(nn.Module):
     def reset_parameters(self) -> None:
         """Normal with 0.02, the projections back into the stream with 0.02 / sqrt(2 num_layers), as GPT-2 has it; norms are ones."""
         for name, weight in self.named_parameters():
-            if name.endswith("norm.weight"):
-                nn.init.ones_(weight)
-            else:
-                back = name.endswith(("out_proj.weight", "down_proj.weight"))
-                nn.init.normal_(weight, std=0.02 / (2 * self.config.num_layers) ** 0.5 if back else 0.02)
+            self._reset(name, weight)
+
+    def _reset(self, name: str, weight: torch.Tensor) -> None:
+        if name.endswith("norm.weight"):
+            nn.init.ones_(weight)
+        else:
+            back = name.endswith(("out_proj.weight", "down_proj.weight"))
+            nn.init.normal_(weight, std=0.02 / (2 * self.config.num_layers) ** 0.5 if back else 0.02)
+
+    def make_real(self, device: torch.device | str, then: Callable[[str, Block], None] = lambda name, block: None) -> None:
+        """Random weights for a model that was made on "meta", piece by piece, those of `reset_parameters`. Then(name, block) may put each block away
+        before the next one is made: a model that is spread over GPUs needs to be nowhere as a whole. Of one that is real, `then` alone."""
+        meta = self.embedding.weight.is_meta
+        for name, piece in [(name, each) for name, each in self.named_modules() if name in ("embedding", "norm", "head") or isinstance(each, Block)]:
+            if meta:
+                piece.to_empty(device=device)
+                for inside, weight in list(piece.named_parameters()):
+                    self._reset(f"{name}.{inside}", weight)
+            if isinstance(piece, Block):
+                then(name, piece)
+        if meta:
+            self.angles = self._angles(device)
 
     def forward(
         self,

@@ -265,3 +265,20 @@ def test_on_a_gpu_both_agree_at_real_size_compiled_or_not(dtype, packed):
             assert got == pytest.approx(want, rel=2e-3 if dtype == torch.bfloat16 else 1e-5)
             for name in truth:
                 assert away(ours, name) < max(2 * away(theirs, name), 2e-4), f"{kernels} {name}: {away(ours, name):.2g}, {away(theirs, name):.2g}"
+
+
+def test_a_model_becomes_real_block_by_block_with_the_weights_that_it_would_have():
+    config = ModelConfig(vocab_size=64, embed_dim=32, num_layers=3, num_heads=2, num_kv_heads=1, ffn_dim=48, tie_embeddings=False)
+    with torch.device("meta"):
+        model, seen = Transformer(config), []
+    torch.manual_seed(3)
+    model.make_real("cpu", lambda name, block: seen.append((name, [each.ffn_norm.weight.is_meta for each in model.blocks])))
+    assert seen == [("blocks.0", [False, True, True]), ("blocks.1", [False, False, True]), ("blocks.2", [False, False, False])]
+    other = Transformer(config)
+    torch.manual_seed(3)
+    other.reset_parameters()
+    for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(model.angles, other.angles)
+    model.make_real("cpu", lambda name, block: seen.append(name))
+    assert seen[3:] == ["blocks.0", "blocks.1", "blocks.2"] and torch.equal(model.norm.weight, other.norm.weight), "of a real model nothing is made anew"

@@ -4,7 +4,7 @@ Notable:
 - the loop is `Trainer`'s; this replaces its parts. The data of a step is the same whatever the number of GPUs, so the loss curve is, too
 - parallel="ddp": every GPU has the model, and gradients are averaged in buckets while the backward pass goes on (DistributedDataParallel)
 - parallel="fsdp": every GPU has a share of each weight, its gradient and optimiser states; a block is put together before it is needed
-  (fully_shard). Optimisers see plain tensors, this rank's shares, and so run the same kernels
+  (fully_shard), and made that way: no GPU ever has all of the model. Optimisers see plain tensors, this rank's shares, and so run the same kernels
 - tensor_parallel=n: n GPUs share each matrix (tensor_parallel.py), within either of the above
 - checkpoints are those of one process, and go on on any number of GPUs in any of these ways (shared_state.py)
 - ranks agree by messages between CPUs, once a step: on the time, and on whether to stop. So nobody waits for a GPU, and a rank that was
@@ -27,14 +27,14 @@ from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.llm.training import optim
 from labkernels.llm.training.evaluate import Evaluation, boundaries
 from labkernels.llm.data.loader import Batch
-from labkernels.llm.model import Transformer
+from labkernels.llm.model import Block, Transformer
 from labkernels.llm.parallel.rank_watch import RankWatch, leave
 from labkernels.llm.parallel.ranks import is_communication
 from labkernels.llm.parallel.shared_muon import SharedMuon
 from labkernels.llm.parallel.shared_state import Place, send_state, whole_optimizer_state
 from labkernels.llm.data.shards import TokenDataset
 from labkernels.llm.survival.signals import StopSignals
-from labkernels.llm.parallel.tensor_parallel import average_replicated, cut_of, split
+from labkernels.llm.parallel.tensor_parallel import average_replicated, begin_split, cut_of, split_block
 from labkernels.llm.training.train import Trainer
 from labkernels.llm.training.train_config import TrainConfig
 
@@ -97,14 +97,27 @@ class DistributedTrainer(Trainer):
         self.data_group, self.tensor_group = (self.mesh[name].get_group() for name in ("data", "tensor"))
         return device
 
+    def make_real(self, model: Transformer) -> None:
+        """Where each GPU has all of it, as one process does; else by `prepare_model`."""
+        if self.config.parallel == "ddp" and self.config.tensor_parallel == 1:
+            super().make_real(model)
+
     def prepare_model(self) -> None:
         super().prepare_model()
-        if self.config.tensor_parallel > 1:
-            split(self.model, self.tensor_group)
-        rows = {name: p.shape[0] for name, p in self.model.named_parameters()}
-        if self.config.parallel == "fsdp":
-            for block in self.model.blocks:
+        sharing, rows = self.config.tensor_parallel > 1, {}
+
+        def put_away(name: str, block: Block) -> None:
+            if sharing:
+                split_block(block, self.model.config, self.tensor_group)
+            rows.update({f"{name}.{inside}": p.shape[0] for inside, p in block.named_parameters()})
+            if self.config.parallel == "fsdp":
                 fully_shard(block, mesh=self.mesh["data"])
+
+        if sharing:
+            begin_split(self.model, self.tensor_group)
+        self.model.make_real(self.device, put_away)
+        rows = {name: p.shape[0] for name, p in self.model.named_parameters()} | rows  # those outside of blocks are whole
+        if self.config.parallel == "fsdp":
             fully_shard(self.model, mesh=self.mesh["data"])
         self.shared = dict(self.model.named_parameters())  # as the module has them between steps
         self.weights = {name: _own(p) for name, p in self.shared.items()}  # this rank's share, as plain tensors on the same memory

@@ -25,7 +25,7 @@ from labkernels.errors import ArgumentError
 from labkernels.llm import kernels as run
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.data.loader import IGNORED
-from labkernels.llm.model import Transformer
+from labkernels.llm.model import Block, Transformer
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,33 @@ def join(parts: Sequence[torch.Tensor], how: Cut) -> torch.Tensor:
 
 def split(model: Transformer, group: dist.ProcessGroup) -> Transformer:
     """Keep this rank's part of each layer, in place. All ranks have the same weights before. Raises ArgumentError."""
-    c, count, rank = model.config, group.size(), group.rank()
+    begin_split(model, group)
+    for block in model.blocks:
+        split_block(block, model.config, group)
+    return model
+
+
+def split_block(block: Block, config: ModelConfig, group: dist.ProcessGroup) -> None:
+    """Of a block, once `begin_split` was called for its model."""
+    count, rank = group.size(), group.rank()
+    for name, layer in block.named_modules():
+        how = cut_of(f"{name}.weight", config) if isinstance(layer, nn.Linear) else None
+        if how is not None:
+            layer.weight = nn.Parameter(cut(layer.weight.detach(), how, rank, count).contiguous())
+            layer.out_features, layer.in_features = layer.weight.shape
+    block.attention.num_heads //= count
+    block.attention.num_kv_heads //= count
+    for layer in (block.attention, block.ffn):
+        layer.__class__ = _below(_Split, type(layer))
+        layer.group_name = group.group_name
+
+
+def begin_split(model: Transformer, group: dist.ProcessGroup) -> Transformer:
+    """What belongs to no block: can it be, and the loss."""
+    c, count = model.config, group.size()
     for name, size in (("num_heads", c.num_heads), ("num_kv_heads", c.num_kv_heads), ("ffn_dim", c.ffn_dim)):
         if size % count:
             raise ArgumentError(f"tensor_parallel is {count}; it must divide the model's {name}, {size}")
-    for block in model.blocks:
-        for name, layer in block.named_modules():
-            how = cut_of(f"{name}.weight", c) if isinstance(layer, nn.Linear) else None
-            if how is not None:
-                layer.weight = nn.Parameter(cut(layer.weight.detach(), how, rank, count).contiguous())
-                layer.out_features, layer.in_features = layer.weight.shape
-        block.attention.num_heads //= count
-        block.attention.num_kv_heads //= count
-        for layer in (block.attention, block.ffn):
-            layer.__class__ = _below(_Split, type(layer))
-            layer.group_name = group.group_name
     model.__class__ = _below(_SplitLoss, type(model))
     model.tensor_group = group
     return model

@@ -142,11 +142,12 @@ class Fp8FeedForward(FeedForward):
         return (_SwiGLU.apply(*args) if self.sites is None else feed_forward(*args, self.sites)).view(x.shape)
 
 
-def convert(model: nn.Module, scales: str = "tensor") -> nn.Module:
-    """Make the linear layers of a Transformer's blocks Fp8Linear, in place, and have the model call them. Raises ArgumentError."""
+def convert(model: nn.Module, scales: str = "tensor", device: torch.device | None = None) -> nn.Module:
+    """Make the linear layers of a Transformer's blocks Fp8Linear, in place, and have the model call them. `device`: where its weights will be, if they
+    are not there yet. Raises ArgumentError."""
     if scales not in SCALES:
         raise ArgumentError(f"fp8_linear.convert: scales is {scales!r}; it must be one of {', '.join(map(repr, SCALES))}")
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device if device is None else device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ArgumentError(f"fp8_linear.convert: {torch.cuda.get_device_name(device)} has no 8-bit floats; Ada and Hopper have")
     for name, layer in model.blocks.named_modules():

@@ -57,7 +57,14 @@ class Parts:
 
     def build_model(self) -> Transformer:
         changes = {"vocab_size": padded_vocabulary(self.data.vocab_size)} | self.config.model
-        return Transformer(ModelConfig.preset(self.config.preset, **changes), device=self.device, dtype=self.config.dtype)
+        with torch.device("meta"):
+            model = Transformer(ModelConfig.preset(self.config.preset, **changes), dtype=self.config.dtype)
+        self.make_real(model)
+        return model
+
+    def make_real(self, model: Transformer) -> None:
+        """Weights for a model that has none yet; several GPUs that share it make them later, part by part."""
+        model.make_real(self.device)
 
     def prepare_model(self) -> None:
         """What each operation runs on, what is computed again, which products are in fp8."""
@@ -77,7 +84,7 @@ class Parts:
         self.model.kernels = kernels
         self.model.checkpointing = self.config.checkpointing
         if self.config.fp8 != "none":
-            fp8_linear.convert(self.model, scales=self.config.fp8)
+            fp8_linear.convert(self.model, self.config.fp8, self.device)
 
     def build_loader(self, split: str) -> Loader:
         c = self.config
