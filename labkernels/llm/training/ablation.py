@@ -3,7 +3,7 @@
     python -m labkernels.llm.training.ablation --record data/measured/h200             about five minutes of an H200; writes training.csv
     python -m labkernels.llm.training.ablation --rows bf16,compiled --preset 10m       some rows, shown
 
-Notable: tokens/s is the median of the last steps by CUDA events; the loss is that of the last step, after equal tokens from equal weights;
+Notable: tokens/s is the median of the last steps by CUDA events, on a GPU that is warm; the loss is that of the last step, after equal tokens from equal weights;
 Hugging Face's rows have the same shape, weights, tokens and loss. Rows that find no room are told, and so are those that the budget of
 time left out: the rows that matter most are measured first. Each row warms up by compiling; what was compiled before is kept by PyTorch's
 cache.
@@ -31,9 +31,10 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.training.monitor import mfu, peak_tflops
 from labkernels.llm.data.shards import TokenDataset
 from labkernels.llm.training.train import TrainConfig, Trainer
-from labkernels.llm.training.train_parts import CUBLAS, FASTEST, FASTEST_FP8
+from labkernels.llm.training.train_parts import FASTEST, OURS
 
 WARM_UP = 3  # steps that are not timed
+HEAT_MS = 1000.0  # of work before those that are
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.1
 
 
@@ -50,6 +51,7 @@ class Row:
 
 
 _NAIVE = {"accumulate": 8, "batch_size": 2}  # all scores of a sequence are kept: more than two do not fit
+_BARE = {"master": "stochastic", "moments": "bf16"}  # as much a weight as PyTorch's AdamW keeps for bfloat16 weights: what Hugging Face's rows have
 _ATTENTION = {"rope": "labkernels", "attention": "labkernels"}
 LADDER = {
     row.name: row
@@ -62,24 +64,25 @@ LADDER = {
         Row("flash", "attention without scores in memory: PyTorch's", "fused_adamw", {"accumulate": 1, "batch_size": 16}, None, 3),
         Row("our_attention", "rotation and attention as one operator, by our kernels", "flash", {"kernels": _ATTENTION}, None, 3),
         Row("our_loss", "head and cross-entropy in chunks", "our_attention", {"kernels": _ATTENTION | {"loss": "labkernels"}}, None, 3),
-        Row("our_kernels", "products, norms, SwiGLU and embedding by our kernels, too", "our_loss", {"kernels": FASTEST}, None, 1),
-        Row("selective", "selective activation checkpointing", "our_kernels", {"checkpointing": "selective"}, None, 4),
-        Row("full", "full activation checkpointing", "our_kernels", {"checkpointing": "full"}, None, 4),
-        Row("stochastic", "no masters: stochastic rounding, bfloat16 moments", "our_kernels", {"master": "stochastic", "moments": "bf16"}, None, 4),
-        Row("cublas", "the products by cuBLAS, the rest by our kernels", "our_kernels", {"kernels": CUBLAS}, None, 1),
-        Row("fp8", "products of the blocks in fp8, scales of the steps before", "our_kernels", {"fp8": "delayed", "kernels": FASTEST_FP8}, None, 1),
-        Row("fp8_tensor", "fp8 with a scale a tensor, found anew each step", "our_kernels", {"fp8": "tensor", "kernels": FASTEST_FP8}, None, 5),
-        Row("fp8_rows", "fp8 with a scale a row", "our_kernels", {"fp8": "row", "kernels": FASTEST_FP8}, None, 5),
-        Row("muon", "Muon for the blocks' matrices", "our_kernels", {"optimizer": "muon"}, None, 2),
+        Row("our_kernels", "products, norms, SwiGLU and embedding by our kernels, too", "our_loss", {"kernels": OURS}, None, 2),
+        Row("cublas", "products of the layers by cuBLAS again, the rest ours", "our_kernels", {"kernels": FASTEST}, None, 0),
+        Row("stochastic", "no masters: stochastic rounding, bfloat16 moments", "cublas", _BARE, None, 1),
+        Row("selective", "selective activation checkpointing", "cublas", {"checkpointing": "selective"}, None, 4),
+        Row("full", "full activation checkpointing", "cublas", {"checkpointing": "full"}, None, 4),
+        Row("fp8", "products of the layers in fp8, scales of the steps before", "cublas", {"fp8": "delayed"}, None, 0),
+        Row("fp8_stochastic", "fp8, and no masters", "fp8", _BARE, None, 1),
+        Row("fp8_tensor", "fp8, a scale a tensor, found anew in each step", "cublas", {"fp8": "tensor"}, None, 5),
+        Row("fp8_rows", "fp8, a scale a row, found anew in each step", "cublas", {"fp8": "row"}, None, 5),
+        Row("muon", "Muon for the blocks' matrices", "cublas", {"optimizer": "muon"}, None, 2),
     )
 }  # fmt: skip
 PEER_ROWS = {
-    "hf_eager": Row("hf_eager", "Hugging Face, eager", urgency=5),
+    "hf_eager": Row("hf_eager", "Hugging Face, eager", urgency=4),
     "hf_compiled": Row("hf_compiled", "Hugging Face, torch.compile of the model, causal mask mended", urgency=4),
     "hf_compiled_layers": Row("hf_compiled_layers", "the same, its layers and its loss compiled each for itself", urgency=0),
-    "hf_liger": Row("hf_liger", "Hugging Face with Liger's kernels", urgency=2),
+    "hf_liger": Row("hf_liger", "Hugging Face with Liger's kernels", urgency=0),
 }
-_7B = {"master": "stochastic", "moments": "bf16", "checkpointing": "selective", "compile": "blocks", "kernels": FASTEST, "optimizer": "adamw"}
+_7B = {**_BARE, "checkpointing": "selective", "compile": "blocks", "kernels": FASTEST, "optimizer": "adamw"}
 SHAPES = {  # other shapes that fit one GPU: name -> (preset, seq_len, what is trained)
     "730m": ("730m", 384, Row("730m", "730M: 40 x 384 tokens, as published for an RTX 4070 Ti", None,
         {"batch_size": 40, "compile": "blocks", "kernels": FASTEST, "optimizer": "adamw"}, None, 3)),
@@ -117,14 +120,19 @@ def measure(
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    marks, loss = [_mark(on_gpu)], torch.zeros(())
+    marks, loss = [], torch.zeros(())
     begun = time.perf_counter()
     with sdpa_kernel(row.attention) if row.attention is not None and on_gpu else contextlib.nullcontext():
-        for _ in range(steps):
+        for number in range(steps):
+            if number == min(WARM_UP, steps - 1):
+                if on_gpu:
+                    _heat()
+                marks.append(_mark(on_gpu))
             loss = step()
-            marks.append(_mark(on_gpu))
+            if marks:
+                marks.append(_mark(on_gpu))
     loss = float(loss)
-    times = [_milliseconds(a, b, on_gpu) for a, b in zip(marks[WARM_UP:], marks[WARM_UP + 1 :])]
+    times = [_milliseconds(a, b, on_gpu) for a, b in zip(marks, marks[1:])]
     trainer.loader.close()
     elapsed_ms = statistics.median(times)
     tokens = config.batch_size * config.accumulate * seq_len
@@ -134,7 +142,7 @@ def measure(
         "row": name, "adds": row.adds, "base": row.base or "", "preset": preset, "batch": config.batch_size * config.accumulate, "seq_len": seq_len,
         "tokens_per_s": rate, "ms_per_step": elapsed_ms, "mfu": mfu(rate, flops, peak_tflops(trainer.device)),
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
-        "loss": loss, "steps": steps, "warm_up_s": time.perf_counter() - begun - sum(times) / 1000, "note": "",
+        "loss": loss, "steps": steps, "warm_up_s": time.perf_counter() - begun - (sum(times) + on_gpu * HEAT_MS) / 1000, "note": "",
     }  # fmt: skip
 
 
@@ -155,6 +163,15 @@ def _peer_step(name: str, trainer: Trainer):
         return step(batch.inputs, batch.targets)
 
     return one
+
+
+def _heat() -> None:
+    """HEAT_MS of products: a GPU at its power limit is 3% slower when it is warm, and rows that compiled for long would begin cool."""
+    a = torch.ones(8192, 8192, device="cuda", dtype=torch.bfloat16).normal_()
+    begin = _mark(True)
+    while _milliseconds(begin, _mark(True), True) < HEAT_MS:
+        for _ in range(50):
+            torch.mm(a, a)
 
 
 def _mark(on_gpu: bool):
