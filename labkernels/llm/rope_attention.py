@@ -12,6 +12,8 @@ kernels that it does not see into. In 16 bits whole batches go by the kernels fo
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from labkernels.attention import attention, attention_varlen
@@ -40,8 +42,13 @@ def packs(qkv: torch.Tensor, cu_seqlens: torch.Tensor | None) -> bool:
 
 
 def ends_of(qkv: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
-    batch, seq, _ = qkv.shape
-    return torch.arange(0, batch * seq + 1, seq, dtype=torch.int32, device=qkv.device) if cu_seqlens is None else cu_seqlens
+    return _equal_ends(*qkv.shape[:2], qkv.device) if cu_seqlens is None else cu_seqlens
+
+
+@functools.lru_cache(64)  # the same for all layers and steps; nobody writes to it
+def _equal_ends(batch: int, seq: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(0, batch * seq + 1, seq, dtype=torch.int32, device=device)
 
 
 def forward(qkv, angles, positions, cu_seqlens, heads, kv_heads):
