@@ -35,33 +35,21 @@ def _backend(name: str, backend: SDPBackend) -> Peer:
 
 def _flashinfer(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_scale=None):
     sizes = (q.shape[1], k.shape[1], q.shape[-1], k.shape[2], q.dtype, k.dtype, scale)
-    return _planned(block_table.data_ptr(), lengths.data_ptr(), sizes, _Tables(block_table, lengths)).run(as_rows(q)[:, :, 0], (k, v)).reshape(q.shape)
+    wrapper = _planned(*block_table.shape, sizes, q.device)
+    wrapper._paged_kv_indices_buf = block_table.reshape(-1)  # no plan depends on which pages these are
+    return wrapper.run(as_rows(q)[:, :, 0], (k, v)).reshape(q.shape)
 
 
-class _Tables:
-    """Two tensors that do not count as part of a cache's key."""
-
-    def __init__(self, block_table, lengths):
-        self.block_table, self.lengths = block_table, lengths
-
-    def __eq__(self, other):
-        return True
-
-    def __hash__(self):
-        return 0
-
-
-@functools.lru_cache(maxsize=512)
-def _planned(_table: int, _lengths: int, sizes: tuple, tables: _Tables):
-    """FlashInfer's wrapper, told lengths and pages: what it calls its plan, made once and not timed."""
+@functools.lru_cache(maxsize=64)
+def _planned(batch: int, pages: int, sizes: tuple, device: torch.device):
+    """FlashInfer's wrapper, told how long the sequences are: what it calls its plan, made once for all caches of a shape and not timed."""
     import flashinfer
 
     heads, kv_heads, head_dim, page_size, q_dtype, kv_dtype, scale = sizes
-    pages = (tables.lengths.long() + page_size - 1) // page_size
-    indptr = torch.cat([pages.new_zeros(1), pages.cumsum(0)]).int()
-    indices = torch.cat([row[:count] for row, count in zip(tables.block_table, pages.tolist())])
+    indptr = torch.arange(0, (batch + 1) * pages, pages, dtype=torch.int32)
+    indices = torch.zeros(batch * pages, dtype=torch.int32, device=device)
     wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(_workspace(), "HND", use_tensor_cores=True)
-    last = (tables.lengths - (pages.int() - 1) * page_size).int()
+    last = torch.full((batch,), page_size, dtype=torch.int32)
     wrapper.plan(indptr, indices, last, heads, kv_heads, head_dim, page_size, q_data_type=q_dtype, kv_data_type=kv_dtype, sm_scale=scale)
     return wrapper
 
@@ -78,6 +66,8 @@ def _flashinfer_accepts(q, k, v, lengths, block_table=None, scale=None, *, k_sca
         return "flashinfer is not installed"
     if block_table is None or k_scale is not None or as_rows(q).shape[2] > 1 or q.dtype == torch.float32:
         return "one query a sequence, pages of 16-bit elements"
+    if block_table.numel() == 0 or not bool((lengths == capacity(k, block_table)).all()):
+        return "a cache that is full"  # so that its plan can be made ahead, without reading the lengths
     return None
 
 
