@@ -41,10 +41,14 @@ def topk_first(logits, temperature=1.0, top_k=0, top_p=1.0, **_) -> Drawn:
 
 
 def flashinfer(logits, temperature=1.0, top_k=0, top_p=1.0, **_) -> Drawn:
-    """softmax, then FlashInfer's top_k_top_p_sampling_from_probs, top-k first."""
+    """The shortest of FlashInfer's ways to these settings: from logits where there is one, else softmax and then from probabilities."""
     sampling = _flashinfer()
-    probabilities = sampling.softmax(logits.float(), temperature=temperature)
-    return Drawn(sampling.top_k_top_p_sampling_from_probs(probabilities, top_k, top_p, filter_apply_order="top_k_first"))
+    scores = logits if temperature == 1 else logits.float() / temperature
+    if top_k:
+        return Drawn(sampling.top_k_top_p_sampling_from_logits(scores, top_k, top_p, filter_apply_order="top_k_first"))
+    if top_p < 1:
+        return Drawn(sampling.top_p_sampling_from_probs(sampling.softmax(scores), top_p))
+    return Drawn(sampling.sampling_from_logits(scores))
 
 
 @functools.cache
@@ -66,10 +70,8 @@ def _with_top_k(logits, temperature=1.0, top_k=0, **others) -> str | None:
     return _plain(logits, temperature, top_k, **others) or (None if top_k else "takes a top_k")
 
 
-def _with_flashinfer(logits, temperature=1.0, top_k=0, **others) -> str | None:
-    if importlib.util.find_spec("flashinfer") is None:
-        return "flashinfer is not installed"
-    return _with_top_k(logits, temperature, top_k, **others)
+def _with_flashinfer(logits, **settings) -> str | None:
+    return "flashinfer is not installed" if importlib.util.find_spec("flashinfer") is None else _plain(logits, **settings)
 
 
 PEERS = {
