@@ -111,7 +111,9 @@ def _with_bias(bias=None, **inputs) -> str | None:
 
 
 def _of_16_bits(**inputs) -> str | None:
-    return _whole("flashinfer", **inputs) or ("takes elements of 16 bits" if inputs["x"].itemsize > 2 or inputs["weight"].dtype != inputs["x"].dtype else None)
+    if refusal := _whole("flashinfer", **inputs):
+        return refusal
+    return None if inputs["x"].itemsize == 2 and inputs["weight"].dtype == inputs["x"].dtype else "takes elements of 16 bits"
 
 
 def liger_rms_norm(x, weight=None, eps=1e-5):
@@ -133,6 +135,7 @@ def liger_add_rms_norm(x, residual, weight=None, bias=None, eps=1e-5):
 
 
 def flashinfer_rms_norm(x, weight=None, eps=1e-5):
+    """Its CUDA kernel, or its kernel in CuTe's language where nvidia-cutlass-dsl is installed and FLASHINFER_USE_CUDA_NORM is not 1."""
     import flashinfer
 
     return flashinfer.norm.rmsnorm(x, weight, eps)
