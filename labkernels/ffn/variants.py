@@ -13,6 +13,7 @@ from labkernels.cuda.kernel import MAX_GRID
 from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel
 from labkernels.ffn.reference import activation_number, is_gated
 from labkernels.ffn.boxes import V6_BOXES, V6_TWO_KERNELS
+from labkernels.ffn.few import V7_TF32
 from labkernels.ffn.single import MOST_TOKENS, V6_ROWS
 from labkernels.matmul import hopper, split
 from labkernels.matmul.hopper import V7
@@ -121,6 +122,7 @@ VARIANTS = {
         Variant("v5_split", v5_split, "float32 from halves, matmul's v8, with the same epilogues", split.FILE, _split),
         V6_TWO_KERNELS,
         V6_ROWS,
-        V6_BOXES,  # the fastest last: that is the order in which they are picked
+        V6_BOXES,
+        V7_TF32,  # the fastest last: that is the order in which they are picked
     )
 }
