@@ -25,7 +25,7 @@ from labkernels.errors import ArgumentError
 from labkernels.llm import kernels as run
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.data.loader import IGNORED
-from labkernels.llm.model import Block, Transformer
+from labkernels.llm.model import Block, RMSNorm, Transformer
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def split_block(block: Block, config: ModelConfig, group: dist.ProcessGroup) -> 
         if how is not None:
             layer.weight = nn.Parameter(cut(layer.weight.detach(), how, rank, count).contiguous())
             layer.out_features, layer.in_features = layer.weight.shape
+    for norm in (block.attention_norm, block.ffn_norm):
+        norm.__class__ = RMSNorm  # of those that make fp8 for the next product: what is sent between GPUs are tensors of 16 bits
     block.attention.num_heads //= count
     block.attention.num_kv_heads //= count
     for layer in (block.attention, block.ffn):

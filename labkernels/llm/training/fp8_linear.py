@@ -20,9 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from labkernels.errors import ArgumentError
-from labkernels.llm.model import Context, FeedForward
+from labkernels.llm.model import Context, FeedForward, RMSNorm
 from labkernels.llm.training.fp8_cast import E4M3, E5M2, SMALLEST, fp8_cast, fp8_swiglu_backward, matmul_fp8
-from labkernels.llm.training.fp8_delayed import FFN_SITES, LINEAR_SITES, feed_forward, linear
+from labkernels.llm.training.fp8_delayed import FFN_SITES, LINEAR_SITES, Cast, feed_forward, linear
+from labkernels.llm.training.fp8_norm import Fp8Norm
 from labkernels.llm.training.fp8_scales import DelayedScales, Sites
 
 STEEPEST = 1.1  # more than the largest slope of silu, 1.0998
@@ -119,13 +120,15 @@ class Fp8Linear(nn.Linear):
     scales = "tensor"
     sites: Sites | None = None  # of "delayed": x, the weight, the gradient
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Cast) -> torch.Tensor:
         """(..., in) bfloat16 -> (..., out). Numbers of tokens that are no multiple of 16 are multiplied in bfloat16."""
+        if isinstance(x, Cast):
+            return linear(x, self.weight, self.sites)
         tokens = x.numel() // x.shape[-1]
         if tokens % 16 or x.dtype != torch.bfloat16:
             return super().forward(x)
         if self.scales == "delayed":
-            return linear(x.reshape(tokens, x.shape[-1]), self.weight, self.sites).view(*x.shape[:-1], -1)
+            return linear(x, self.weight, self.sites)
         return FUNCTIONS[self.scales].apply(x.reshape(tokens, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
 
 
@@ -134,12 +137,16 @@ class Fp8FeedForward(FeedForward):
 
     sites: Sites | None = None  # of "delayed": x, both weights, the hidden layer, its gradient, the result's
 
-    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Cast, context: Context) -> torch.Tensor:
+        weights = self.gate_up_proj.weight, self.down_proj.weight
+        if isinstance(x, Cast):
+            return feed_forward(x, *weights, self.sites)
         tokens = x.numel() // x.shape[-1]
         if tokens % 16 or x.dtype != torch.bfloat16:
             return super().forward(x, context)
-        args = x.reshape(tokens, x.shape[-1]), self.gate_up_proj.weight, self.down_proj.weight
-        return (_SwiGLU.apply(*args) if self.sites is None else feed_forward(*args, self.sites)).view(x.shape)
+        if self.sites is not None:
+            return feed_forward(x, *weights, self.sites)
+        return _SwiGLU.apply(x.reshape(tokens, x.shape[-1]), *weights).view(x.shape)
 
 
 def convert(model: nn.Module, scales: str = "tensor", device: torch.device | None = None) -> nn.Module:
@@ -176,4 +183,8 @@ def _give_sites(model: nn.Module, device: torch.device) -> None:
         layer.sites = sites
     for layer in (each for network in networks for each in (network.gate_up_proj, network.down_proj)):
         layer.scales = "tensor"  # where one is called alone
+    for block in model.blocks:
+        for norm, taker in ((block.attention_norm, block.attention.qkv_proj), (block.ffn_norm, block.ffn)):
+            if type(norm) is RMSNorm and getattr(taker, "sites", None) is not None:
+                norm.__class__, norm.site = Fp8Norm, Sites(taker.sites.rows[0], taker.sites.fresh)
     model.fp8_scales = scales

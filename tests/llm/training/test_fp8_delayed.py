@@ -48,6 +48,26 @@ def test_the_hidden_layer_is_the_same_forwards_and_backwards(rows, n, device):
     assert largest.item() >= seen.item() * 0.99
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tokens, cols", [(16, 24), (48, 264), (80, 1536)])
+def test_a_norm_writes_fp8_both_ways_round_and_its_gradients_are_the_norms(tokens, cols, device):
+    torch.manual_seed(3)
+    x, residual = (torch.randn(tokens, cols, device=device).bfloat16().requires_grad_() for _ in range(2))
+    weight = torch.rand(cols, device=device).bfloat16().requires_grad_()
+    scales = DelayedScales([E4M3], torch.device(device))
+    args = x, residual, weight, 1e-5, scales.rows[0], scales.fresh
+    carrier, total, values, turned = torch.ops.labkernels.fp8_add_rms_norm(*args, True)
+    want, scale = torch.nn.functional.rms_norm((x + residual).double(), (cols,), weight.double(), 1e-5), scales.rows[0, SCALE]
+    assert torch.equal(total, x + residual) and torch.equal(values.float().t(), turned.float()) and carrier.shape == x.shape
+    torch.testing.assert_close(values.double() / scale, want, rtol=2**-4 + 1e-2, atol=2**-9 / scale.item())
+    assert scales.rows[0, LARGEST].item() == pytest.approx(want.abs().max().item(), rel=1e-2)
+    down, aside = torch.randn(2, tokens, cols, device=device).bfloat16()
+    ours = torch.autograd.grad((carrier, total), (x, residual, weight), (down, aside))
+    theirs = torch.autograd.grad((want, (x + residual).double()), (x, residual, weight), (down.double(), aside.double()))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2 * b.abs().max().item())
+
+
 def test_a_scale_follows_the_largest_number_of_the_last_steps():
     scales = DelayedScales([E4M3, E5M2], torch.device("cpu"))
     assert scales.fresh.item()
