@@ -12,6 +12,7 @@ import torch
 
 from labkernels.cuda.variants import ceil_div
 from labkernels.loss import cross_entropy_variants as kernels
+from labkernels.loss import fused
 from labkernels.loss.products import logits_into
 from labkernels.operation import Variant
 
@@ -19,6 +20,7 @@ FOLDER = Path(__file__).parent
 BORROWED = 0.5  # of dweight holds logits, in v5
 BLOCK = 1792  # of the vocabulary, in v5: with 2048, whose logits of 8192 tokens fill more of L2, it was slower
 BLOCK_SHARE = 16  # of the weight is what a block of logits of all tokens has, about
+LEAST_BLOCK = 256  # of the vocabulary: with fewer, the matmuls wait for x
 LOGITS_BYTES = 256_000_000  # that are little enough to have them whatever the weight's size is
 LARGE_CHUNK = 2048  # tokens: with more, the matmuls are no faster
 SMALLEST_CHUNK = 256  # tokens: with fewer, the matmuls wait for weight and dweight to be read
@@ -59,11 +61,20 @@ def v5_borrowed(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_los
     return finished(*found, target, ignore_index, reduction, factor)
 
 
+def v6_exponentials(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, reduction="mean"):
+    """The logits' matmul writes their exponentials: no pass over the logits, larger chunks, less that is computed once more."""
+    scale, factor = scales(x, target, ignore_index, reduction)
+    return finished(*fused.in_fused_chunks(x, weight, target, scale, ignore_index), target, ignore_index, reduction, factor)
+
+
 def worked_out(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, chunk_tokens=None, gradients=(True, True)):
-    """As in_chunks; with chunk_tokens 0, where both gradients are wanted and there are more tokens than one chunk has, in borrowed memory."""
-    if chunk_tokens == 0 and all(gradients) and len(x) > x.shape[1] * BORROWED:
-        return in_borrowed_memory(x, weight, target, scale, ignore_index, label_smoothing, z_loss)
-    return in_chunks(x, weight, target, scale, ignore_index, label_smoothing, z_loss, chunk_tokens, gradients=gradients)
+    """As in_chunks, or by v6 where both gradients are wanted, on a GPU, of many tokens; chunk_tokens 0 is what takes the least memory."""
+    (tokens, hidden), vocab, options = x.shape, weight.shape[0], (ignore_index, label_smoothing, z_loss)
+    if all(gradients) and x.is_cuda and tokens >= fused.MANY_TOKENS and fused.accepts(x, weight, target, *options) is None:
+        return fused.in_fused_chunks(x, weight, target, scale, ignore_index, fused.layout_for(tokens, hidden, vocab, chunk_tokens))
+    if chunk_tokens == 0 and all(gradients) and tokens > hidden * BORROWED:
+        return in_borrowed_memory(x, weight, target, scale, *options)
+    return in_chunks(x, weight, target, scale, *options, chunk_tokens, gradients=gradients)
 
 
 def in_borrowed_memory(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0):
@@ -88,7 +99,8 @@ def in_borrowed_memory(x, weight, target, scale, ignore_index=-100, label_smooth
         torch.mm(logits, weight, out=dx[part])
         rows = dweight[:at_once]
         torch.addmm(rows, logits[:, :at_once].t(), x[part], beta=0 if begin == 0 else 1, out=rows)
-    block = BLOCK * max(1, round(vocab * hidden / (BLOCK_SHARE * BLOCK * tokens)))
+    share = vocab * hidden // (BLOCK_SHARE * tokens)
+    block = BLOCK * round(share / BLOCK) or max(LEAST_BLOCK, share // 8 * 8)
     scratch = torch.empty(tokens * min(block, vocab - at_once), dtype=x.dtype, device=x.device)
     for begin in range(at_once, vocab, block):
         part = slice(begin, min(begin + block, vocab))
@@ -134,8 +146,10 @@ def in_chunks(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, 
 
 
 def fastest(logits, with_lse=False):
-    """The highest version of cross_entropy that takes these logits, of those that tell log(sum(exp)) if that is asked for."""
-    names = ["v4_registers", "v2_online"] if with_lse else reversed(kernels.VARIANTS)
+    """The version of cross_entropy that takes these logits in the least time, of those that tell log(sum(exp)) if that is asked for."""
+    names = ["v4_registers", "v2_online"] if with_lse else [*reversed(kernels.VARIANTS)]
+    if logits.element_size() == 2 and not with_lse:
+        names.insert(0, "v3_cluster")  # in 16 bits by 6 to 10% (data/measured/h200/cross_entropy.csv)
     return next(kernels.VARIANTS[name].fn for name in names if kernels.VARIANTS[name].accepts(logits) is None)
 
 
@@ -182,6 +196,13 @@ VARIANTS = {
         ),
         Variant(
             "v5_borrowed", v5_borrowed, "chunks of logits lie in half of dweight, whose logits are computed once more", FOLDER / "from_lse.cu", _not_empty
+        ),
+        Variant(
+            "v6_exponentials",
+            v6_exponentials,
+            "exponentials come out of the logits' matmul: no pass over logits, and factors of rows go into x and dx",
+            fused.FOLDER / "exponentials.cu",
+            fused.accepts,
         ),
     )
 }
