@@ -11,13 +11,13 @@
 #include "stream.cuh"
 
 // x (m, k), its rows x_stride apart; w (n, k) contiguous, k a multiple of 32, all on 16 bytes; norm_weight (k,) if NORM; residual (m, outputs) or
-// null; y (m, outputs), where outputs is n, or n / 2 if GATED. m at most 8 * TILES. Launch (blocks, splits), in clusters of (1, splits).
-template <class T, class Out, bool NORM, bool GATED, int TILES, int WARPS, int AHEAD, int BLOCKS>
+// null; y (m, outputs), where outputs is n, or n / 2 if GATED. m at most 8 * TILES, or 1 where that is 0. Launch (blocks, splits), in clusters of (1, splits).
+template <class T, class Out, bool NORM, bool GATED, int TILES, int WARPS, int SHARE, int AHEAD, int BLOCKS>
 __global__ void __launch_bounds__(32 * WARPS, BLOCKS) gemv_stream(const T* x, const T* w, const T* norm_weight, const T* residual, Out* y, Sizes sizes) {
     extern __shared__ __align__(16) unsigned char shared[];
     if constexpr (GATED) {
-        stream<Whole<T>, NORM, TILES, WARPS, AHEAD>(Gated<T, Out>{residual, y, sizes.n / 2}, x, w, nullptr, nullptr, norm_weight, sizes, shared);
+        stream<Whole<T>, NORM, TILES, WARPS, SHARE, AHEAD>(Gated<T, Out>{residual, y, sizes.n / 2}, x, w, nullptr, nullptr, norm_weight, sizes, shared);
     } else {
-        stream<Whole<T>, NORM, TILES, WARPS, AHEAD>(Plain<T, Out>{residual, y, sizes.n}, x, w, nullptr, nullptr, norm_weight, sizes, shared);
+        stream<Whole<T>, NORM, TILES, WARPS, SHARE, AHEAD>(Plain<T, Out>{residual, y, sizes.n}, x, w, nullptr, nullptr, norm_weight, sizes, shared);
     }
 }

@@ -7,7 +7,7 @@ import labkernels as lk
 from labkernels.errors import ArgumentError
 from labkernels.gemv import variants
 from labkernels.gemv.op import OP
-from labkernels.gemv.variants import Stored, Stream, column_tiles, stream_for, streamed
+from labkernels.gemv.variants import Stored, Stream, stream_for, streamed
 from labkernels.quant import quantize
 
 
@@ -42,6 +42,8 @@ def test_up_to_8_rows_a_rows_bits_do_not_depend_on_the_others(dtype):
     [
         ("int8", torch.bfloat16, 1, True, Stream(2, 4)), ("fp8", torch.bfloat16, 3, False, Stream(2, 4)), ("nf4", torch.bfloat16, 3, False, Stream(2, 4)),
         ("int4", torch.bfloat16, 1, True, Stream(2, 4)), ("int4", torch.float16, 9, False, Stream(1, 3, splits=2)),
+        ("int4", torch.bfloat16, 2, True, Stream(4, 3, share=1)), ("int8", torch.float16, 5, False, Stream(4, 3, share=2)),
+        ("int4", torch.bfloat16, 20, False, Stream(2, 4)),
     ],
 )  # fmt: skip
 def test_a_quantised_weight_goes_through_the_same_stream(scheme, dtype, m, gated, config):
@@ -51,6 +53,28 @@ def test_a_quantised_weight_goes_through_the_same_stream(scheme, dtype, m, gated
     wanted = OP.reference(**exact | {"w": weight.dequantize(torch.float64)})
     found = streamed(config, **{**given, "w": weight}).double()
     assert (found - wanted).abs().max() < (0.03 if dtype == torch.bfloat16 else 0.004) * wanted.abs().max()
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_x_in_digits_is_nearer_than_bfloat16_rounds(scheme):
+    """And a number that is not finite makes its row NaN, but no other."""
+    given = inputs(3, 32, 512)
+    weight = quantize(given["w"].float(), scheme)
+    x = given["x"] * torch.logspace(-6, 6, 512).bfloat16()
+    wanted = x.double() @ weight.dequantize(torch.float64).T
+    found = streamed(Stream(4, 3), x, weight, out_dtype=torch.float32)
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    for lost in (torch.nan, torch.inf):
+        x[1, 300] = lost
+        broken = streamed(Stream(4, 3), x, weight, out_dtype=torch.float32)
+        assert broken[1].isnan().all() and torch.equal(broken[[0, 2]], found[[0, 2]])
+
+
+@pytest.mark.parametrize("share, m", [(1, 3), (2, 9), (4, 1)])
+def test_warps_that_share_a_tile_or_have_their_own_give_the_same_sums(share, m):
+    given = inputs(m, 70, 512, norm=True, residual=True)
+    wanted = OP.reference(**{name: value.double() if isinstance(value, torch.Tensor) else value for name, value in given.items()})
+    torch.testing.assert_close(streamed(Stream(4, 3, share=share), **given).double(), wanted, atol=0.05, rtol=0.02)
 
 
 def test_the_sanitizer_finds_nothing_in_a_quantised_stream(monkeypatch):
@@ -107,14 +131,15 @@ def test_wrong_inputs_are_named(change, culprit):
         lk.functional.gemv(**{**inputs(2, 8, 32), **change})
 
 
-def test_every_layer_of_llama_fits_the_stream():
-    device = torch.device("cuda")
+def test_every_layer_of_llama_fits_the_stream(monkeypatch):
+    monkeypatch.setattr(variants, "processor_count", lambda device: 132)
+    device = torch.device("cuda", 9)  # nobody's, so that nothing is remembered for a real one
     for n, k, norm in ((3072, 2048, True), (16_384, 2048, True), (2048, 8192, False), (4096, 14_336, False), (8192, 28_672, False)):
         for m in (1, 8):
             assert stream_for(device, m, Stored(n, k), norm).shared_mem(m, Stored(n, k), norm) <= 224 * 1024
-        parts = {(found.warps, found.splits) for found in (stream_for(device, m, Stored(n, k), norm) for m in range(1, 9 if k <= 8192 else 5))}
+        parts = {(found.warps, found.share, found.splits) for found in (stream_for(device, m, Stored(n, k), norm) for m in range(1, 9 if k <= 8192 else 5))}
         assert len(parts) == 1, "or the bits of a row would depend on how many there are"
-    assert [column_tiles(m) for m in (1, 8, 9, 17, 64)] == [1, 1, 2, 4, 8]
+    assert [Stored(64, 64).column_tiles(m) for m in (1, 8, 9, 17, 64)] == [0, 1, 2, 4, 8]
 
 
 def test_registers_are_enough_for_what_was_measured():
@@ -123,6 +148,6 @@ def test_registers_are_enough_for_what_was_measured():
 
     for config in {_tuned(n, k, 16) for n, k in ((3072, 2048), (16_384, 2048), (2048, 8192))}:
         for norm, gated in (("true", "true"), ("false", "false")):
-            sizes = (1, config.warps, config.ahead, config.blocks)
+            sizes = (0, *config.template)
             built = kernel(FOLDER / "v3_stream.cu", "gemv_stream", torch.bfloat16, torch.bfloat16, norm, gated, *sizes)
             assert built.resources("sm_90a").spill_store_bytes == 0

@@ -10,6 +10,7 @@ take; the limit is the time of reading weights, keys and values once a token at 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -145,11 +146,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache-dtype", default=None)
     parser.add_argument("--batch", nargs="*", type=int, default=[1])
     parser.add_argument("--prompt", nargs="*", type=int, default=[64])
-    parser.add_argument("--new", type=int, default=512)
+    parser.add_argument("--new", nargs="*", type=int, default=[512])
     parser.add_argument("--layers", type=int, default=None, help="fewer, for a quick look")
     parser.add_argument("--lookahead", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=600.0, help="begin nothing new after so many")
-    parser.add_argument("--out", type=Path, default=None, help="a csv to write")
+    parser.add_argument("--out", type=Path, default=None, help="a csv, written anew after each row")
     parser.add_argument("--append", action="store_true", help="keep the rows that the csv has")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -159,27 +160,26 @@ def main(arguments: list[str] | None = None) -> None:
     from labkernels.lab.ceilings import measure_ceilings
     from labkernels.lab.environment import environment
 
-    started, rows = time.perf_counter(), []
+    started = time.perf_counter()
+    rows = pandas.read_csv(given.out).to_dict("records") if given.out and given.append and given.out.exists() else []
     config = ModelConfig.preset(given.model, **({"num_layers": given.layers} if given.layers else {}))
     read = measure_ceilings().read_gb_per_s or float("nan")
 
-    def note(model, kind: str, name: str, quantize, batch: int, prompt: int, run) -> dict | None:
+    def note(model, kind: str, name: str, quantize, batch: int, prompt: int, new: int, run) -> None:
         if time.perf_counter() - started > given.seconds:
-            print("left out for time:", name, quantize, batch, prompt, flush=True)
-            return None
+            return print("left out for time:", name, quantize, batch, prompt, new, flush=True)
         torch.cuda.reset_peak_memory_stats()
         try:
             found = run()
         except (LabKernelsError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
-            print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-            return None
+            return print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
         drawn = found.pop("drawn")
         row = {
             "model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "head": quantize and given.head or "bf16",
-            "cache": given.cache_dtype or "bf16", "batch": batch, "prompt": prompt, "new": given.new, **found,
+            "cache": given.cache_dtype or "bf16", "batch": batch, "prompt": prompt, "new": new, **found,
             "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
         }  # fmt: skip
-        pages = 64 * -(-(prompt + given.new + 64) // 64)  # of tokens, as `ours` asks for
+        pages = 64 * -(-(prompt + new + 64) // 64)  # of tokens, as `ours` asks for
         options = {"quantize": quantize, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype), "prefill_tokens": min(8192, batch * prompt)}
         row["estimate_gb"] = inference_memory(config, batch, pages, **options).total / 1e9
         if "bytes_per_step" in row:
@@ -187,36 +187,31 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(row | environment())
         shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items() if key not in ("model", "cache", "new")}
         print(shown, "first tokens", drawn[0][:6], flush=True)
-        return row
+        if given.out:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            pandas.DataFrame(rows).to_csv(given.out, index=False, float_format="%.6g")
+
+    def ours(model, runner: str, batch: int, prompt: int, new: int) -> dict:
+        total = prompt + new
+        engine = Engine(
+            model, runner=runner, max_batch=batch, max_seq_len=min(config.max_seq_len, 64 * -(-total // 64)), cache_tokens=batch * (total + 64),
+            cache_dtype=given.cache_dtype, lookahead=given.lookahead, chunk_tokens=8192, share_prefixes=False,
+        )  # fmt: skip
+        new = new if runner not in ("naive", "cached") else min(new, 48)
+        found = measure(engine, batch, prompt, new) | {"new": new}
+        found["launches"] = launches(engine)
+        found["bytes_per_step"] = read_bytes(model, batch, prompt + new / 2, engine.cache)
+        return found
 
     for quantize in given.quantize:
         model = random_model(config, torch.bfloat16, "cuda", quantize, given.head)
         print(f"{given.model} {quantize or 'bf16'}: {torch.cuda.memory_allocated() / 1e9:.2f} GB, read ceiling {read:.0f} GB/s", flush=True)
-        for batch in given.batch:
-            for prompt in given.prompt:
-                total = prompt + given.new
-                for runner in given.runners:
-
-                    def ours(runner=runner, batch=batch, prompt=prompt, total=total) -> dict:
-                        engine = Engine(
-                            model, runner=runner, max_batch=batch, max_seq_len=min(config.max_seq_len, 64 * -(-total // 64)),
-                            cache_tokens=batch * (total + 64), cache_dtype=given.cache_dtype, lookahead=given.lookahead, chunk_tokens=8192,
-                            share_prefixes=False,
-                        )  # fmt: skip
-                        new = given.new if runner not in ("naive", "cached") else min(given.new, 48)
-                        found = measure(engine, batch, prompt, new) | {"new": new}
-                        found["launches"] = launches(engine)
-                        found["bytes_per_step"] = read_bytes(model, batch, prompt + new / 2, engine.cache)
-                        return found
-
-                    note(model, "ours", runner, quantize, batch, prompt, ours)
-                for mode in given.peers if quantize is None else ():
-                    note(model, "peer", f"compiled {mode}", quantize, batch, prompt, lambda: measure_peer(model, mode, batch, prompt, given.new))  # noqa: B023
+        for batch, prompt, new in itertools.product(given.batch, given.prompt, given.new):
+            for runner in given.runners:
+                note(model, "ours", runner, quantize, batch, prompt, new, lambda: ours(model, runner, batch, prompt, new))  # noqa: B023
+            for mode in given.peers if quantize is None else ():
+                note(model, "peer", f"compiled {mode}", quantize, batch, prompt, new, lambda: measure_peer(model, mode, batch, prompt, new))  # noqa: B023
         del model
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        before = [pandas.read_csv(given.out)] if given.append and given.out.exists() else []
-        pandas.concat([*before, pandas.DataFrame(rows)]).to_csv(given.out, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

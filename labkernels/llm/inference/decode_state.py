@@ -36,7 +36,8 @@ class DecodeState:
         self.block_table = self.block_table.view(rows, width)
         self._pages = self._numbers["block_table"].reshape(rows, width)
         self.slots = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.history = torch.zeros(steps, rows, dtype=torch.int64, device=device)
+        self.spots = torch.zeros(rows, 2, dtype=torch.int32, device=device)
+        self.history = torch.zeros(steps + 1, rows, dtype=torch.int64, device=device)
         self.turns = torch.zeros(rows, head_dim, dtype=torch.float32, device=device)
         self._drawn = torch.zeros(steps + 1, rows, dtype=torch.int64, pin_memory=device.type == "cuda")
 
@@ -54,16 +55,15 @@ class DecodeState:
         self._device.copy_(self._host, non_blocking=True)
 
     def drawn(self, rows: int, count: int) -> list[list[int]]:
-        """The tokens that `count` steps drew, of each of the first `rows` sequences. Waits for the GPU."""
-        self._drawn[:count].copy_(self.history[:count], non_blocking=True)
-        self._drawn[count].copy_(self.tokens, non_blocking=True)
+        """The tokens that `count` steps drew, of each of the first `rows` sequences, after the beginning of one more. Waits for the GPU."""
+        self._drawn[: count + 1].copy_(self.history[: count + 1], non_blocking=True)
         if self._device.is_cuda:
             torch.cuda.current_stream(self._device.device).synchronize()
         return self._drawn[1 : count + 1, :rows].t().tolist()  # the first row is what was there before
 
-    def begin(self, embedding: torch.Tensor, hidden: torch.Tensor, angles: torch.Tensor) -> tuple:
-        """The arguments of begin.cu, which is launched with `rows` blocks."""
-        tensors = (self.tokens, self.draws, self.slots, self.history, self.step, self.lengths, self.block_table, self.turns)
+    def begin(self, embedding: torch.Tensor, hidden: torch.Tensor, angles: torch.Tensor, bests: torch.Tensor | None = None) -> tuple:
+        """The arguments of begin.cu, which is launched with `rows` blocks. bests: candidates (rows, n, 2) of the head, where it draws."""
+        tensors = (self.tokens, bests, 0 if bests is None else bests.shape[1], self.draws, self.slots, self.spots, self.history, self.step, self.lengths, self.block_table, self.turns)
         return *tensors, embedding, hidden, angles, self.width, self.page_size, self.head_dim, *reversed(embedding.shape), len(angles)
 
     @property

@@ -172,11 +172,12 @@ class Engine:
     def submit(self, prompt: str | Sequence[int], params: SamplingParams, heard: deque[Event] | None = None) -> Request:
         """Put a prompt into the queue; its events go to `heard`, too. Raises ArgumentError for one that can never be computed: empty, unknown
         tokens, too long."""
-        tokens = self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt
-        for token in tokens:
-            if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.config.vocab_size:
-                raise ArgumentError(f"generate: a prompt has the token {token!r}; tokens are ints from 0 to {self.config.vocab_size - 1}")
-        tokens = tuple(map(int, tokens))
+        tokens = tuple(self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt)
+        if not _are_tokens(tokens, self.config.vocab_size):
+            for token in tokens:
+                if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.config.vocab_size:
+                    raise ArgumentError(f"generate: a prompt has the token {token!r}; tokens are ints from 0 to {self.config.vocab_size - 1}")
+            tokens = tuple(map(int, tokens))
         if any(isinstance(one, str) for one in params.stop):
             self._tokenizer("generate with stop strings")
         ends = frozenset(one for one in params.stop if isinstance(one, int))
@@ -333,6 +334,11 @@ def _cache_dtype(given, model_dtype: torch.dtype) -> torch.dtype:
     if dtype is not model_dtype and dtype not in LARGEST or dtype not in (*FULL_DTYPES, *LARGEST):
         raise ArgumentError(f"Engine: cache_dtype is {given!r}; it must be None, 'int8' or 'fp8' (the model is {dtype_name(model_dtype)})")
     return dtype
+
+
+def _are_tokens(tokens: tuple, vocab_size: int) -> bool:
+    """All of them plain ints within the vocabulary? Quicker than to look at each of 8192."""
+    return set(map(type, tokens)) == {int} and min(tokens) >= 0 and max(tokens) < vocab_size
 
 
 def _check_counts(counts: dict[str, int]) -> None:

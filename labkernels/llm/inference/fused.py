@@ -11,7 +11,6 @@ More than MOST_NARROW sequences go through cuBLAS, quantised weights through qua
 
 from __future__ import annotations
 
-import functools
 import struct
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from torch.nn import functional as F
 
 from labkernels import functional as lk
 from labkernels.cuda.early_launch import can_launch_early, launch_early
-from labkernels.cuda.variants import kernel
-from labkernels.gemv.variants import TABLE_BYTES, Stored, column_tiles, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
+from labkernels.cuda.variants import ceil_div, kernel
+from labkernels.gemv.variants import TABLE_BYTES, Stored, blocks_of, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
 from labkernels.kvcache.caches import Step
 from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts_cluster, clustered, stored_type
 from labkernels.llm.inference.cache import EngineCache
@@ -45,7 +44,7 @@ class FusedRunner:
         self.model, self.cache, self.config = model, cache, model.config
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
         self.max_batch, self.max_seq_len = max_batch, max_seq_len or model.config.max_seq_len
-        self._buffers, self._state = functools.cache(self._allocate), functools.cache(self._made_state)
+        self._made: dict[tuple, dict[str, torch.Tensor] | DecodeState] = {}
         self.streams = self.dtype != torch.float32 and all(self._streams(layer.weight) for block in model.blocks for layer in _linears(block))
         self.streams_head = self._streams(model.head_weight)
 
@@ -78,9 +77,17 @@ class FusedRunner:
             reach *= 4
         return min(reach, self.max_seq_len)
 
-    def _made_state(self, rows: int, reach: int) -> DecodeState:
-        page_size = self.cache.pages.page_size
-        return DecodeState(rows, -(-reach // page_size), self.lookahead, page_size, self.config.head_dim, self.device)
+    def _state(self, rows: int, reach: int) -> DecodeState:
+        """Made when first asked for, as are buffers."""
+        if (rows, reach) not in self._made:
+            page_size = self.cache.pages.page_size
+            self._made[rows, reach] = DecodeState(rows, -(-reach // page_size), self.lookahead, page_size, self.config.head_dim, self.device)
+        return self._made[rows, reach]
+
+    def _buffers(self, rows: int) -> dict[str, torch.Tensor]:
+        if (rows,) not in self._made:
+            self._made[rows,] = self._allocate(rows)
+        return self._made[rows,]
 
     def _allocate(self, rows: int) -> dict[str, torch.Tensor]:
         c = self.config
@@ -88,17 +95,23 @@ class FusedRunner:
         made = {name: torch.zeros(rows, columns, dtype=self.dtype, device=self.device) for name, columns in shapes.items()}
         return made | {"logits": torch.zeros(rows, c.vocab_size, dtype=torch.float32, device=self.device)}
 
-    def _step(self, state: DecodeState) -> torch.Tensor:
-        """A token of each sequence of `state`, which is updated, to float32 logits (rows, vocab), in a buffer that the next step overwrites."""
-        buffers, model = self._buffers(state.rows), self.model
-        begin = kernel(FOLDER / "begin.cu", "begin_step", self.dtype)
-        hidden = buffers["hidden"]
-        self._launch(begin, (state.rows, 1, 1), (256, 1, 1), state.begin(model.embedding.weight, hidden, model.angles), 0, None)
-        if self.streams and state.rows <= MOST_NARROW:
-            return self._narrow(state, buffers)
-        return self._wide(state, hidden)
+    def _step(self, state: DecodeState, bests: torch.Tensor | None = None) -> torch.Tensor | None:
+        """A token of each sequence of `state`, which is updated, to float32 logits (rows, vocab), in a buffer that the next step overwrites; or to
+        candidates for the likeliest tokens, if there are `bests` to put them into."""
+        self._begin(state, bests)
+        if self._is_narrow(state.rows):
+            return self._narrow(state, self._buffers(state.rows), bests)
+        return self._wide(state, self._buffers(state.rows)["hidden"])
 
-    def _narrow(self, state: DecodeState, buffers: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _is_narrow(self, rows: int) -> bool:
+        return self.streams and rows <= MOST_NARROW
+
+    def _begin(self, state: DecodeState, bests: torch.Tensor | None) -> None:
+        begin = kernel(FOLDER / "begin.cu", "begin_step", self.dtype)
+        args = state.begin(self.model.embedding.weight, self._buffers(state.rows)["hidden"], self.model.angles, bests)
+        self._launch(begin, (state.rows, 1, 1), (256, 1, 1), args, 0, None)
+
+    def _narrow(self, state: DecodeState, buffers: dict[str, torch.Tensor], bests: torch.Tensor | None) -> torch.Tensor | None:
         model, hidden, eps = self.model, buffers["hidden"], self.config.norm_eps
         for index, block in enumerate(model.blocks):
             q = self._project(index, block, hidden, buffers["q"], state)  # (rows, heads, head_dim)
@@ -106,9 +119,28 @@ class FusedRunner:
             self._gemv(mixed.flatten(1), block.attention.out_proj.weight, residual=hidden, out=hidden)
             self._gemv(hidden, block.ffn.gate_up_proj.weight, block.ffn_norm.weight, activation="swiglu", eps=eps, out=buffers["gated"])
             self._gemv(buffers["gated"], block.ffn.down_proj.weight, residual=hidden, out=hidden)
+        if bests is not None:
+            return self._likeliest(hidden, bests)
         if not self.streams_head:  # it may be quantised to another scheme, whose groups embed_dim does not fill
             return self._head(lk.rms_norm(hidden, model.norm.weight, eps))
         return self._gemv(hidden, model.head_weight, model.norm.weight, eps=eps, out=buffers["logits"])
+
+    def _bests(self, rows: int) -> torch.Tensor | None:
+        """Room for the head's candidates (rows, blocks, 2), if it can find the likeliest tokens itself."""
+        stored = Stored.of(self.model.head_weight)
+        config = stream_for(self.device, rows, stored, True)
+        if not self._is_narrow(rows) or not self.streams_head or rows > 4 * config.share:
+            return None
+        candidates = config.groups * blocks_of(config, self.device, ceil_div(stored.n, 16))
+        return torch.zeros(rows, candidates, 2, dtype=torch.int32, device=self.device)
+
+    def _likeliest(self, hidden: torch.Tensor, bests: torch.Tensor) -> None:
+        weight, rows, stored = self.model.head_weight, len(hidden), Stored.of(self.model.head_weight)
+        config, tiles = stream_for(self.device, rows, stored, True), ceil_div(stored.n, 16)
+        run = kernel(FOLDER / "head.cu", "head_stream", format_of(weight, self.dtype, rows), stored.column_tiles(rows), *config.template)
+        packed = sizes(config, rows, stored, tiles, self.config.norm_eps, hidden.stride(0))
+        args = (hidden, *_tensors(weight), self.model.norm.weight, bests, packed, TABLE_BYTES * stored.table)
+        launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, True), self.early)
 
     def _gemv(self, x, w, norm_weight=None, residual=None, activation=None, eps=1e-5, out=None) -> torch.Tensor:
         config = stream_for(self.device, len(x), Stored.of(w), norm_weight is not None)
@@ -123,12 +155,11 @@ class FusedRunner:
         rows, weight = len(hidden), attention.qkv_proj.weight
         stored = Stored.of(weight)
         config, tiles = stream_for(self.device, rows, stored, True), stored.n // 16
-        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype), column_tiles(rows), config.warps, config.ahead, config.blocks)
+        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype, rows), stored.column_tiles(rows), *config.template)
         page, head, slot, _ = k_cache.stride()
-        places = struct.pack("<3q4iq", page, head, slot, k_cache.shape[2], c.num_heads, c.num_kv_heads, c.head_dim, k_cache.shape[0] * k_cache.shape[2])
-        tensors = (weight, None, None) if isinstance(weight, torch.Tensor) else (weight.packed, weight.scales, weight.codebook)
+        places = struct.pack("<3q3iI", page, head, slot, c.num_heads, c.num_kv_heads, c.head_dim, ceil_div(1 << 18, c.head_dim // 16))
         args = (
-            hidden, *tensors, block.attention_norm.weight, q, k_cache, v_cache, state.turns, state.slots, places,
+            hidden, *_tensors(weight), block.attention_norm.weight, q, k_cache, v_cache, state.turns, state.spots, places,
             sizes(config, rows, stored, tiles, c.norm_eps, hidden.stride(0)), TABLE_BYTES * stored.table,
         )  # fmt: skip
         launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, True), self.early)
@@ -167,9 +198,14 @@ class FusedRunner:
 
     @torch.no_grad()
     def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
-        longest = max(self.cache.pages.length(sequence) for sequence in step.sequences)
-        width = -(-longest // self.cache.pages.page_size)
-        table = step.block_table[:, :width].contiguous()
+        return self._prompts(tokens, step, ends, self._longest(step))
+
+    def _longest(self, step: Step) -> int:
+        return max(map(self.cache.pages.length, step.sequences))
+
+    def _prompts(self, tokens: torch.Tensor, step: Step, ends: list[int] | torch.Tensor, longest: int) -> torch.Tensor:
+        """No sequence of `step` is longer than `longest`."""
+        table = step.block_table[:, : -(-longest // self.cache.pages.page_size)].contiguous()
 
         def attend(index: int, q: torch.Tensor) -> torch.Tensor:
             k, v, k_scale, v_scale = self.cache.layer(index)
@@ -179,7 +215,7 @@ class FusedRunner:
         hidden = F.embedding(tokens, self.model.embedding.weight)
         return self._head(self._layers(hidden, step.positions, step.slots, attend, ends))
 
-    def _layers(self, x: torch.Tensor, positions, slots, attend, ends: list[int] | None = None) -> torch.Tensor:
+    def _layers(self, x: torch.Tensor, positions, slots, attend, ends: list[int] | torch.Tensor | None = None) -> torch.Tensor:
         """x (n, embed_dim) through all layers and the last norm; of these rows alone, if `ends` are given."""
         residual, eps = None, self.config.norm_eps
         for index, block in enumerate(self.model.blocks):
@@ -217,6 +253,11 @@ class FusedRunner:
         if self.dtype != torch.float32 and 0 < len(normed) <= MOST_NARROW and weight.shape[1] % 32 == 0:
             return lk.gemv(normed, weight, out_dtype=torch.float32)
         return F.linear(normed, weight).float()
+
+
+def _tensors(weight) -> tuple:
+    """What the stream reads of a weight."""
+    return (weight, None, None) if isinstance(weight, torch.Tensor) else (weight.packed, weight.scales, weight.codebook)
 
 
 def _linears(block) -> tuple:

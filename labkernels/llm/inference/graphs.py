@@ -3,16 +3,17 @@
 v4 graphs
     Idea      The kernels of a step are the same each time; only what they read has changed, and that lies on the GPU. They are captured once for
               each number of sequences (1, 2, 4 ...) and each reach of the block table, and replayed, several steps in a row: a step notes the token
-              it drew and begins the next one with it.
+              it drew and begins the next one with it. A greedy one is found by the head itself (decode/head.cu). Passes over prompts are captured,
+              too, in buffers of a few sizes (prompt_state.py): 64 tokens take 2 ms for Python's 20.
     Predicts  v3's Python, 1 to 2 ms a token, falls away; what is left is the kernels and 1 to 2 us between each two.
     Wastes    Those 1 to 2 us, 84 times a token: memory stands still from the last bytes of one kernel to the first of the next.
 v6 early
     Idea      Programmatic dependent launch, in the graph: each kernel begins when the one before has begun, asks for its first weights, which nobody
-              writes, and waits for the one before only then. Up to 8 MB are on their way when it may go on.
+              writes, lets the next one do the same, and waits for the one before only then. What fits on an SM is on its way when it may go on.
     Predicts  A third of the gaps' time is left: 0.1 ms a token of Llama-3.2-1B.
-    Wastes    Attention of one short sequence: 4 us a layer in which little but the next weights comes; drawing and beginning again, four launches of
-              which none begins early.
-    Next      The largest logit in the head's epilogue; attention and the projection behind it in one launch; at last one persistent kernel.
+    Wastes    From the last block's end to the wait's in the next kernel are 1.4 us, as a trace has them, 80 times a token: a quarter of it with int4.
+    Next      Attention and the projection behind it in one launch; blocks that tell each other by counters that they are done; at last one
+              persistent kernel.
 
 A greedy answer in any batch of up to 8: products give the same bits for each row (gemv), attention shares its tokens out in the same way as long as
 the longest sequence in the batch stays in the same reach; but prompts are computed packed, by cuBLAS, whose sums depend on how many rows there are.
@@ -21,7 +22,9 @@ So on a GPU answers in 16 bits may differ where two tokens are all but equally l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -29,6 +32,7 @@ from labkernels import functional as lk
 from labkernels.kvcache.caches import Step
 from labkernels.llm.inference.decode_state import DecodeState
 from labkernels.llm.inference.fused import FusedRunner
+from labkernels.llm.inference.prompt_state import PromptSize, PromptState
 from labkernels.llm.inference.requests import Request
 
 
@@ -39,7 +43,8 @@ class GraphRunner(FusedRunner):
 
     def __init__(self, model, cache, **options):
         super().__init__(model, cache, **options)
-        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph | None, DecodeState, torch.Tensor]] = {}
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, DecodeState | PromptState, torch.Tensor]] = {}
+        self._seen: set[PromptSize] = set()
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None  # shared: one graph runs at a time
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -52,7 +57,7 @@ class GraphRunner(FusedRunner):
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         rows, pages = len(step.sequences), self.cache.pages
-        graph, state, logits = self._captured(rows, max(map(pages.length, step.sequences)), draws=False)
+        graph, state, logits = self._captured(rows, max(map(pages.length, step.sequences)), None)
         state.fill([(token, pages.length(s) - 1, pages.pages(s)) for token, s in zip(tokens.tolist(), step.sequences)])
         graph.replay()
         return logits[:rows]
@@ -60,38 +65,79 @@ class GraphRunner(FusedRunner):
     @torch.no_grad()
     def decode_steps(self, requests: Sequence[Request], count: int) -> list[list[int]]:
         """`count` tokens in a row for each of these, whose cache has reserved as many slots."""
-        pages = self.cache.pages
-        graph, state, _ = self._captured(len(requests), max(pages.length(r.sequence) for r in requests), draws=True)
+        pages, rows = self.cache.pages, len(requests)
+        draws = "likeliest" if all(r.params.greedy for r in requests) and self._bests(_places(rows)) is not None else "sampled"
+        graph, state, bests = self._captured(rows, max(pages.length(r.sequence) for r in requests), draws)
         state.fill([(r.tokens[-1], pages.length(r.sequence) - count, pages.pages(r.sequence)) for r in requests], requests)
         for _ in range(count):
             graph.replay()
+        self._begin(state, bests if draws == "likeliest" else None)  # which notes the last tokens
         return state.drawn(len(requests), count)
 
-    def _captured(self, rows: int, longest: int, draws: bool):
-        key = 1 << (rows - 1).bit_length(), self._reach(longest), draws
+    @torch.no_grad()
+    def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
+        size = PromptSize.holding(len(tokens), len(step.sequences), self._reach(self._longest(step)))
+        if size is None or size not in self._seen:  # one launch after the other is faster than to capture a size that never comes again
+            self._seen.add(size)
+            return super().prefill(tokens, step, ends)
+        if size not in self._graphs:
+            state = PromptState(size, self.cache.pages.page_size, self.device)
+            graph, logits = self._capture(lambda: self._prompts(state.tokens, state.step, state.ends, size.reach))
+            self._graphs[size] = graph, state, logits
+        graph, state, logits = self._graphs[size]
+        state.fill(tokens, step, ends)
+        graph.replay()
+        return logits[: len(ends)]
+
+    def _captured(self, rows: int, longest: int, draws: str | None):
+        key = _places(rows), self._reach(longest), draws
         if key not in self._graphs:
-            self._graphs[key] = self._capture(*key)
+            self._graphs[key] = self._capture_step(*key)
         return self._graphs[key]
 
-    def _capture(self, rows: int, reach: int, draws: bool):
+    def _capture_step(self, rows: int, reach: int, draws: str | None):
+        """draws: None, and there are logits; "sampled", by the requests' settings; "likeliest", and there are candidates for it."""
+        bests = self._bests(rows) if draws == "likeliest" else None
         state = self._state(rows, reach)
         state.fill([])  # the other graph of this size may have left its sequences here, whose pages are others' by now
 
         def step() -> torch.Tensor:
-            logits = self._step(state)
-            if draws:
+            logits = self._step(state, bests)
+            if draws == "sampled":
                 state.tokens.copy_(lk.sample_tokens(logits, **state.settings))
             return logits
 
+        graph, logits = self._capture(step)
+        return graph, state, logits if bests is None else bests
+
+    def _capture(self, step: Callable[[], torch.Tensor | None]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor | None]:
+        """A graph of `step`, and its result; step runs once before, of empty places: so kernels are compiled and loaded."""
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
-            step()  # of empty places: kernels are compiled and loaded
+            step()
             self._stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            with _nothing_collected(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 logits = step()
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
-        return graph, state, logits
+        return graph, logits
+
+
+def _places(rows: int) -> int:
+    """Of a step's buffers."""
+    return 1 << (rows - 1).bit_length()
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No garbage is collected inside: an older engine's graphs may be among it, and to free a graph ends a capture on the same thread."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class EarlyRunner(GraphRunner):

@@ -1,8 +1,5 @@
 """The rungs of the ladder compute the same: fused kernels in the emulator as PyTorch does, narrow and wide, with quantised weights and caches."""
 
-import contextlib
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -13,55 +10,14 @@ from labkernels.llm.inference.decode_state import DecodeState
 from labkernels.llm.inference.drawing import settings_of
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.fused import MOST_NARROW, FusedRunner
-from labkernels.llm.inference.graphs import GraphRunner
 from labkernels.llm.model import Transformer
 from labkernels.llm.quantisation.quantized import quantize_model
 from labkernels.llm.inference.requests import Request, SamplingParams
-
-CONFIG = ModelConfig(80, 64, 2, 4, 2, 96, head_dim=64, max_seq_len=128)
-
-
-def random_model(config=CONFIG, dtype=torch.bfloat16, seed=0, std=0.2, device="cpu") -> Transformer:
-    torch.manual_seed(seed)
-    model = Transformer(config, dtype=dtype, device=device).requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=std)
-        elif name.endswith("norm.weight"):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
-
+from tests.llm.inference.random_models import assert_as_good, logits_of, prompts_of, random_model
 
 @pytest.fixture(scope="module")
 def model():
     return random_model()
-
-
-def prompts_of(*lengths, vocab=80) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in lengths]
-
-
-def logits_of(engine: Engine, prompts: list[list[int]], forced: int = 3) -> torch.Tensor:
-    """Logits after each prompt, and after each of a few tokens more, the same in every engine: (1 + forced, prompts, vocab)."""
-    cache, sequences = engine.cache, []
-    for prompt in prompts:
-        sequences.append(cache.add(())[0])
-    step = cache.step(dict(zip(sequences, prompts)))
-    ends = (step.cu_seqlens_q[1:] - 1).tolist()
-    rows = [engine.runner.prefill(torch.tensor(sum(prompts, []), device=engine.device), step, ends).clone()]
-    for i in range(forced):
-        tokens = [(7 * i + 3 * n + 1) % engine.config.vocab_size for n in range(len(prompts))]
-        step = cache.step({sequence: [token] for sequence, token in zip(sequences, tokens)})
-        rows.append(engine.runner.decode(torch.tensor(tokens, device=engine.device), step).clone())
-    for sequence in sequences:
-        cache.finish(sequence)
-    return torch.stack(rows)
-
-
-def assert_as_good(found: torch.Tensor, wanted: torch.Tensor, share: float):
-    assert torch.isfinite(found).all()
-    assert (found - wanted).abs().max() < share * wanted.abs().max()
 
 
 @pytest.mark.parametrize("batch", [3, MOST_NARROW + 2])
@@ -162,29 +118,6 @@ def test_a_step_tells_itself_where_it_is():
     torch.testing.assert_close(hidden[:2], embedding[[9, 2]])
     torch.testing.assert_close(state.turns[:2], angles[[16, 41]])
     assert state.seeds[0] == 9 and state.temperature[:2].tolist() == [0.5, 0.0]
-
-
-def test_the_first_step_of_a_graph_writes_into_nobodys_pages(model, monkeypatch):
-    """Two graphs share a state: what the one left in it are sequences whose pages may be others' when the other is captured."""
-
-    class OnCPU(GraphRunner):
-        refusal, lengths = staticmethod(lambda model, cache: None), []
-
-        def _step(self, state):
-            self.lengths.append(state.lengths.tolist())
-            return super()._step(state)
-
-    waits = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waits)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    runner = OnCPU(model, Engine(model).cache)
-    runner._stream = waits
-    for draws in (False, True):
-        _, state, _ = runner._captured(1, 20, draws)
-        state.fill([(4, 19, [2, 5])], [Request((1,), SamplingParams(seed=9), tokens=[4])])
-    assert OnCPU.lengths == [[0]] * 4
 
 
 def test_no_settings_of_one_request_fail_the_pass_of_all():

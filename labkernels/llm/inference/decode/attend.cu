@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     if (blocks > 1) cluster_arrive();  // I have started: my shared memory is there
 
     const int token = CHUNK * (rank * Tiling::WARPS + warp_id()), stride = CHUNK * Tiling::WARPS * blocks;
-    const int length = lengths[sequence.batch];  // written at the beginning of the step, long before
+    const int length = lengths[sequence.batch];  // written by begin.cu, which has ended: qkv.cu lets nobody begin before
     Keys<C, HEAD_DIM> keys;
     Values<C, HEAD_DIM> values;
     Warp<T, C, Tiling> warp;
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
         keys.load(k, k_scale, v_scale, sequence, place, CHUNK, problem);
         values.load(v, sequence, place, CHUNK, problem);
     }
-    grid_dependency_wait();
     grid_dependency_launch();
+    grid_dependency_wait();
     if (!old && token < length) {
         const Place place(sequence, token);
         keys.load(k, k_scale, v_scale, sequence, place, length - token, problem);

@@ -1,0 +1,60 @@
+"""What a pass over prompts needs to know, on the device, in buffers of fixed size: so that a CUDA graph of it serves every pass that fits.
+
+Notable: tokens beyond those of the pass are one more sequence, which sees nothing, and have no slot, so that nothing of them is kept. Sizes go up in
+steps of a half or a third: at most a third of a pass is padding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from labkernels.kvcache.caches import Step
+
+LEAST_TOKENS, MOST_TOKENS = 16, 2048  # of a pass that is captured; Python starts larger ones faster than the GPU computes them
+MOST_ROOM = 1 << 16  # tokens of all sequences for which a captured pass has room
+
+
+class PromptSize(NamedTuple):
+    tokens: int
+    sequences: int
+    reach: int  # tokens of a sequence, those in the cache among them
+
+    @classmethod
+    def holding(cls, tokens: int, sequences: int, reach: int) -> PromptSize | None:
+        """The smallest size for such a pass, or None."""
+        size = LEAST_TOKENS
+        while size < tokens:
+            size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        rows = 1 << (sequences - 1).bit_length()
+        return cls(size, rows, reach) if tokens <= MOST_TOKENS and rows * reach <= MOST_ROOM else None
+
+
+class PromptState:
+    """The buffers. `step` is made of them."""
+
+    def __init__(self, size: PromptSize, page_size: int, device: torch.device):
+        def zeros(*shape: int, dtype=torch.int64) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        rows = size.sequences + 1
+        self.size, self.tokens, self.ends = size, zeros(size.tokens), zeros(size.sequences)
+        self.step = Step(
+            sequences=(), slots=zeros(size.tokens) - 1, positions=zeros(size.tokens), lengths=zeros(rows, dtype=torch.int32),
+            block_table=zeros(rows, -(-size.reach // page_size), dtype=torch.int32), cu_seqlens_q=zeros(rows + 1, dtype=torch.int32),
+            max_seqlen_q=size.tokens,
+        )  # fmt: skip
+        self.step.cu_seqlens_q[1:] = size.tokens  # all is padding
+
+    def fill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> None:
+        count, rows, own = len(tokens), len(step.sequences), self.step
+        own.slots[count:] = -1
+        own.lengths[rows:] = 0
+        own.cu_seqlens_q[rows + 1 :] = self.size.tokens
+        self.tokens[:count] = tokens
+        own.slots[:count], own.positions[:count], own.lengths[:rows], own.cu_seqlens_q[: rows + 1] = step.slots, step.positions, step.lengths, step.cu_seqlens_q
+        width = min(own.block_table.shape[1], step.block_table.shape[1])
+        own.block_table[:rows, :width] = step.block_table[:, :width]
+        if ends:
+            self.ends[: len(ends)] = torch.tensor(ends, device=self.ends.device)
