@@ -198,9 +198,10 @@ __global__ void __launch_bounds__(32 * WARPS, TILES == 1 ? 2 : 1)
                 const float(&from)[4] = sums[i / (TOKENS / 8)][i % (TOKENS / 8)];
                 mine[i * THREADS] = make_float4(from[0], from[1], from[2], from[3]);
             }
-            const Meeting meeting = meet(work.schedule, item.tile, counters, arrived_before, 1, THREADS);
-            if (meeting.is_last)
-                for (int block = meeting.first; block <= meeting.last; ++block) {
+            const Members members = work.schedule.members(item.tile);
+            const bool is_last = all_came(members, counters, true, arrived_before, 1, THREADS);
+            if (is_last)
+                for (int block = members.first; block <= members.last; ++block) {
                     const float4* const theirs = part_of(block);
 #pragma unroll
                     for (int i = 0; i < TILES * TOKENS / 8; ++i) {
@@ -208,11 +209,11 @@ __global__ void __launch_bounds__(32 * WARPS, TILES == 1 ? 2 : 1)
                         const float4 part = __ldcg(theirs + i * THREADS);
                         const float values[4] = {part.x, part.y, part.z, part.w};
 #pragma unroll
-                        for (int e = 0; e < 4; ++e) to[e] = block > meeting.first ? to[e] + values[e] : values[e];
+                        for (int e = 0; e < 4; ++e) to[e] = block > members.first ? to[e] + values[e] : values[e];
                     }
                 }
             work.next_item();
-            if (!meeting.is_last) continue;
+            if (!is_last) continue;
         } else {
             work.next_item();
         }

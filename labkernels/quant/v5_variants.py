@@ -16,7 +16,7 @@ from labkernels.operation import Variant
 from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 
-FILE, FEW_ROWS_FILE, UNPACKED_FILE = (Path(__file__).with_name(name) for name in ("v5_hopper.cu", "v5_few_rows.cu", "v8_unpacked.cu"))
+FILE, FEW_ROWS_FILE = (Path(__file__).with_name(name) for name in ("v5_hopper.cu", "v5_few_rows.cu"))
 SCHEMES = {"int4": "kInt4", "nf4": "kCodebook", "codebook": "kCodebook", "int8": "kInt8", "fp8": "kFp8"}
 STEP = 128  # of k
 MOST_SHARED = 226 * 1024  # bytes of a block's shared memory, beside a few that the kernels declare
@@ -25,14 +25,13 @@ MOST_SHARED = 226 * 1024  # bytes of a block's shared memory, beside a few that 
 @dataclass(frozen=True)
 class Few:
     """v5_few_rows.cu: a block's tile is 64 * `consumers` rows of the weight and `tokens` rows of x, at most `stages` of 128 of k are in flight,
-    `splits` blocks of a cluster share k, and so many `blocks` share a multiprocessor."""
+    `splits` blocks share k, two in a cluster, more through memory, and so many `blocks` share a multiprocessor."""
 
     consumers: int
     tokens: int
     splits: int
     blocks: int = 1
     stages: int = 8
-    turns: bool = False  # v7: warpgroups take turns at the tensor cores
 
     @property
     def rows(self) -> int:
@@ -51,22 +50,21 @@ class Few:
 
 @dataclass(frozen=True)
 class Config:
-    """v5_hopper.cu: a block's tile is 64 * `consumers` * `parts` rows of the weight and `tokens` rows of x. At most `stages` of `depth` of k are in
-    flight, and `slabs` of the result on their way out. Tiles are taken in bands of `band` rows of tiles."""
+    """v5_hopper.cu: a block's tile is 64 * `consumers` rows of the weight and `tokens` rows of x. At most `stages` of `depth` of k are in
+    flight, and `slabs` of 32 rows of the result on their way out. Tiles are taken in bands of `band` rows of tiles, or `splits` blocks of a cluster
+    share one's k."""
 
     consumers: int
-    parts: int
     tokens: int
     depth: int
     stages: int = 8
     slabs: int = 4
     band: int = 16
-    turns: bool = False  # v7: warpgroups take turns at the tensor cores
-    unpacked: bool = False  # v8: W is unpacked into shared memory
+    splits: int = 1
 
     @property
     def rows(self) -> int:
-        return 64 * self.consumers * self.parts
+        return 64 * self.consumers
 
     def copies(self, scheme: str) -> int:
         return 0 if SCHEMES[scheme] != "kCodebook" else 8
@@ -74,17 +72,17 @@ class Config:
     def memory(self, scheme: str, group_size: int | None) -> tuple[int, int]:
         """How many stages fit, and the bytes of the slabs and of what Memory (hopper_weights.cuh) lays out with them."""
         stage = stage_bytes(scheme, group_size, self.rows, self.tokens, self.depth)
-        rest = ceil_div(self.slabs * min(32, self.tokens) * 128, 1024) * 1024 + 1024 * self.copies(scheme) + self.rows * 384 * self.unpacked
+        rest = self.slabs * 32 * 128 + 1024 * self.copies(scheme)
         stages = min(self.stages, (MOST_SHARED - rest) // stage)
         return stages, stages * stage + rest
 
 
 def stage_bytes(scheme: str, group_size: int | None, rows: int, tokens: int, depth: int) -> int:
-    """Of Memory (hopper_weights.cuh): a stage of x, W and scales, with its two or three barriers."""
+    """Of Memory (hopper_weights.cuh): a stage of x, W and scales, with its two barriers."""
     four_bit = scheme in FOUR_BIT
     w = rows * (depth // 2 if four_bit else depth)
     scales = max(1, depth // group_size) * rows * (4 if scheme == "int4" else 2) if four_bit else 0
-    return ceil_div(tokens * depth * 2 + w + scales, 1024) * 1024 + 24
+    return ceil_div(tokens * depth * 2 + w + scales, 1024) * 1024 + 16
 
 
 FEW = {  # by rows of the weight and of x, and how many blocks share k
@@ -92,12 +90,16 @@ FEW = {  # by rows of the weight and of x, and how many blocks share k
     for consumers, tokens, blocks in ((4, 16, 1), (3, 16, 1), (2, 16, 2), (4, 32, 1), (3, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1), (2, 128, 1), (3, 128, 1))
     for splits in (1, 2, 3, 4, 6, 8)
 }
-MANY = {  # by rows of the weight and of x
-    "128x64": Config(2, 1, 64, 128),
-    "192x64": Config(3, 1, 64, 128, slabs=6),
-    "128x128": Config(2, 1, 128, 64),
-    "192x128": Config(3, 1, 128, 64, slabs=6),
-    "128x256": Config(2, 1, 256, 64),
+MANY = {  # by rows of the weight and of x, and how many blocks share k
+    "128x64": Config(2, 64, 128),
+    "192x64": Config(3, 64, 128, slabs=6),
+    "128x128": Config(2, 128, 64),
+    "192x128": Config(3, 128, 64, slabs=6),
+    "128x192": Config(2, 192, 64),
+    "128x256": Config(2, 256, 64),
+    "128x128 by 2": Config(2, 128, 64, splits=2),
+    "192x128 by 2": Config(3, 128, 64, slabs=6, splits=2),
+    "128x256 by 2": Config(2, 256, 64, splits=2),
 }
 CONFIGS = FEW | MANY
 
@@ -110,49 +112,68 @@ def v5_hopper(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | Non
 @functools.lru_cache(4096)
 def best_config(m: int, n: int, k: int, at_once: int, four_bit: bool = True) -> str:
     """The name of the configuration that should take the least time on so many multiprocessors, by a model fitted to an H200."""
-    tokens = min([few.tokens for few in FEW.values() if few.tokens >= m], default=128)  # no more columns than there are rows of x
-    allowed = (name for name, config in CONFIGS.items() if config.tokens == tokens or (m > 64 and config.tokens >= 64))
+    tokens = min([few.tokens for few in FEW.values() if few.tokens >= m], default=0)  # no more columns than there are rows of x
+    allowed = MANY if m > 64 else (name for name, config in CONFIGS.items() if config.tokens == tokens)
     return min(allowed, key=lambda name: microseconds(CONFIGS[name], m, n, k, at_once, four_bit))
 
 
 def microseconds(config: Config | Few, m: int, n: int, k: int, at_once: int, four_bit: bool = True) -> float:
     """What a configuration should take: steps of 128 of k, as long as multiplying, unpacking or copying takes, and what stands around them."""
     tiles, steps = ceil_div(n, config.rows) * ceil_div(m, config.tokens), ceil_div(k, STEP)
-    step = _step(config, m, four_bit)
     if isinstance(config, Few):
-        # Multiprocessors stand in groups of 14 to 18, which clusters of more than two do not fill.
-        clusters = int((1 if config.splits <= 2 else 0.9) * at_once * config.blocks / config.splits)
-        waves = ceil_div(tiles, clusters)
+        waves = ceil_div(tiles * config.splits, at_once * config.blocks)
         together = min(config.blocks, ceil_div(tiles * config.splits, at_once))
-        return waves * (3.5 + ceil_div(steps, config.splits) * step * together) + 0.3 * config.splits
-    return 3.5 + min(_dealt_whole(config, tiles, steps * step, at_once), _dealt_in_parts(config, tiles, steps * step, at_once))
+        met = 0.6 if config.splits <= 2 else 1 + 5.4e-5 * config.splits * config.rows * config.tokens  # the last block reads what all have left
+        return waves * (4 + ceil_div(steps, config.splits) * _few_step(config, m, four_bit) * together) + met
+    if config.splits > 1:
+        return 5 + ceil_div(tiles, at_once // config.splits) * (1.5 + ceil_div(steps, config.splits) * _step(config))
+    return 4.5 + min(_dealt_whole(config, tiles, steps, at_once), _dealt_in_parts(config, tiles, steps, at_once))
 
 
-def _step(config: Config | Few, m: int, four_bit: bool) -> float:
+def _few_step(config: Few, m: int, four_bit: bool) -> float:
     """Microseconds of a step of a block that has a multiprocessor for itself."""
-    parts = config.rows // 64
     copied = min(m, config.tokens) * 256 + config.rows * (68 if four_bit else 128)
-    multiplied = parts * (0.025 + 0.0021 * config.tokens)
-    if getattr(config, "unpacked", False):  # bytes of shared memory: W written and read, x read by each warpgroup, what comes; 243 KB a microsecond
-        moved = parts * (36864 + 256 * config.tokens) + 256 * config.tokens + 64 * config.rows
-        return max(multiplied, moved / 243000, copied / 54000)
-    if config.turns:  # unpacking and multiplying at the same time, or one after the other
-        return max(multiplied, parts * 0.12, copied / 54000)
-    return max(parts * (0.16 + 0.0015 * config.tokens), copied / 54000)
+    return max(config.consumers * (0.16 + 0.0015 * config.tokens), copied / 54000)
 
 
-def _dealt_whole(config: Config, tiles: int, tile: float, blocks: int) -> float:
-    return ceil_div(tiles, blocks) * (tile + 1.5)
+def _step(config: Config) -> float:
+    """The same for many rows of x: tensor cores, and what they wait for each 64 rows of W."""
+    return config.rows // 64 * (0.11 + 0.002 * config.tokens)
 
 
-def _dealt_in_parts(config: Config, tiles: int, tile: float, blocks: int) -> float:
+def _dealt_whole(config: Config, tiles: int, steps: int, blocks: int) -> float:
+    return ceil_div(tiles, blocks) * (1 + steps * _step(config))
+
+
+def _dealt_in_parts(config: Config, tiles: int, steps: int, blocks: int) -> float:
     """As many whole waves as there are, and the rest cut along k: its parts pass through memory."""
-    return tiles / blocks * (tile + 1.5) + (6 + 4 * config.rows * config.tokens / 32768 if tiles % blocks else 0)
+    rest = tiles % blocks
+    if rest == 0:
+        return _dealt_whole(config, tiles, steps, blocks)
+    parts = best_parts(rest, steps, blocks)
+    longest = tiles // blocks * steps + ceil_div(rest * steps, parts)
+    out_of_step = 1.03  # blocks that are not at the same k find less of x in L2
+    return 1 + out_of_step * longest * _step(config) + (3 + 2.5 * (most_of_a_tile(rest, steps, parts) - 1)) * config.rows * config.tokens / 32768
 
 
-def configured(config: str | Config | Few, x, weight: QuantizedWeight, bias=None, blocks: int | None = None) -> torch.Tensor:
-    """v5 as CONFIGS[config], or as this one. That for many rows cuts the tiles left over into parts where this pays; into as many as `blocks`
-    says, if it is given."""
+@functools.lru_cache(4096)
+def best_parts(tiles: int, steps: int, blocks: int) -> int:
+    """In how many parts, one a block, to cut so many tiles. As many as there are blocks would be shortest; but where parts and tiles are in the ratio of
+    small numbers, fewer tiles have a third part, and each part that is added costs a tile's way through L2, as long as 2.5 steps."""
+    most = min(blocks, tiles * steps)
+    return min(range(most, max(1, most * 3 // 4) - 1, -1), key=lambda parts: ceil_div(tiles * steps, parts) + 2.5 * most_of_a_tile(tiles, steps, parts))
+
+
+def most_of_a_tile(tiles: int, steps: int, parts: int) -> int:
+    """Into how many parts a tile falls at most, as Schedule (stream_k.cuh) cuts them."""
+    return max((tile * steps + steps - 1) * parts // (tiles * steps) - tile * steps * parts // (tiles * steps) + 1 for tile in range(tiles))
+
+
+def configured(
+    config: str | Config | Few, x, weight: QuantizedWeight, bias=None, blocks: int | None = None, parts: int | None = None
+) -> torch.Tensor:
+    """v5 as CONFIGS[config], or as this one. That for many rows cuts the tiles left over into parts where this pays; always, if it is said for
+    how many `blocks`, or into how many `parts`."""
     config = CONFIGS[config] if isinstance(config, str) else config
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
@@ -170,22 +191,29 @@ def configured(config: str | Config | Few, x, weight: QuantizedWeight, bias=None
     launched = _kernel(config, x.dtype, weight.scheme, weight.group_size)
     tiles, threads = ceil_div(n, config.rows) * ceil_div(m, config.tokens), 128 * (config.consumers + 1)
     if few:
-        args = (map_x, map_w, map_scales, y, row_scales, weight.codebook, m, n, k)
-        launch(launched, weight, (config.splits, tiles), threads, args, shared, (config.splits, 1) if config.splits > 1 else None)
+        workspace = counters = None
+        if config.splits > 2:
+            workspace = torch.empty(tiles * config.splits * config.rows * config.tokens, dtype=torch.float32, device=x.device)
+            counters = counters_for(x.device, tiles)
+        args = (map_x, map_w, map_scales, y, row_scales, weight.codebook, m, n, k, workspace, counters)
+        launch(launched, weight, (config.splits, tiles), threads, args, shared, (2, 1) if config.splits == 2 else None)
     else:
-        map_y = tensor_map(y, (min(32, config.tokens), 64), 128)
+        map_y = tensor_map(y, (32, 64), 128)
         steps, at_once = ceil_div(k, STEP), min(blocks or processors(x), tiles * ceil_div(k, STEP))
-        tile = steps * _step(config, m, four_bit)
-        if blocks is None and _dealt_whole(config, tiles, tile, at_once) <= _dealt_in_parts(config, tiles, tile, at_once):
-            blocks, whole = min(at_once, tiles), tiles
+        workspace = counters = None
+        if config.splits > 1:
+            blocks, whole, parts = tiles * config.splits, tiles, 1
+            workspace = torch.empty(blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
+        elif blocks is None and parts is None and _dealt_whole(config, tiles, steps, at_once) <= _dealt_in_parts(config, tiles, steps, at_once):
+            blocks, whole, parts = min(at_once, tiles), tiles, 1
         else:
             blocks, whole = at_once, tiles // at_once * at_once
-        workspace = counters = None
+            parts = parts or (best_parts(tiles - whole, steps, blocks) if whole < tiles else 1)
         if whole < tiles:
             workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
             counters = counters_for(x.device, blocks)
-        args = (map_x, map_w, map_scales, map_y, row_scales, weight.codebook, m, n, k, whole, config.band, workspace, counters)
-        launch(launched, weight, (blocks, 1), threads, args, shared)
+        args = (map_x, map_w, map_scales, map_y, row_scales, weight.codebook, m, n, k, whole, parts, config.band, workspace, counters)
+        launch(launched, weight, (blocks, 1), threads, args, shared, (config.splits, 1) if config.splits > 1 else None)
     return y if bias is None else y.add_(bias)
 
 
@@ -194,12 +222,10 @@ def _kernel(config: Config | Few, dtype: torch.dtype, scheme: str, group_size: i
     stages, copies = config.memory(scheme, group_size)[0], config.copies(scheme)
     types = f"{c_type(dtype)}, Scheme::{SCHEMES[scheme]}, {group_size or 0}"
     if isinstance(config, Few):
-        sizes = (config.consumers, config.tokens, stages, config.splits, copies, config.blocks, str(config.turns).lower())
+        sizes = (config.consumers, config.tokens, stages, config.splits, copies, config.blocks)
         return Kernel(FEW_ROWS_FILE, f"quant_matmul_few_rows<{types}, {', '.join(map(str, sizes))}>")
-    sizes = (config.consumers, config.parts, config.tokens, config.depth, stages, config.slabs, copies)
-    if config.unpacked:
-        return Kernel(UNPACKED_FILE, f"quant_matmul_unpacked<{types}, {', '.join(map(str, sizes))}>")
-    return Kernel(FILE, f"quant_matmul_hopper<{types}, {', '.join(map(str, sizes))}, {str(config.turns).lower()}>")
+    sizes = (config.consumers, config.tokens, config.depth, stages, config.slabs, copies, config.splits)
+    return Kernel(FILE, f"quant_matmul_hopper<{types}, {', '.join(map(str, sizes))}>")
 
 
 _zeros: dict[tuple, torch.Tensor] = {}

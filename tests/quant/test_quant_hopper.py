@@ -1,10 +1,15 @@
-"""v5 of `quant_matmul`, for few and for many rows of x: every scheme at partial tiles, clusters that share k, which tiles are chosen."""
+"""v5 of `quant_matmul`, for few and for many rows of x: every scheme at partial tiles, clusters that share k, tiles cut along k, which are chosen."""
+
+import re
+import subprocess
 
 import pytest
 import torch
 
 from labkernels.cuda import sanitizing
-from labkernels.quant.v5_variants import CONFIGS, FEW, MANY, VARIANTS, _kernel, best_config, configured
+from labkernels.cuda.sass import nvdisasm
+from labkernels.quant import v5_variants
+from labkernels.quant.v5_variants import CONFIGS, FEW, MANY, VARIANTS, _kernel, best_config, best_parts, configured, most_of_a_tile
 from tests.quant.test_tensor_cores import assert_right, inputs
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -15,6 +20,9 @@ CASES = [  # configuration, (m, n, k), scheme, group size, dtype of x
     ("128x64", (70, 264, 400), "int4", 32, torch.bfloat16),
     ("128x128", (100, 136, 300), "fp8", None, torch.float16),
     ("128x256", (300, 264, 400), "nf4", 64, torch.bfloat16),
+    ("128x192", (200, 264, 600), "int4", 128, torch.float16),
+    ("128x128 by 2", (130, 264, 1000), "int8", None, torch.bfloat16),
+    ("128x256 by 2", (260, 136, 600), "int4", 64, torch.bfloat16),
 ]
 
 
@@ -22,12 +30,31 @@ CASES = [  # configuration, (m, n, k), scheme, group size, dtype of x
 @pytest.mark.parametrize("config, sizes, scheme, group_size, dtype", CASES)
 def test_schemes_at_partial_tiles(config, sizes, scheme, group_size, dtype, device):
     x, weight = inputs(*sizes, scheme, group_size, dtype, device)
-    for blocks in (None, 1, 3) if config in MANY else (None,):
-        assert_right(configured(config, x, weight, blocks=blocks), x, weight)
+    for blocks, parts in ((None, None), (1, None), (3, 2), (5, 5)) if config in MANY else ((None, None),):
+        assert_right(configured(config, x, weight, blocks=blocks, parts=parts), x, weight)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("config", ["128x64", "128x128 by 2"])
+def test_tiles_cut_along_k_give_the_same_bits_each_time_and_leave_the_counters_at_zero(config, device):
+    x, weight = inputs(70, 264, 1000, "int4", 128, torch.bfloat16, device)
+    for parts in (2, 5, 7, 9):  # of 3 or 5 tiles of 8 steps
+        first = configured(config, x, weight, blocks=9, parts=parts)
+        assert_right(first, x, weight)
+        for _ in range(3):
+            torch.testing.assert_close(configured(config, x, weight, blocks=9, parts=parts), first, rtol=0, atol=0)
+    assert not any(counters.any() for counters in v5_variants._zeros.values())
+
+
+def test_parts_begin_where_tiles_do_if_that_costs_little():
+    assert most_of_a_tile(86, 32, 132) == 3 and most_of_a_tile(86, 32, 129) == 2
+    assert best_parts(86, 32, 132) == 129
+    assert best_parts(2, 1, 132) == 2  # no more parts than steps
 
 
 # They stand for all of them: each takes NVRTC a second to compile.
-CHOSEN = ["256x16/1", "192x16/2", "128x16/4", "192x32/2", "128x64/3", "192x64/2", "192x128/2", "128x128/2", "192x64", "128x128", "128x256"]
+CHOSEN = ["256x16/1", "192x16/2", "128x16/4", "192x32/2", "128x64/3", "192x64/2"]
+CHOSEN += ["192x64", "128x128", "192x128", "128x192", "128x256", "128x128 by 2", "192x128 by 2", "128x256 by 2"]
 
 
 @pytest.mark.gpu
@@ -50,21 +77,26 @@ def test_more_blocks_than_steps_of_k_and_the_smallest_sizes(device):
     assert configured("128x64", x[:0], weight).shape == (0, 8)
 
 
-@pytest.mark.parametrize("config, sizes, scheme, group_size, dtype", [CASES[0], CASES[2], CASES[3]])
+@pytest.mark.parametrize("config, sizes, scheme, group_size, dtype", [CASES[0], CASES[2], CASES[3], CASES[7]])
 def test_clean_under_the_sanitizer(config, sizes, scheme, group_size, dtype):
     x, weight = inputs(*sizes, scheme, group_size, dtype)
     with sanitizing():
         assert_right(configured(config, x, weight), x, weight)
 
 
-def test_compiles_without_spills_or_serialized_wgmma():
+def test_registers_suffice_without_spills_or_serialized_wgmma():
+    """A block has as many registers as it is launched with. A warpgroup that asks for more than the others gave back waits for ever."""
     names = [*MANY, *(name for name, few in FEW.items() if few.splits in (1, 8))]
     for name in names:
         config, scheme, group_size = CONFIGS[name], *(("int4", 128) if CONFIGS[name].consumers == 2 else ("nf4", 64))
         compiled = _kernel(config, torch.bfloat16, scheme, group_size)
-        resources = compiled.resources("sm_90a")
+        resources, cubin = compiled.resources("sm_90a"), compiled.compiled("sm_90a")
         assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
-        assert "serialized" not in compiled.compiled("sm_90a").log
+        assert "serialized" not in cubin.log
+        if name in ("256x16/1", "192x64/1", "128x16/1", "192x128", "128x256"):
+            sass = subprocess.run([nvdisasm(), "-c", str(cubin.path)], capture_output=True, text=True, check=True).stdout
+            producer, consumer = sorted(int(value, 16) for value in set(re.findall(r"USETMAXREG.*?(0x[0-9a-f]+)", sass)))
+            assert producer + config.consumers * consumer <= (config.consumers + 1) * -(-resources.registers // 8) * 8
 
 
 def test_every_configuration_fits_the_shared_memory():
@@ -82,8 +114,19 @@ def test_the_choice_fills_the_gpu_and_has_no_more_columns_than_x_has_rows():
             blocks = -(-n // chosen.rows) * getattr(chosen, "splits", 1)
             assert blocks / (-(-blocks // 132) * 132) > 0.55, (n, chosen)
             assert chosen.tokens < 2 * max(16, m)
-    assert best_config(4096, 4096, 4096, 132) == "128x256"
-    assert best_config(512, 4096, 4096, 132) in ("128x128", "128x128/1")  # 128 tiles: one for each multiprocessor
+
+
+def test_the_choice_is_what_was_fastest_on_an_h200():
+    fastest = {
+        (128, 4096, 11008): "128x128",  # its 32 tiles in 128 parts
+        (256, 4096, 4096): "128x128 by 2",
+        (256, 4096, 11008): "128x128 by 2",
+        (256, 11008, 4096): "128x256",
+        (512, 4096, 11008): "128x256 by 2",
+        (1024, 11008, 4096): "128x256",
+        (4096, 4096, 11008): "128x256",
+    }
+    assert {shape: best_config(*shape, 132) for shape in fastest} == fastest
 
 
 def test_what_it_refuses():
