@@ -293,20 +293,23 @@ struct Warp {
     // The tokens `token` to `token` + 15, and those every `stride` further on, before `end`. The first ones are in keys and values.
     __device__ __forceinline__ void walk(Keys<C, HEAD_DIM>& keys, Values<C, HEAD_DIM>& values, const C* k, const C* v, const float* k_scale,
                                          const float* v_scale, const Sequence& sequence, int length, int token, int stride, int end, const Problem& p) {
-        Place next_place = token + stride < end ? Place(sequence, token + stride) : Place();
-        for (;; token += stride) {
-            const int next = token + stride, valid = min(CHUNK, length - next);
-            const Place place = next_place;
+        Place place = token + stride < end ? Place(sequence, token + stride) : Place(), next_place;
+        const auto step = [&] {
+            const int next = token + stride;
             float scores[2][4];
             unsigned weights[ROW_TILES][2];
             multiply(scores, keys);
             const float scale = keys.scale;
-            if (next < end) keys.load(k, k_scale, v_scale, sequence, place, valid, p);
+            if (next < end) keys.load(k, k_scale, v_scale, sequence, place, min(CHUNK, length - next), p);
             if (next + stride < end) next_place = Place(sequence, next + stride);
             weigh(weights, scores, scale, token, token + CHUNK <= length - p.queries + 1);
             add(weights, values);
-            if (next >= end) return;
-            values.load(v, sequence, place, valid, p);
+        };
+        step();
+        for (token += stride; token < end; token += stride) {
+            values.load(v, sequence, place, min(CHUNK, length - token), p);
+            place = next_place;
+            step();
         }
     }
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -68,8 +69,8 @@ CLUSTERS = {
 GUESSES = {  # of v6, by head_dim and tiles of 8 rows: for no more heads than multiprocessors, for more, and for a long quantised cache
     (64, 1): (Tiling(64, 1, 8, 2), Tiling(64, 1, 8, 2), Tiling(64, 1, 4, 4)),
     (64, 2): (Tiling(64, 2, 8, 1), Tiling(64, 2, 4, 3), Tiling(64, 2, 4, 3)),
-    (128, 1): (Tiling(128, 1, 8, 1), Tiling(128, 1, 4, 2), Tiling(128, 1, 4, 4)),
-    (128, 2): (Tiling(128, 2, 8, 1), Tiling(128, 2, 4, 2), Tiling(128, 2, 4, 2)),
+    (128, 1): (Tiling(128, 1, 8, 1), Tiling(128, 1, 8, 1), Tiling(128, 1, 4, 4)),
+    (128, 2): (Tiling(128, 2, 8, 1), Tiling(128, 2, 8, 1), Tiling(128, 2, 4, 2)),
 }
 
 
@@ -110,7 +111,7 @@ def guessed(
     q = as_rows(q)
     items, room = _items(tiling, q, k), capacity(k, block_table)
     resident = processors(q) * tiling.blocks
-    splits = max(1, min(resident // items, ceil_div(room, CHUNK * tiling.warps)))  # of an item, if all are alike
+    splits = guess_splits(tiling, items, room, resident)
     most = items * ceil_div(max(1, room), CHUNK * tiling.warps)
     grid = max(items * splits, min(most, resident if items <= resident else items + resident))
     slots = grid * tiling.rows
@@ -124,9 +125,19 @@ def guessed(
     return out
 
 
+@functools.lru_cache(maxsize=4096)
+def guess_splits(tiling: Tiling, items: int, room: int, resident: int) -> int:
+    """Into how many splits to cut each of `items`, if all are of one length: so that blocks, of which `resident` run at a time, end together."""
+
+    def time(splits: int) -> float:  # in tokens: of each round of blocks, and what its beginning and end take
+        return ceil_div(items * splits, resident) * (room / splits + ROUND_TOKENS)
+
+    return min(range(1, max(1, min(resident, ceil_div(room, tiling.tile))) + 1), key=time)
+
+
 def guess_tiling(q, k, block_table) -> Tiling:
-    """One large block a multiprocessor where few heads are shared out, else smaller ones. A quantised cache has half the bytes on their way to a warp,
-    and so more warps, as soon as there are more tokens than all wait for at the beginning."""
+    """Of 16-bit caches large blocks, but small ones for many heads of 64 with more than 8 rows. A quantised cache has half the bytes on their way to a
+    warp, and so more warps, as soon as there are more tokens than all wait for at the beginning."""
     head_dim, row_tiles, many = _key(q, k)
     few, small, quantised = GUESSES[head_dim, row_tiles]
     if k.element_size() > 1:
@@ -207,6 +218,7 @@ def accepts(q, k, v, lengths, block_table=None, scale=None, *, k_scale=None, v_s
     return None
 
 
+ROUND_TOKENS = 512  # what a block takes to begin and to end, in tokens that it could read in that time
 CLUSTER_ROUNDS = 16  # of 16 tokens that a warp of v5 takes at most: it cannot deal out what the lengths leave free
 FEW_ROUNDS = 4  # of them even where clusters fill but part of the GPU
 

@@ -2,14 +2,20 @@
 //   Idea      v4 waits for the lengths before it knows which block has what; v5 does not, but gives every head the same share of the GPU, however long
 //             its sequence is. Here each block takes its share of a head by the room in the cache, asks for its first keys and values, and only then
 //             reads the lengths. If they are about equal the guess was right, and what is on its way is used; else the splits are v4's.
+//             A block is a whole multiprocessor of warps: fewer, larger shares than two blocks have, which come out even where lengths differ.
 //   Predicts  v4 without some 2 us: a wait for the lengths, divisions, and a scan over the sequences.
-//   Measured  Not recorded yet; to be in data/measured/h200/decode_attention.csv.
-//             Loads that tell L2 to fetch 256 bytes at a time, or to bypass L1, took up to 10% longer than those marked as read once. Clusters of 4 and 8
-//             blocks that fill the GPU took half as long again: not all of them find room at the same time.
+//   Measured  data/measured/h200/decode_attention.csv, once it has been recorded. Tried while this was written, and slower, at 32 x 8192 if not said
+//             otherwise: loads that tell L2 to fetch 256 bytes at a time, or to bypass L1: up to 10%; two chunks of a warp on their way in place of one:
+//             3 to 8%; chunks that L2 is asked for ahead of the loads: 14%; clusters of 4 and 8 blocks that fill the GPU, 8 x 8192: 40% (not all find
+//             room at the same time). A ring in shared memory that a producer warp fills by bulk copies, in blocks that stay and share out all tokens:
+//             3% (8-bit caches: 3 to 17%), but 2% faster where lengths differ. Such copies alone, of which nobody reads anything: 4.70 TB/s.
 //   Wastes    Parts of a head still go through memory; where lengths differ, the first loads were for nothing.
 #include "parts.cuh"
 
 constexpr int EVEN_SHARE = 8;  // lengths are about equal if all together have at least 7 / 8 of what the longest one would make them
+
+// What all lanes have alike, in a register that all share: the addresses of the loop are then computed once a warp, and of 8-bit caches less spills.
+__device__ __forceinline__ int uniform(int value) { return __reduce_max_sync(FULL_WARP, value); }
 
 // As v4. Block b begins with split b % guessed of item b / guessed, if there is such an item.
 template <class T, class C, class Tiling>
@@ -62,6 +68,7 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
         if (first_token() < item.length) load(item.length);
     }
 
+    item = {uniform(item.batch), uniform(item.head), uniform(item.length), uniform(item.split), uniform(item.splits)};
     const Sequence sequence = sequence_of();
     const int first_row = item.head % row_blocks * ROWS, rows = min(ROWS, problem.rows() - first_row);
     const int token = first_token(), stride = CHUNK * Tiling::WARPS * item.splits;

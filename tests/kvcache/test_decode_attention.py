@@ -101,14 +101,26 @@ def test_the_counters_are_zero_again():
 
 @pytest.mark.parametrize("lengths", [(700, 690, 641), (700, 0, 3)], ids=["about equal", "far apart"])
 @pytest.mark.parametrize("cache, page_size", [("same", 0), ("int8", 16)])
-def test_a_guess_and_a_wrong_one(lengths, cache, page_size):
+def test_a_guess_and_a_wrong_one(lengths, cache, page_size, monkeypatch):
+    monkeypatch.setattr(tensor_cores, "ROUND_TOKENS", 8)
+    tensor_cores.guess_splits.cache_clear()
     inputs = inputs_of(batch=3, length=700, heads=12, kv_heads=2, cache=cache, page_size=page_size)
     inputs["lengths"] = torch.tensor(lengths, dtype=torch.int32)
     decode_attention_op._spoil(inputs, page_size)
-    for tiling in (Tiling(64, 1, 2, 1), Tiling(64, 1, 2, 9)):  # a split for each head, three for each
+    for blocks, splits in ((1, 1), (2, 2), (9, 3)):  # a split for each head in three rounds of blocks, two in three rounds, three in one
+        tiling = Tiling(64, 1, 2, blocks)
+        assert tensor_cores.guess_splits(tiling, 6, 700, 2 * blocks) == splits
         with sanitizing():
             got = tensor_cores.guessed(tiling, **inputs)
         assert_right(got, inputs)
+    tensor_cores.guess_splits.cache_clear()
+
+
+def test_heads_are_cut_so_that_rounds_of_blocks_end_together():
+    few = GUESSES[128, 1][0]
+    for batch, splits in ((1, 16), (8, 2), (12, 4), (16, 1), (20, 4), (32, 1)):
+        assert tensor_cores.guess_splits(few, 8 * batch, 8192, 132) == splits
+    assert tensor_cores.guess_splits(few, 3, 100, 132) == 1 and tensor_cores.guess_splits(few, 3, 0, 132) == 1
 
 
 def test_scales_far_apart_do_no_harm():
