@@ -67,7 +67,7 @@ class Config:
         return 64 * self.consumers
 
     def copies(self, scheme: str) -> int:
-        return 0 if SCHEMES[scheme] != "kCodebook" else 8
+        return 0 if SCHEMES[scheme] != "kCodebook" else 16
 
     def memory(self, scheme: str, group_size: int | None) -> tuple[int, int]:
         """How many stages fit, and the bytes of the slabs and of what Memory (hopper_weights.cuh) lays out with them."""
@@ -87,7 +87,7 @@ def stage_bytes(scheme: str, group_size: int | None, rows: int, tokens: int, dep
 
 FEW = {  # by rows of the weight and of x, and how many blocks share k
     f"{64 * consumers}x{tokens}/{splits}": Few(consumers, tokens, splits, blocks)
-    for consumers, tokens, blocks in ((4, 16, 1), (3, 16, 1), (2, 16, 2), (4, 32, 1), (3, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1), (2, 128, 1), (3, 128, 1))
+    for consumers, tokens, blocks in ((4, 16, 1), (3, 16, 1), (2, 16, 2), (4, 32, 1), (3, 32, 1), (2, 32, 2), (2, 64, 1), (3, 64, 1), (4, 64, 1))
     for splits in (1, 2, 3, 4, 6, 8)
 }
 MANY = {  # by rows of the weight and of x, and how many blocks share k
