@@ -184,9 +184,9 @@ _OURS = {
 
 
 def _others() -> Mapping[str, Variant]:
-    """Those of v4_variants.py and v5_variants.py, the tensor cores' tiles, and of v6_variants.py, the stream by the copy engine."""
+    """Those of v4_variants.py and v5_variants.py, the tensor cores' tiles, and of v6_variants.py and v7_variants.py, streams by the copy engine."""
     found = {}
-    for module in ("v4_variants", "v5_variants", "v6_variants"):
+    for module in ("v4_variants", "v5_variants", "v6_variants", "v7_variants"):
         if (FOLDER / f"{module}.py").is_file():
             found |= importlib.import_module(f"labkernels.quant.{module}").VARIANTS
     return found

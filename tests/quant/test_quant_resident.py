@@ -1,4 +1,4 @@
-"""v9 of `quant_matmul`, x in registers: every scheme at partial tiles, warps without a share of k, blocks that meet in shared memory and in memory."""
+"""v7 of `quant_matmul`, x in registers: every scheme at partial tiles, warps without a share of k, blocks that meet in shared memory and in memory."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ import torch
 from labkernels.cuda import sanitizing
 from labkernels.cuda.kernel import Kernel
 from labkernels.lab.check import check
-from labkernels.quant import quantize, v9_variants
-from labkernels.quant.v9_variants import FILE, VARIANTS, Resident, _kernel, _resident_for, resident, resident_for, shared_bytes, v9_resident
+from labkernels.quant import quantize, v7_variants
+from labkernels.quant.v7_variants import FILE, VARIANTS, Resident, _kernel, _resident_for, resident, resident_for, shared_bytes, v7_resident
 from tests.quant.test_tensor_cores import assert_right, inputs
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -73,14 +73,14 @@ def test_zeros_that_are_not_taken_off_are_seen(monkeypatch):
 
     x, weight = inputs(5, 72, 300, "int4", 128, BF16)
     assert_right(resident(Resident(2, 1, 2, 1, 3), x, weight), x, weight)
-    monkeypatch.setattr(v9_variants, "_kernel", wrong)
+    monkeypatch.setattr(v7_variants, "_kernel", wrong)
     with pytest.raises(AssertionError):
         assert_right(resident(Resident(2, 1, 2, 1, 3), x, weight), x, weight)
 
 
 @pytest.mark.gpu
 def test_passes_the_whole_check():
-    check("quant_matmul", "v9_resident", quiet=True)
+    check("quant_matmul", "v7_resident", quiet=True)
 
 
 @pytest.mark.gpu
@@ -89,9 +89,9 @@ def test_passes_the_whole_check():
 def test_at_a_models_sizes_the_same_bits_each_time(m, n, k, scheme, group_size):
     x = torch.randn(m, k, generator=torch.Generator("cuda").manual_seed(0), device="cuda").bfloat16()
     _, weight = inputs(1, n, k, scheme, group_size, BF16, "cuda")
-    first = v9_resident(x, weight)
+    first = v7_resident(x, weight)
     assert_right(first, x, weight)
-    assert all(torch.equal(first, v9_resident(x, weight)) for _ in range(3))
+    assert all(torch.equal(first, v7_resident(x, weight)) for _ in range(3))
 
 
 @pytest.mark.gpu
@@ -106,7 +106,7 @@ def test_a_chain_launched_early_gives_the_same_bits_as_one_that_waits(k):
         for wait in (False, True):
             y = x
             for i in range(12):
-                y = v9_resident(y, weights[i % 2])
+                y = v7_resident(y, weights[i % 2])
                 if wait:
                     torch.cuda.synchronize()
             results.append(y)
@@ -135,10 +135,10 @@ def test_the_choice_fills_the_gpu():
 
 
 def test_what_it_refuses():
-    accepts = VARIANTS["v9_resident"].accepts
+    accepts = VARIANTS["v7_resident"].accepts
     x, weight = inputs(16, 264, 400, "int4", 128, BF16)
     assert accepts(x, weight) is None and resident_for(x, weight).splits == 1
-    assert_right(v9_resident(x, weight), x, weight)
+    assert_right(v7_resident(x, weight), x, weight)
     assert accepts(torch.cat((x, x)), weight) == "up to 16 rows of x"
     assert "multiples of 8" in accepts(x, inputs(5, 20, 400, "int4", 128, BF16)[1])
     assert "bfloat16" in accepts(x.float(), weight)

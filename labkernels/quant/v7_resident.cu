@@ -1,4 +1,4 @@
-// Quantised matmul, v9: x stays in registers. Up to 16 rows of x on Hopper (sm_90a), every scheme.
+// Quantised matmul, v7: x stays in registers. Up to 16 rows of x on Hopper (sm_90a), every scheme.
 //   Idea      Of 16 rows of x a warp's share of k, 256 numbers a row, is 64 registers a lane: the B fragments of all its mma, loaded once, straight from
 //             memory. W streams past them as in v6, 16 rows at a time, into slots of shared memory that only this warp reads, and comes from there by
 //             ldmatrix: lane t of a row has 8 neighbours along k in a word, where x's fragment has the same. So nothing is staged, sorted

@@ -1,4 +1,4 @@
-"""How v9 of `quant_matmul`, x in registers, is launched on Hopper: how many blocks share k and tiles, and on what it can run."""
+"""How v7 of `quant_matmul`, x in registers, is launched on Hopper: how many blocks share k and tiles, and on what it can run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 from labkernels.quant.v5_variants import counters_for, for_copies
 from labkernels.quant.v6_variants import FORMATS, TABLE_BYTES
 
-FILE = Path(__file__).with_name("v9_resident.cu")
+FILE = Path(__file__).with_name("v7_resident.cu")
 MOST_ROWS = 16  # of x
 MOST_SPLITS = 16  # blocks that share k
 MOST_STEPS = 16  # of a team: the sums of its steps wait in shared memory
@@ -43,12 +43,12 @@ class Resident:
         return 16 * self.tiles
 
 
-def v9_resident(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+def v7_resident(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
     return resident(resident_for(x, weight), x, weight)
 
 
 def resident(config: Resident, x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
-    """v9 with this configuration."""
+    """v7 with this configuration."""
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
     if not y.numel():
@@ -77,7 +77,7 @@ def row_units(weight: QuantizedWeight) -> int:
 
 
 def shared_bytes(config: Resident, scheme: str, group_size: int | None, columns: int) -> int:
-    """Dynamic shared memory of v9_resident.cu."""
+    """Dynamic shared memory of v7_resident.cu."""
     scales = 256 * config.units // group_size * config.rows * (4 if scheme == "int4" else 2) if group_size else 0
     sums = 32 * config.rows * columns * (config.warps * config.batch + (config.steps if config.clustered and config.splits > 1 else 0))
     return config.warps * config.ahead * (128 * config.rows * config.units + ceil_div(scales, 128) * 128) + sums + TABLE_BYTES * (scheme in ("nf4", "codebook"))
@@ -125,5 +125,5 @@ def _accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
 
 VARIANTS = {
     variant.name: variant
-    for variant in (Variant("v9_resident", v9_resident, "x stays in registers as fragments; W streams past it by TMA and ldmatrix", FILE, _accepts),)
+    for variant in (Variant("v7_resident", v7_resident, "x stays in registers as fragments; W streams past it by TMA and ldmatrix", FILE, _accepts),)
 }
