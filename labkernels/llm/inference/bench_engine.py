@@ -18,7 +18,8 @@ import torch
 
 from labkernels.errors import LabKernelsError
 from labkernels.llm.config import ModelConfig
-from labkernels.llm.inference.engine import CACHE_DTYPES, Engine
+from labkernels.llm.inference.engine import Engine
+from labkernels.llm.inference.options import CACHE_DTYPES
 from labkernels.llm.estimate import inference_memory
 from labkernels.llm.model import Transformer
 from labkernels.llm.inference.requests import SamplingParams

@@ -24,16 +24,12 @@ from numbers import Integral
 import torch
 
 from labkernels.errors import ArgumentError
-from labkernels.kvcache.layout import FULL_DTYPES, LARGEST
 from labkernels.llm.inference.cache import EngineCache
 from labkernels.llm.inference.drawing import NOT_DRAWN, draw, log_probabilities
+from labkernels.llm.inference.options import affordable_pages, are_tokens, cache_dtype_of, check_counts, known_settings
 from labkernels.llm.inference.requests import Completion, Event, NoDistribution, Request, SamplingParams
 from labkernels.llm.inference.runner import make_runner
 from labkernels.llm.inference.scheduler import Prefill, Scheduler
-from labkernels.operation import dtype_name
-
-CACHE_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-MOST_CPU_TOKENS = 1 << 16  # of a cache whose size nobody gave
 
 
 @dataclass(frozen=True)
@@ -88,14 +84,14 @@ class Engine:
         self.max_seq_len = self.config.max_seq_len if max_seq_len is None else max_seq_len
         page_size = (64 if self.device.type == "cuda" else 16) if page_size is None else page_size
         counts = {"max_batch": max_batch, "chunk_tokens": chunk_tokens, "page_size": page_size, "lookahead": lookahead}
-        _check_counts(counts if cache_tokens is None else counts | {"cache_tokens": cache_tokens})
+        check_counts(counts if cache_tokens is None else counts | {"cache_tokens": cache_tokens})
         if not 2 <= self.max_seq_len <= self.config.max_seq_len:
             raise ArgumentError(f"Engine: max_seq_len is {max_seq_len}; it must be from 2 to the model's {self.config.max_seq_len}")
         if not 0 < memory <= 1:
             raise ArgumentError(f"Engine: memory is {memory}; it must be above 0, and at most 1")
-        cache_dtype = _cache_dtype(cache_dtype, self.dtype)
+        cache_dtype = cache_dtype_of(cache_dtype, self.dtype)
         wanted = max_batch * -(-self.max_seq_len // page_size)  # pages
-        pages = -(-cache_tokens // page_size) if cache_tokens else min(wanted, self._affordable(page_size, cache_dtype, memory))
+        pages = -(-cache_tokens // page_size) if cache_tokens else min(wanted, affordable_pages(self.config, self.device, page_size, cache_dtype, memory))
         self.cache = EngineCache(
             self.config.num_layers, pages, self.config.num_kv_heads, page_size, self.config.head_dim, cache_dtype, self.device, share_prefixes
         )
@@ -144,7 +140,7 @@ class Engine:
         """
         prompts = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
-        params = SamplingParams(max_new_tokens=max_new_tokens, **_known(settings))
+        params = SamplingParams(max_new_tokens=max_new_tokens, **known_settings(settings))
         requests: list[Request] = []
         heard: deque[Event] = deque()
         try:
@@ -173,7 +169,7 @@ class Engine:
         """Put a prompt into the queue; its events go to `heard`, too. Raises ArgumentError for one that can never be computed: empty, unknown
         tokens, too long."""
         tokens = tuple(self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt)
-        if not _are_tokens(tokens, self.config.vocab_size):
+        if not are_tokens(tokens, self.config.vocab_size):
             for token in tokens:
                 if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.config.vocab_size:
                     raise ArgumentError(f"generate: a prompt has the token {token!r}; tokens are ints from 0 to {self.config.vocab_size - 1}")
@@ -315,40 +311,3 @@ class Engine:
         if self.tokenizer is None:
             raise ArgumentError(f"{what}: the engine has no tokenizer; give tokens, or make it with Engine(model, tokenizer)")
         return self.tokenizer
-
-    def _affordable(self, page_size: int, dtype: torch.dtype, memory: float) -> int:
-        """Pages that there is memory for."""
-        c = self.config
-        of_head = c.head_dim * dtype.itemsize + (4 if dtype in LARGEST else 0)
-        page = 2 * c.num_layers * c.num_kv_heads * page_size * of_head
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            return max(1, int(free * memory) // page)
-        import psutil
-
-        return max(1, min(MOST_CPU_TOKENS // page_size, psutil.virtual_memory().available // 4 // page))
-
-
-def _cache_dtype(given, model_dtype: torch.dtype) -> torch.dtype:
-    dtype = model_dtype if given is None else CACHE_DTYPES.get(given, given)
-    if dtype is not model_dtype and dtype not in LARGEST or dtype not in (*FULL_DTYPES, *LARGEST):
-        raise ArgumentError(f"Engine: cache_dtype is {given!r}; it must be None, 'int8' or 'fp8' (the model is {dtype_name(model_dtype)})")
-    return dtype
-
-
-def _are_tokens(tokens: tuple, vocab_size: int) -> bool:
-    """All of them plain ints within the vocabulary? Quicker than to look at each of 8192."""
-    return set(map(type, tokens)) == {int} and min(tokens) >= 0 and max(tokens) < vocab_size
-
-
-def _check_counts(counts: dict[str, int]) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(f"Engine: {name} is {value!r}; it must be an int of at least 1")
-
-
-def _known(settings: dict) -> dict:
-    known = set(SamplingParams.__dataclass_fields__)
-    if unknown := [name for name in settings if name not in known]:
-        raise ArgumentError(f"generate: there is no setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    return settings

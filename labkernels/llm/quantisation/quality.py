@@ -26,7 +26,8 @@ from labkernels.errors import ArgumentError
 from labkernels.llm.inference.cache import EngineCache
 from labkernels.llm.inference.cached import CachedRunner
 from labkernels.llm.quantisation.calibrate import plain_products, quantize_calibrated, quantize_searched
-from labkernels.llm.inference.engine import CACHE_DTYPES, Engine
+from labkernels.llm.inference.engine import Engine
+from labkernels.llm.inference.options import CACHE_DTYPES
 from labkernels.llm.quantisation.held_out import Windows
 from labkernels.llm.model import Transformer
 from labkernels.llm.quantisation.quantized import SCHEMES, check_scheme, quantize_model
