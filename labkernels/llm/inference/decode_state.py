@@ -64,7 +64,10 @@ class DecodeState:
     def begin(self, embedding: torch.Tensor, hidden: torch.Tensor, angles: torch.Tensor, bests: torch.Tensor | None = None) -> tuple:
         """The arguments of begin.cu, which is launched with `rows` blocks. bests: candidates (rows, n, 2) of the head, where it draws."""
         tensors = (self.tokens, bests, 0 if bests is None else bests.shape[1], self.draws, self.slots, self.spots, self.history, self.step, self.lengths, self.block_table, self.turns)
-        return *tensors, embedding, hidden, angles, self.width, self.page_size, self.head_dim, *reversed(embedding.shape), len(angles)
+        row_bytes = embedding.shape[1] * embedding.element_size()
+        pieces = row_bytes // 16 if row_bytes % 16 == 0 and embedding.data_ptr() % 16 == 0 else 0
+        sizes = (self.width, self.page_size, self.head_dim, pieces, *reversed(embedding.shape), len(angles))
+        return *tensors, embedding, hidden, angles, *sizes
 
     @property
     def settings(self) -> dict[str, torch.Tensor]:

@@ -131,8 +131,7 @@ class FusedRunner:
         config = stream_for(self.device, rows, stored, True)
         if not self._is_narrow(rows) or not self.streams_head or rows > 4 * config.share:
             return None
-        candidates = config.groups * blocks_of(config, self.device, ceil_div(stored.n, 16))
-        return torch.zeros(rows, candidates, 2, dtype=torch.int32, device=self.device)
+        return torch.zeros(rows, blocks_of(config, self.device, ceil_div(stored.n, 16)), 2, dtype=torch.int32, device=self.device)
 
     def _likeliest(self, hidden: torch.Tensor, bests: torch.Tensor) -> None:
         weight, rows, stored = self.model.head_weight, len(hidden), Stored.of(self.model.head_weight)

@@ -22,7 +22,7 @@ struct Likeliest {
     }
 };
 
-// As gemv_quantised; bests (m, gridDim.x * WARPS / SHARE). m at most 4 * SHARE, so that a thread has one row of x alone.
+// As gemv_quantised; bests (m, gridDim.x). m at most 4 * SHARE, so that a thread has one row of x alone.
 template <class Format, int TILES, int WARPS, int SHARE, int AHEAD, int BLOCKS>
 __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
     head_stream(const typename Format::T* x, const void* w, const void* scales, const float* codebook, const typename Format::T* norm_weight, Best* bests,
@@ -30,7 +30,15 @@ __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
     extern __shared__ __align__(16) unsigned char shared[];
     const Likeliest<typename Format::T> epilogue{sizes.n, nothing_yet()};
     stream<Format, true, TILES, WARPS, SHARE, AHEAD>(epilogue, x, w, scales, codebook, norm_weight, sizes, shared, table_bytes);
+    constexpr int GROUPS = WARPS / SHARE;
+    __shared__ Best of_group[4 * SHARE][GROUPS];
     const Best best = best_of_lanes(epilogue.best, 8);
-    const int item = threadIdx.x % (32 * SHARE), groups = WARPS / SHARE, group = threadIdx.x / (32 * SHARE);
-    if (item % 8 == 0 && item < 8 * sizes.m && blockIdx.y == 0) bests[(item / 8 * gridDim.x + blockIdx.x) * groups + group] = best;
+    const int item = threadIdx.x % (32 * SHARE), group = threadIdx.x / (32 * SHARE);
+    if (item % 8 == 0) of_group[item / 8][group] = best;
+    __syncthreads();
+    if (threadIdx.x < static_cast<unsigned>(sizes.m) && blockIdx.y == 0) {
+        Best of_block = of_group[threadIdx.x][0];
+        for (int i = 1; i < GROUPS; ++i) of_block = better(of_block, of_group[threadIdx.x][i]);
+        bests[threadIdx.x * gridDim.x + blockIdx.x] = of_block;
+    }
 }
