@@ -31,7 +31,7 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.training.monitor import mfu, peak_tflops
 from labkernels.llm.data.shards import TokenDataset
 from labkernels.llm.training.train import TrainConfig, Trainer
-from labkernels.llm.training.train_parts import FASTEST, KEPT, OURS
+from labkernels.llm.training.train_parts import FASTEST, OURS
 
 WARM_UP = 3  # steps that are not timed
 HEAT_MS = 1000.0  # of work before those that are
@@ -67,7 +67,6 @@ LADDER = {
         Row("our_kernels", "products, norms, SwiGLU and embedding by our kernels, too", "our_loss", {"kernels": OURS}, None, 2),
         Row("cublas", "products of the layers by cuBLAS again, the rest ours", "our_kernels", {"kernels": FASTEST}, None, 0),
         Row("stochastic", "no masters: stochastic rounding, bfloat16 moments", "cublas", _BARE, None, 1),
-        Row("kept", "hidden layers of the FFNs kept", "stochastic", {"kernels": KEPT}, None, 1),
         Row("selective", "selective activation checkpointing", "cublas", {"checkpointing": "selective"}, None, 4),
         Row("full", "full activation checkpointing", "cublas", {"checkpointing": "full"}, None, 4),
         Row("fp8", "products of the layers in fp8, scales of the steps before", "cublas", {"fp8": "delayed"}, None, 0),

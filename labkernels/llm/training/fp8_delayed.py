@@ -24,7 +24,7 @@ from labkernels.torch_extension.operators import LIBRARY, define
 
 LINEAR_SITES = (E4M3, E4M3, E5M2)  # x, weight, gradient of the result
 FFN_SITES = (E4M3, E4M3, E4M3, E4M3, E5M2, E5M2)  # x, w1, hidden, w2, gradient of gate and up, gradient of the result
-FAST = {"forward": True, "backward": True}  # may sums stay in the tensor cores, which keep some 14 bits of them?
+FAST = {"y": True, "dx": False, "dw": False}  # may the sums of a product stay in the tensor cores, which keep some 14 bits of them?
 CHUNK = 4096  # tokens, where a tensor is looked at that is not there as a whole
 SCHEMAS = {
     "fp8_linear": "(Tensor x, Tensor? x8, Tensor? x8_turned, Tensor weight, Tensor rows, Tensor fresh, bool keep) "
@@ -68,7 +68,7 @@ def fp8_linear(x, x8, x8_turned, weight, rows, fresh, keep):
 
 def fp8_linear_backward(grad, x_turned, w_turned, rows, fresh):
     g8, g_turned = _cast(grad, rows[2], fresh, True, E5M2)
-    return _product(g8, w_turned, rows[2], rows[1], "backward"), _product(g_turned, x_turned, rows[2], rows[0], "backward")
+    return _product(g8, w_turned, rows[2], rows[1], "dx"), _product(g_turned, x_turned, rows[2], rows[0], "dw")
 
 
 def fp8_ffn(x, x8, x8_turned, w1, w2, rows, fresh, keep):
@@ -86,13 +86,13 @@ def fp8_ffn(x, x8, x8_turned, w1, w2, rows, fresh, keep):
 def fp8_ffn_backward(grad, x_turned, w1_turned, gate_up, w2_turned, rows, fresh):
     of_x, of_w1, of_hidden, of_w2, of_inner, of_grad = rows.unbind()
     g8, g_turned = _cast(grad, of_grad, fresh, True, E5M2)
-    inner = _product(g8, w2_turned, of_grad, of_w2, "backward")  # the gradient of the hidden layer
+    inner = _product(g8, w2_turned, of_grad, of_w2, "dx")  # the gradient of the hidden layer
     if fresh:
         settle(of_inner, E5M2, (_gate_up_gradient(*each) for each in zip(inner.split(CHUNK), gate_up.split(CHUNK))))
     p8, p_turned, h_turned = fp8.swiglu_gradient(inner, gate_up, of_inner[SCALE], of_inner[LARGEST], of_hidden[SCALE])
     del inner
-    dw2 = _product(g_turned, h_turned, of_grad, of_hidden, "backward")
-    return _product(p8, w1_turned, of_inner, of_w1, "backward"), _product(p_turned, x_turned, of_inner, of_x, "backward"), dw2
+    dw2 = _product(g_turned, h_turned, of_grad, of_hidden, "dw")
+    return _product(p8, w1_turned, of_inner, of_w1, "dx"), _product(p_turned, x_turned, of_inner, of_x, "dw"), dw2
 
 
 def _cast(x, row, fresh, keep, dtype=E4M3):
@@ -102,9 +102,9 @@ def _cast(x, row, fresh, keep, dtype=E4M3):
     return fp8.cast(x, row[SCALE], dtype == E5M2, keep, row[LARGEST] if keep else None)
 
 
-def _product(a, b, row_a, row_b, direction="forward"):
+def _product(a, b, row_a, row_b, which="y"):
     """a (m, k), b (n, k) -> (m, n) bfloat16."""
-    return fp8.matmul_fp8(a, b.t(), row_a[INVERSE], row_b[INVERSE], FAST[direction])
+    return fp8.matmul_fp8(a, b.t(), row_a[INVERSE], row_b[INVERSE], FAST[which])
 
 
 def settle(row, dtype, pieces) -> None:

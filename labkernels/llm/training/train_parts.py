@@ -24,7 +24,6 @@ from labkernels.llm.training.train_config import TrainConfig
 # clock: both multiply at some 640 TFLOP/s then, and a step with cuBLAS's takes 1.5% less time than one with matmul's v7 (269.9 and 273.9 ms in turns).
 OURS = dict.fromkeys(OPERATIONS, "labkernels")
 FASTEST = OURS | {"linear": "torch", "ffn": "torch", "activation": "labkernels"}  # "activation": packed_swiglu.py
-KEPT = FASTEST | {"activation": "kept"}  # the hidden layers of the FFNs, too: a little faster, 6.4 GB more at 645M and 32768 tokens
 
 
 class Parts:
@@ -79,9 +78,8 @@ class Parts:
             kernels = FASTEST if hopper else "torch"
         if isinstance(kernels, dict):
             kernels = dict(kernels)
-            activation = kernels.pop("activation", "torch")
-            if activation != "torch":
-                packed_swiglu.convert(self.model, keep=activation == "kept")
+            if kernels.pop("activation", "torch") == "labkernels":
+                packed_swiglu.convert(self.model)
         self.model.kernels = kernels
         self.model.checkpointing = self.config.checkpointing
         if self.config.fp8 != "none":

@@ -278,7 +278,7 @@ def test_every_option_of_the_command_has_help():
 @pytest.mark.gpu
 def test_on_a_gpu_it_learns_with_our_kernels_compiled_and_in_fp8(data):
     for options in ({"kernels": "labkernels"}, {"compile": "blocks", "kernels": "auto"}, {"fp8": "tensor", "compile": "blocks", "kernels": "auto"},
-                    {"optimizer": "muon", "kernels": "auto"}):  # fmt: skip
+                    {"fp8": "delayed", "master": "stochastic", "moments": "bf16"}, {"checkpointing": "selective"}, {"optimizer": "muon", "kernels": "auto"}):  # fmt: skip
         found = losses(Trainer(config(device="cuda", precision="bf16", steps=25, model={**TINY, "embed_dim": 128, "ffn_dim": 256}, **options), data))
         assert found[-1] < found[0] - 1.0, options
 
