@@ -183,7 +183,7 @@ def stream_for(device: torch.device, m: int, stored: Stored, norm: bool) -> Stre
         config = replace(config, splits=2 * config.splits, share=config.warps)  # a cluster's barriers cost 2 us: only where x does not fit
     rounds = ceil_div(ceil_div(stored.n, 16), config.groups * blocks_of(config, device, ceil_div(stored.n, 16)))
     needed = rounds * ceil_div(stored.steps, config.share * config.splits)  # steps of a warp in all: room that is left is the next kernel's
-    config = replace(config, ahead=min(config.ahead, max(2, needed)))
+    config = replace(config, ahead=min(config.ahead, max(2, needed)), blocks=config.blocks if m == 1 else 16 // config.warps)
     while config.shared_mem(m, stored, norm) > MOST_SHARED // config.resident and config.ahead > LEAST_AHEAD:
         config = replace(config, ahead=config.ahead - 2) if config.ahead > 6 or config.resident == 1 else replace(config, resident=1, ahead=12)
     return config
@@ -191,14 +191,14 @@ def stream_for(device: torch.device, m: int, stored: Stored, norm: bool) -> Stre
 
 def _tuned(n: int, k: int, bits: int) -> Stream:
     """What was fastest in a decode step of Llama-3.2-1B on an H200, of those that spill no registers."""
-    if bits == 4:
-        return Stream(8, 8, resident=2, share=2) if n >= 8192 else Stream(16, 8, blocks=1) if k >= 8192 else Stream(8, 8)
     if n > 65_536:
-        return Stream(8, 16, blocks=1, share=8 if bits == 16 else 1)
+        return Stream(8, 16, blocks=1) if bits == 16 else Stream(8, 10, resident=2)
+    if bits == 4:
+        return Stream(8, 8, resident=2, share=2) if n >= 8192 else Stream(16, 8, blocks=1) if k >= 8192 else Stream(8, 8, resident=2)
     if n >= 8192:
-        return Stream(8, 12, resident=2, share=4 if bits == 16 else 2)
+        return Stream(8, 12, resident=2, share=4)
     if k >= 4096:
-        return Stream(16, 8, blocks=1)
+        return Stream(16, 10 if bits == 16 else 8, blocks=1)
     return Stream(8, 6, blocks=3, resident=2) if n > 2048 else Stream(16, 4, blocks=1)
 
 

@@ -44,7 +44,7 @@ class FusedRunner:
         self.model, self.cache, self.config = model, cache, model.config
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
         self.max_batch, self.max_seq_len = max_batch, max_seq_len or model.config.max_seq_len
-        self._made: dict[tuple, dict[str, torch.Tensor] | DecodeState] = {}
+        self._made: dict[tuple, dict[str, torch.Tensor] | DecodeState | torch.Tensor] = {}
         self.streams = self.dtype != torch.float32 and all(self._streams(layer.weight) for block in model.blocks for layer in _linears(block))
         self.streams_head = self._streams(model.head_weight)
 
@@ -128,10 +128,15 @@ class FusedRunner:
     def _bests(self, rows: int) -> torch.Tensor | None:
         """Room for the head's candidates (rows, blocks, 2), if it can find the likeliest tokens itself."""
         stored = Stored.of(self.model.head_weight)
-        config = stream_for(self.device, rows, stored, True)
-        if not self._is_narrow(rows) or not self.streams_head or rows > 4 * config.share:
+        if not self._is_narrow(rows) or not self.streams_head:
             return None
-        return torch.zeros(rows, blocks_of(config, self.device, ceil_div(stored.n, 16)), 2, dtype=torch.int32, device=self.device)
+        config = stream_for(self.device, rows, stored, True)
+        if rows > 4 * config.share:
+            return None
+        if ("bests", rows) not in self._made:
+            shape = rows, blocks_of(config, self.device, ceil_div(stored.n, 16)), 2
+            self._made["bests", rows] = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        return self._made["bests", rows]
 
     def _likeliest(self, hidden: torch.Tensor, bests: torch.Tensor) -> None:
         weight, rows, stored = self.model.head_weight, len(hidden), Stored.of(self.model.head_weight)

@@ -36,6 +36,9 @@ from labkernels.llm.inference.prompt_state import PromptSize, PromptState
 from labkernels.llm.inference.requests import Request
 
 
+STEPS = 4  # in a graph, where as many are wanted: from one graph to the next a GPU stands still for 5 us
+
+
 class GraphRunner(FusedRunner):
     """Captured when first needed: a batch's first step takes some 10 ms longer."""
 
@@ -66,12 +69,14 @@ class GraphRunner(FusedRunner):
     def decode_steps(self, requests: Sequence[Request], count: int) -> list[list[int]]:
         """`count` tokens in a row for each of these, whose cache has reserved as many slots."""
         pages, rows = self.cache.pages, len(requests)
-        draws = "likeliest" if all(r.params.greedy for r in requests) and self._bests(_places(rows)) is not None else "sampled"
-        graph, state, bests = self._captured(rows, max(pages.length(r.sequence) for r in requests), draws)
+        greedy = all(request.params.greedy for request in requests) and self._bests(_places(rows)) is not None
+        longest, runs = max(pages.length(r.sequence) for r in requests), [STEPS] * (count // STEPS) + [1] * (count % STEPS)
+        captured = {steps: self._captured(rows, longest, "likeliest" if greedy else "sampled", steps) for steps in set(runs)}
+        state = captured[runs[0]][1]
         state.fill([(r.tokens[-1], pages.length(r.sequence) - count, pages.pages(r.sequence)) for r in requests], requests)
-        for _ in range(count):
-            graph.replay()
-        self._begin(state, bests if draws == "likeliest" else None)  # which notes the last tokens
+        for steps in runs:
+            captured[steps][0].replay()
+        self._begin(state, self._bests(state.rows) if greedy else None)  # which notes the last tokens
         return state.drawn(len(requests), count)
 
     @torch.no_grad()
@@ -89,26 +94,27 @@ class GraphRunner(FusedRunner):
         graph.replay()
         return logits[: len(ends)]
 
-    def _captured(self, rows: int, longest: int, draws: str | None):
-        key = _places(rows), self._reach(longest), draws
+    def _captured(self, rows: int, longest: int, draws: str | None, steps: int = 1):
+        key = _places(rows), self._reach(longest), draws, steps
         if key not in self._graphs:
             self._graphs[key] = self._capture_step(*key)
         return self._graphs[key]
 
-    def _capture_step(self, rows: int, reach: int, draws: str | None):
-        """draws: None, and there are logits; "sampled", by the requests' settings; "likeliest", and there are candidates for it."""
+    def _capture_step(self, rows: int, reach: int, draws: str | None, steps: int):
+        """draws: None, and there are logits; "sampled", by the requests' settings; "likeliest", and there are candidates for it. `steps` in a row."""
         bests = self._bests(rows) if draws == "likeliest" else None
         state = self._state(rows, reach)
         state.fill([])  # the other graph of this size may have left its sequences here, whose pages are others' by now
 
-        def step() -> torch.Tensor:
-            logits = self._step(state, bests)
-            if draws == "sampled":
-                state.tokens.copy_(lk.sample_tokens(logits, **state.settings))
+        def step() -> torch.Tensor | None:
+            for _ in range(steps):
+                logits = self._step(state, bests)
+                if draws == "sampled":
+                    state.tokens.copy_(lk.sample_tokens(logits, **state.settings))
             return logits
 
         graph, logits = self._capture(step)
-        return graph, state, logits if bests is None else bests
+        return graph, state, logits
 
     def _capture(self, step: Callable[[], torch.Tensor | None]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor | None]:
         """A graph of `step`, and its result; step runs once before, of empty places: so kernels are compiled and loaded."""
