@@ -70,6 +70,7 @@ class LoadedKernel:
             raise _launch_error(name, "cannot be loaded", error) from error
         self._shared_limit = torch.cuda.get_device_properties(device_index).shared_memory_per_block_optin - self._static_shared
         self._shared_allowed = _WITHOUT_OPT_IN - self._static_shared
+        self._prefers_shared = False
 
     def launch(
         self,
@@ -95,6 +96,8 @@ class LoadedKernel:
             )
         if shared_mem > self._shared_allowed:
             self._allow_shared(shared_mem)
+        if early and not self._prefers_shared:
+            self._prefer_shared()
         stream = torch.cuda.current_stream(self._device_index).cuda_stream
         if cluster is not None or early and self._is_hopper:
             return self._launch_with_attributes(grid, block, values, shared_mem, stream, cluster, early)
@@ -130,6 +133,13 @@ class LoadedKernel:
         with _cupy().cuda.Device(self._device_index):
             self._raw.max_dynamic_shared_size_bytes = self._shared_limit
         self._shared_allowed = self._shared_limit
+
+
+    def _prefer_shared(self) -> None:
+        """All of an SM's memory as shared memory: kernels that ask for other shares of it cannot run beside each other, which is what early ones do."""
+        with _cupy().cuda.Device(self._device_index):
+            self._raw.preferred_shared_memory_carveout = 100
+        self._prefers_shared = True
 
 
 class _ArgumentMemory(threading.local):
