@@ -15,6 +15,9 @@ FILE = Path(__file__).with_name("fp8_cast.cu")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 TILE = 128  # of fp8_cast.cu
 SMALLEST = 1e-12  # that a largest number is taken to be
+# May the sums of a layer's products stay in the tensor cores, which keep some 14 bits of them? In the backward products that makes a step 4% faster; after
+# 40 steps at 645M the mean loss of the last ten was 7.30 so, 7.14 with exact sums there, and 7.12 in bfloat16.
+FAST = {"y": True, "dx": False, "dw": False}
 
 
 @torch.library.custom_op("labkernels::fp8_cast", mutates_args=())

@@ -18,13 +18,12 @@ from typing import NamedTuple
 import torch
 
 from labkernels.llm.training import fp8_cast as fp8
-from labkernels.llm.training.fp8_cast import E4M3, E5M2, SMALLEST
+from labkernels.llm.training.fp8_cast import E4M3, E5M2, FAST, SMALLEST
 from labkernels.llm.training.fp8_scales import INVERSE, LARGEST, SCALE, Sites
 from labkernels.torch_extension.operators import LIBRARY, define
 
 LINEAR_SITES = (E4M3, E4M3, E5M2)  # x, weight, gradient of the result
 FFN_SITES = (E4M3, E4M3, E4M3, E4M3, E5M2, E5M2)  # x, w1, hidden, w2, gradient of gate and up, gradient of the result
-FAST = {"y": True, "dx": False, "dw": False}  # may the sums of a product stay in the tensor cores, which keep some 14 bits of them?
 CHUNK = 4096  # tokens, where a tensor is looked at that is not there as a whole
 SCHEMAS = {
     "fp8_linear": "(Tensor x, Tensor? x8, Tensor? x8_turned, Tensor weight, Tensor rows, Tensor fresh, bool keep) "

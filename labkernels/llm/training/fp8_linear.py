@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.model import Context, FeedForward, RMSNorm
-from labkernels.llm.training.fp8_cast import E4M3, E5M2, SMALLEST, fp8_cast, fp8_swiglu_backward, matmul_fp8
+from labkernels.llm.training.fp8_cast import E4M3, E5M2, FAST, SMALLEST, fp8_cast, fp8_swiglu_backward, matmul_fp8
 from labkernels.llm.training.fp8_delayed import FFN_SITES, LINEAR_SITES, Cast, feed_forward, linear
 from labkernels.llm.training.fp8_norm import Fp8Norm
 from labkernels.llm.training.fp8_scales import DelayedScales, Sites
@@ -55,8 +55,8 @@ class _TensorScaled(torch.autograd.Function):
         scale = scale_of(grad, E5M2)
         g8, g8_turned = fp8_cast(grad, scale, True)  # (tokens, out), (out, tokens)
         inverse = scale.reciprocal()
-        dx = matmul_fp8(g8, w8_turned.t(), inverse, scale_w.reciprocal())
-        dweight = matmul_fp8(g8_turned, x8_turned.t(), inverse, scale_x.reciprocal())
+        dx = matmul_fp8(g8, w8_turned.t(), inverse, scale_w.reciprocal(), FAST["dx"])
+        dweight = matmul_fp8(g8_turned, x8_turned.t(), inverse, scale_x.reciprocal(), FAST["dw"])
         return dx, dweight
 
 
@@ -83,13 +83,13 @@ class _SwiGLU(torch.autograd.Function):
         x8_turned, w8_1_turned, gate_up, h8_turned, w8_2_turned, scale_x, scale_1, scale_h, scale_2, largest = ctx.saved_tensors
         scale = scale_of(grad, E5M2)
         g8, g8_turned = fp8_cast(grad, scale, True)
-        dhidden = matmul_fp8(g8, w8_2_turned.t(), scale.reciprocal(), scale_2.reciprocal())
-        dw2 = matmul_fp8(g8_turned, h8_turned.t(), scale.reciprocal(), scale_h.reciprocal())
+        dhidden = matmul_fp8(g8, w8_2_turned.t(), scale.reciprocal(), scale_2.reciprocal(), FAST["dx"])
+        dw2 = matmul_fp8(g8_turned, h8_turned.t(), scale.reciprocal(), scale_h.reciprocal(), FAST["dw"])
         bound = dhidden.abs().amax(-1).amax().float() * largest.float() * STEEPEST
         scale = torch.finfo(E5M2).max / bound.clamp(min=SMALLEST)
         p8, p8_turned = fp8_swiglu_backward(dhidden, gate_up, scale)
-        dx = matmul_fp8(p8, w8_1_turned.t(), scale.reciprocal(), scale_1.reciprocal())
-        dw1 = matmul_fp8(p8_turned, x8_turned.t(), scale.reciprocal(), scale_x.reciprocal())
+        dx = matmul_fp8(p8, w8_1_turned.t(), scale.reciprocal(), scale_1.reciprocal(), FAST["dx"])
+        dw1 = matmul_fp8(p8_turned, x8_turned.t(), scale.reciprocal(), scale_x.reciprocal(), FAST["dw"])
         return dx, dw1, dw2
 
 
