@@ -2,13 +2,16 @@
 //   Idea      Of 16 rows of x a warp's share of k, 256 numbers a row, is 64 registers a lane: the B fragments of all its mma, loaded once, straight from
 //             memory. W streams past them as in v6, 16 rows at a time, into slots of shared memory that only this warp reads, and comes from there by
 //             ldmatrix: lane t of a row has 8 neighbours along k in a word, where x's fragment has the same. So nothing is staged, sorted
-//             or read twice, and warps wait for each other only to add up: those of a block in shared memory, blocks of a cluster in each other's.
+//             or read twice, and warps wait for each other only to add up: those of a block in shared memory, and then those of a team of blocks.
 //             What zeros take off is the zero times the sum of x, which mma gives as well: with ones for W.
 //             A block takes less than half of an SM: the next kernel's, launched early, has its slots full when this one ends.
+//             Blocks that share k meet in a cluster if they are two, else in memory: clusters of four and more do not fit into what is
+//             left of the groups of SMs, and come in two waves.
 //   Predicts  230 instructions for 4096 numbers, 2.6 us for 11008 x 4096, which takes 5.3 us to read; three latencies stand around them: x, the sums
-//             of the block, those of the cluster.
+//             of the block, those of the team.
 //   Measured  data/measured/h200/quant_matmul.csv, once it is recorded.
-//   Wastes    More than 16 rows of x do not fit; sums of 256 products cost as many stores as W's numbers cost loads.
+//   Wastes    It takes twice what reading takes: nothing of x is there before the kernel before has ended, and W's first steps wait for it.
+//             More than 16 rows of x do not fit.
 #include "cluster.cuh"
 #include "convert.cuh"
 #include "gemv_formats.cuh"

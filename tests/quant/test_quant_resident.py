@@ -84,11 +84,12 @@ def test_passes_the_whole_check():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("m, n, k", [(16, 11008, 4096), (5, 4096, 11008), (9, 28672, 8192), (16, 1024, 28672)])
+@pytest.mark.parametrize("m, n, k", [(16, 11008, 4096), (5, 4096, 11008), (16, 1024, 28672)])
 @pytest.mark.parametrize("scheme, group_size", [("int4", 128), ("int4", 32), ("nf4", 64), ("int8", None)])
 def test_at_a_models_sizes_the_same_bits_each_time(m, n, k, scheme, group_size):
-    x = torch.randn(m, k, generator=torch.Generator("cuda").manual_seed(0), device="cuda").bfloat16()
-    _, weight = inputs(1, n, k, scheme, group_size, BF16, "cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(m, k, generator=generator, device="cuda").bfloat16()
+    weight = quantize(torch.randn(n, k, generator=generator, device="cuda") / k**0.5, scheme, group_size)
     first = v7_resident(x, weight)
     assert_right(first, x, weight)
     assert all(torch.equal(first, v7_resident(x, weight)) for _ in range(3))
