@@ -21,7 +21,7 @@ from labkernels.quant.v6_variants import FORMATS, TABLE_BYTES
 FILE = Path(__file__).with_name("v7_resident.cu")
 MOST_ROWS = 16  # of x
 MOST_SPLITS = 16  # blocks that share k
-MOST_STEPS = 16  # of a team: the sums of its steps wait in shared memory
+HALF_SHARED = 110 * 1024  # bytes of dynamic shared memory with which two blocks fit a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,14 @@ def _resident_for(columns: int, scheme: str, group_size: int | None, n: int, uni
     if splits > MOST_SPLITS:
         return None
     all_steps, teams = ceil_div(n, config.rows), max(1, 2 * at_once // splits)
-    steps = ceil_div(all_steps, teams)
-    if steps > MOST_STEPS:
-        steps = ceil_div(all_steps, teams * ceil_div(steps, MOST_STEPS))
-    return replace(config, splits=splits, steps=steps, clustered=splits == 2, batch=1 if steps <= 4 else 2)
+    for most in (16, 12, 8, 4):  # of a team's steps, whose sums wait in shared memory
+        waves = ceil_div(ceil_div(all_steps, teams), most)
+        steps = ceil_div(all_steps, teams * waves)
+        for batch in (2, 1) if steps > 4 else (1,):
+            chosen = replace(config, splits=splits, steps=steps, clustered=splits == 2, batch=batch)
+            if shared_bytes(chosen, scheme, group_size, columns) <= HALF_SHARED:
+                return chosen
+    return None
 
 
 @functools.lru_cache(None)
