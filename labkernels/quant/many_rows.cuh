@@ -1,4 +1,5 @@
-// How the sums of v5's kernel for many rows of x leave it: added up with those of the other blocks that have a part of the tile, and stored.
+// How the sums of v5's kernel for many rows of x leave it: added up with those of the other blocks that have a part of the tile, and
+// stored.
 #pragma once
 #include "hopper_weights.cuh"
 #include "stream_k.cuh"
@@ -38,7 +39,8 @@ __device__ __forceinline__ void store_part(const TensorMap& y, char* slabs, int&
     }
 }
 
-// Tiles whose k the SPLITS blocks of a cluster share: each adds up a share of the rows of y, and leaves the others its sums of theirs, in `own`.
+// Tiles whose k the SPLITS blocks of a cluster share: each adds up a share of the rows of y, and leaves the others its sums of theirs, in
+// `own`.
 template <int SPLITS, int THREADS, int COUNT>
 __device__ __forceinline__ void leave_others(const float (&sums)[COUNT], float4* own, int rank) {
     constexpr int SHARE = COUNT / 4 / SPLITS;  // vectors, which are 8 rows of y each
@@ -47,8 +49,8 @@ __device__ __forceinline__ void leave_others(const float (&sums)[COUNT], float4*
         if (i / SHARE != rank) own[i * THREADS] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
 }
 
-// Of `sums`, vectors `first` and on of share `rank`, and what the other blocks of the cluster have left of them in `memory`, one TILE after the
-// other. In order of k: the same bits each time. Registers have no address: SHARE is rank, known to the compiler.
+// Of `sums`, vectors `first` and on of share `rank`, and what the other blocks of the cluster have left of them in `memory`, one TILE
+// after the other. In order of k: the same bits each time. Registers have no address: SHARE is rank, known to the compiler.
 template <int SPLITS, int TILE, int THREADS, int SHARE = 0, int PIECE, int COUNT>
 __device__ __forceinline__ void add_up(float (&total)[PIECE], const float (&sums)[COUNT], const float4* memory, int rank, int first) {
     if (SHARE != rank) {
@@ -73,8 +75,8 @@ __device__ __forceinline__ void add_up(float (&total)[PIECE], const float (&sums
 }
 
 // The same for tiles cut where parts end (stream_k.cuh): the `sums` of `block` become those of the whole tile if it comes last; else its
-// own are in `memory` when it returns, and the result is false. A block's part lies at its slot, as `threads` vectors for each 4 of a thread's sums.
-// Parts are added in the order of k, of which the first two may change places: the same bits each time, whoever adds.
+// own are in `memory` when it returns, and the result is false. A block's part lies at its slot, as THREADS vectors for each 4 of a
+// thread's sums. Parts are added in the order of k, of which the first two may change places: the same bits each time, whoever adds.
 template <int THREADS, int COUNT>
 __device__ __forceinline__ bool add_up_parts(float (&sums)[COUNT], const Schedule& schedule, int block, const Item& item, float4* memory,
                                              int* counters, int& arrived_before, int barrier) {

@@ -1,7 +1,7 @@
-// How v4 and v5 share out the tiles of a result ("stream-K"): whole ones as long as there is one for every block; the rest, cut along k into
-// equal parts, one a block, wherever a tile ends. Parts of a tile go to memory, and the block that comes last adds them, in the order of k.
-// A block does a tile's later parts before its whole tiles, and a tile's first part after them. So the others of the tile have long come when
-// its first part is done; that one is never written, only the others are read.
+// How v4 and v5 share out the tiles of a result ("stream-K"): whole ones as long as there is one for every block; the rest, cut along k
+// into equal parts, one a block, wherever a tile ends. Parts of a tile go to memory, and the block that comes last adds them, in the
+// order of k. A block does a tile's later parts before its whole tiles, and a tile's first part after them. So the others of the tile
+// have long come when its first part is done; that one is never written, only the others are read.
 #pragma once
 #include "named_barrier.cuh"
 
@@ -51,9 +51,11 @@ struct Schedule {
     __device__ int slot(int block, int tile) const { return 2 * block + (begin_of(block) < (tile - whole) * steps); }
 };
 
-// Have all blocks come but one? `arrives` counts this one first. The counters are zeros before and afterwards. All `threads` threads of named
-// barrier `barrier` call it. A fence of one thread is enough: it speaks for all whom a barrier has brought together with it, before and after.
-__device__ __forceinline__ bool all_came(const Members& members, int* counters, bool arrives, int& arrived_before, int barrier, int threads) {
+// Have all blocks come but one? `arrives` counts this one first. The counters are zeros before and afterwards. All `threads` threads of
+// named barrier `barrier` call it. A fence of one thread is enough: it speaks for all whom a barrier has brought together with it, before
+// and after.
+__device__ __forceinline__ bool all_came(const Members& members, int* counters, bool arrives, int& arrived_before, int barrier,
+                                         int threads) {
     named_barrier_sync(barrier, threads);
     if (threadIdx.x == 0) {
         __threadfence();

@@ -1,30 +1,32 @@
 // Quantised matmul, v5, for many rows of x: Hopper. y = x W^T for 64 to thousands of rows of x, W in 4 or 8 bits (sm_90a).
-//   Idea      As v5_few_rows.cu: W becomes wgmma's A operand in registers. But now multiplication takes longer than W's way from memory, so
-//             blocks stay, and tiles are as large as registers allow, 128 rows of W by 256 of x: each number is unpacked once for 256
+//   Idea      As v5_few_rows.cu: W becomes wgmma's A operand in registers. But now multiplication takes longer than W's way from memory,
+//             so blocks stay, and tiles are as large as registers allow, 128 rows of W by 256 of x: each number is unpacked once for 256
 //             multiplications, while the tensor cores work on what was unpacked before, or for the other warpgroup.
-//             Tiles are dealt out whole as long as there is one for every block. What is left, at a hundred rows of x everything, is cut along k
-//             into equal parts, one a block (stream_k.cuh): as many as leave most parts beginning where a tile does, for every part more of a tile
-//             passes through L2. Or the two blocks of a cluster share each tile's k, where such halves come out even.
-//   Predicts  Unpacking takes 4 instructions for two numbers, 64 of a warp for each 512 clocks of its tensor core: an eighth of its time, and
-//             the tensor cores do not wait for it. So as fast as v7 of matmul, less what 3/4 of W's bytes saved give back.
-//   Measured  data/measured/h200/quant_matmul.csv. While it was made, int4, 256 rows, us: 11008 x 4096, 86 tiles on 132 multiprocessors, whole 41.6; in 132
-//             parts, some tiles in three, 40.2; in 129, each in two, 37.4; cuBLAS with a bf16 weight 34.7. 4096 x 11008, 32 tiles, whole 102, in 128
-//             parts 40.6; 128 x 128 tiles whose k two blocks share 37.7; cuBLAS 41.1.
-//             Tried, and slower: warpgroups that take turns at the tensor cores (the same); W unpacked into shared memory, where wgmma reads it (5 to 20%); a
-//             wgmma after each 16 of k unpacked, not four after 64 (the same with tiles of 256 rows of x, 9% with 128); 129 tiles of 256 x 88, which
-//             come out even (47.1; 39.4 with nothing to unpack and no x to load: wgmma of few columns with A in registers are slow by themselves);
-//             clusters of four (twice the time: 32 of them do not fit at once).
-//   Wastes    Each 128 rows of W are unpacked again for every 256 rows of x. Parts of tiles, 128 KB each, pass through L2, while the tensor cores rest: 6 us
-//             at 256 rows, where cuBLAS is 3 us faster.
+//             Tiles are dealt out whole as long as there is one for every block. What is left, at a hundred rows of x everything, is cut
+//             along k into equal parts, one a block (stream_k.cuh): as many as leave most parts beginning where a tile does, for each
+//             further part of a tile passes through L2. Or two blocks of a cluster share each tile's k, where such halves come out even.
+//   Predicts  Unpacking takes 4 instructions for two numbers, 64 of a warp for each 512 clocks of its tensor core: an eighth of its time,
+//             and the tensor cores do not wait for it. So as fast as v7 of matmul, less what 3/4 of W's bytes saved give back.
+//   Measured  data/measured/h200/quant_matmul.csv. While it was made, int4, 256 rows of x, us: 11008 x 4096, 86 tiles for 132
+//             multiprocessors: whole 41.6; in 132 parts, some tiles in three, 40.2; in 129, each tile in two, 37.4; cuBLAS with a bf16
+//             weight 34.7.
+//             4096 x 11008, 32 tiles: whole 102; in 128 parts 40.6; 128 x 128, two blocks a tile, 37.7; cuBLAS 41.1.
+//             Slower, and gone: warpgroups that take turns at the tensor cores (no difference); W unpacked into shared memory, where
+//             wgmma reads it (2 to 18%); 32 of k unpacked between two wgmma, not 64 between four and four (no difference with 256 rows of
+//             x, 9% with 128); tiles of 256 x 88, of which 129 come out even (47.1, of which unpacking and loading x are 7.7: the wgmma
+//             themselves are slow); clusters of four (twice the time: not all 32 of them fit at once).
+//   Wastes    Each 128 rows of W are unpacked again for every 256 rows of x. Parts of tiles, 128 KB each, pass through L2 while the
+//             tensor cores rest: at 11008 x 4096 cuBLAS is 9% faster with 256 rows, 7% with 512, 4% with 1024.
 #include "cluster.cuh"
 #include "many_rows.cuh"
 #include "setmaxnreg.cuh"
 #include "wgmma.cuh"
 
-// d = the products of the steps of `item`, W turned into A fragments in registers, of which there are two sets, of 64 of k each: one is filled while
-// the tensor cores read the other. All stages are given back.
+// d = the products of the steps of `item`, W turned into A fragments in registers, of which there are two sets, of 64 of k each: one is
+// filled while the tensor cores read the other. All stages are given back.
 template <class T, int DEPTH, class Memory, class Unpacker, int COUNT, int STAGES>
-__device__ __forceinline__ void multiply(float (&d)[COUNT], const Memory& memory, const Unpacker& unpacker, const Item& item, Ring<STAGES>& ring) {
+__device__ __forceinline__ void multiply(float (&d)[COUNT], const Memory& memory, const Unpacker& unpacker, const Item& item,
+                                         Ring<STAGES>& ring) {
     const int row = threadIdx.x / GROUP * 64 + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
     unsigned a[2][4][4];
     int before = -1;
@@ -53,10 +55,10 @@ __device__ __forceinline__ void multiply(float (&d)[COUNT], const Memory& memory
     release_stage(memory.empty(), before);
 }
 
-// x, y, w and scales: tensor maps of (m, k), (m, n), W as stored, (n, bytes of a row), and (groups, n). row_scales: of 8-bit numbers, one a
-// row of W. Tiles are taken in bands of `band` rows of tiles; those that are not whole are cut in at most `parts` parts. workspace: ROWS * TOKENS
-// floats for each block, twice as many where tiles are cut; counters: zeros, one for each tile that is not whole; they are zeros again afterwards.
-// Blocks in clusters of SPLITS, which share a tile's k: then tiles are whole, and there is one for each cluster.
+// x, y, w and scales: tensor maps of (m, k), (m, n), W as stored, (n, bytes of a row), and (groups, n). row_scales: of 8-bit numbers, one
+// a row of W. Tiles are taken in bands of `band` rows of tiles; those that are not `whole` are cut in at most `parts` parts. workspace:
+// ROWS * TOKENS floats for each block, twice as many where tiles are cut; counters: zeros, one for each tile that is cut, and zeros
+// afterwards. Blocks in clusters of SPLITS, which share a tile's k: then tiles are whole, and there is one for each cluster.
 template <class T, Scheme SCHEME, int GROUP_SIZE, int CONSUMERS, int TOKENS, int DEPTH, int STAGES, int SLABS, int COPIES, int SPLITS>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     quant_matmul_hopper(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap scales,
@@ -80,7 +82,6 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
         }
         fence_mbarrier_init();
     }
-    if (SCHEME == Scheme::kCodebook) make_table<T, COPIES>(memory.table(), codebook, threadIdx.x, blockDim.x);
     __syncthreads();
 
     Schedule schedule(row_tiles * token_tiles, whole, steps, parts, SPLITS);
@@ -105,7 +106,8 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                 for (int s = 0; s * DEPTH < ready; ++s) memory.load_w(s, w, scales, depth + s * DEPTH, row);
                 grid_dependency_wait();
                 grid_dependency_launch();
-                for (const int until = depth + ready; depth < until; depth += DEPTH, ring.advance()) memory.load_x(ring.stage, x, depth, token);
+                const int loaded = depth + ready;
+                for (; depth < loaded; depth += DEPTH, ring.advance()) memory.load_x(ring.stage, x, depth, token);
             }
             for (; depth < end; depth += DEPTH, ring.advance()) {
                 mbarrier_wait(&empty[ring.stage], ring.parity ^ 1);
@@ -118,6 +120,10 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     }
 
     register_allocate<CONSUMERS == 3 ? 152 : 232>();
+    if (SCHEME == Scheme::kCodebook) {
+        make_table<T, COPIES>(memory.table(), codebook, threadIdx.x, THREADS);
+        named_barrier_sync(1 + CONSUMERS, THREADS);
+    }
     const Unpacker<T, SCHEME, GROUP_SIZE, ROWS, DEPTH, COPIES> unpacker(memory.table());
     char* const slabs = dynamic + warpgroup * OWN * SLAB_BYTES;
     float d[COUNT];

@@ -50,13 +50,14 @@ class Few:
 
 @dataclass(frozen=True)
 class Config:
-    """v5_hopper.cu: a block's tile is 64 * `consumers` rows of the weight and `tokens` rows of x. At most `stages` of `depth` of k are in
-    flight, and `slabs` of 32 rows of the result on their way out. Tiles are taken in bands of `band` rows of tiles, or `splits` blocks of a cluster
-    share one's k."""
+    """v5_hopper.cu: a block's tile is 64 * `consumers` rows of the weight and `tokens` rows of x. An H200 took `step_us` microseconds for 128
+    of k of it. At most `stages` of `depth` of k are in flight, and `slabs` of 32 rows of the result on their way out. Tiles are taken in bands
+    of `band` rows of tiles, or `splits` blocks of a cluster share one's k."""
 
     consumers: int
     tokens: int
     depth: int
+    step_us: float
     stages: int = 8
     slabs: int = 4
     band: int = 16
@@ -91,15 +92,15 @@ FEW = {  # by rows of the weight and of x, and how many blocks share k
     for splits in (1, 2, 3, 4, 6, 8)
 }
 MANY = {  # by rows of the weight and of x, and how many blocks share k
-    "128x64": Config(2, 64, 128),
-    "192x64": Config(3, 64, 128, slabs=6),
-    "128x128": Config(2, 128, 64),
-    "192x128": Config(3, 128, 64, slabs=6),
-    "128x192": Config(2, 192, 64),
-    "128x256": Config(2, 256, 64),
-    "128x128 by 2": Config(2, 128, 64, splits=2),
-    "192x128 by 2": Config(3, 128, 64, slabs=6, splits=2),
-    "128x256 by 2": Config(2, 256, 64, splits=2),
+    "128x64": Config(2, 64, 128, 0.48),
+    "192x64": Config(3, 64, 128, 0.71, slabs=6),
+    "128x128": Config(2, 128, 64, 0.77),
+    "192x128": Config(3, 128, 64, 1.07, slabs=6),
+    "128x192": Config(2, 192, 64, 0.97),
+    "128x256": Config(2, 256, 64, 1.25),
+    "128x128 by 2": Config(2, 128, 64, 0.77, splits=2),
+    "192x128 by 2": Config(3, 128, 64, 1.07, slabs=6, splits=2),
+    "128x256 by 2": Config(2, 256, 64, 1.25, splits=2),
 }
 CONFIGS = FEW | MANY
 
@@ -126,7 +127,7 @@ def microseconds(config: Config | Few, m: int, n: int, k: int, at_once: int, fou
         met = 0.6 if config.splits <= 2 else 1 + 5.4e-5 * config.splits * config.rows * config.tokens  # the last block reads what all have left
         return waves * (4 + ceil_div(steps, config.splits) * _few_step(config, m, four_bit) * together) + met
     if config.splits > 1:
-        return 5 + ceil_div(tiles, at_once // config.splits) * (1.5 + ceil_div(steps, config.splits) * _step(config))
+        return 5 + ceil_div(tiles, at_once // config.splits) * (1.5 + ceil_div(steps, config.splits) * config.step_us)
     return 4.5 + min(_dealt_whole(config, tiles, steps, at_once), _dealt_in_parts(config, tiles, steps, at_once))
 
 
@@ -136,15 +137,11 @@ def _few_step(config: Few, m: int, four_bit: bool) -> float:
     return max(config.consumers * (0.16 + 0.0015 * config.tokens), copied / 54000)
 
 
-def _step(config: Config) -> float:
-    """The same for many rows of x: tensor cores, and what they wait for each 64 rows of W."""
-    return config.rows // 64 * (0.11 + 0.002 * config.tokens)
-
-
 def _dealt_whole(config: Config, tiles: int, steps: int, blocks: int) -> float:
-    return ceil_div(tiles, blocks) * (1 + steps * _step(config))
+    return ceil_div(tiles, blocks) * (1 + steps * config.step_us)
 
 
+@functools.lru_cache(4096)
 def _dealt_in_parts(config: Config, tiles: int, steps: int, blocks: int) -> float:
     """As many whole waves as there are, and the rest cut along k: its parts pass through memory."""
     rest = tiles % blocks
@@ -153,27 +150,33 @@ def _dealt_in_parts(config: Config, tiles: int, steps: int, blocks: int) -> floa
     parts = best_parts(rest, steps, blocks)
     longest = tiles // blocks * steps + ceil_div(rest * steps, parts)
     out_of_step = 1.03  # blocks that are not at the same k find less of x in L2
-    return 1 + out_of_step * longest * _step(config) + (3 + 2.5 * (most_of_a_tile(rest, steps, parts) - 1)) * config.rows * config.tokens / 32768
+    met = (3 + 1.25 * (most_of_a_tile(rest, steps, parts) - 1)) * config.rows * config.tokens / 32768
+    return 1 + out_of_step * longest * config.step_us + met
 
 
 @functools.lru_cache(4096)
 def best_parts(tiles: int, steps: int, blocks: int) -> int:
-    """In how many parts, one a block, to cut so many tiles. As many as there are blocks would be shortest; but where parts and tiles are in the ratio of
-    small numbers, fewer tiles have a third part, and each part that is added costs a tile's way through L2, as long as 2.5 steps."""
+    """In how many parts, one a block, to cut so many tiles. As many as there are blocks would be shortest; but where parts and tiles are in
+    the ratio of small numbers, fewer tiles have a third part, and each part that is added costs a tile's way through L2, some 2.5 steps."""
     most = min(blocks, tiles * steps)
-    return min(range(most, max(1, most * 3 // 4) - 1, -1), key=lambda parts: ceil_div(tiles * steps, parts) + 2.5 * most_of_a_tile(tiles, steps, parts))
+
+    def cost(parts: int) -> float:
+        return ceil_div(tiles * steps, parts) + 2.5 * most_of_a_tile(tiles, steps, parts)
+
+    return min(range(most, max(1, most * 3 // 4) - 1, -1), key=cost)
 
 
 def most_of_a_tile(tiles: int, steps: int, parts: int) -> int:
     """Into how many parts a tile falls at most, as Schedule (stream_k.cuh) cuts them."""
-    return max((tile * steps + steps - 1) * parts // (tiles * steps) - tile * steps * parts // (tiles * steps) + 1 for tile in range(tiles))
+    units = tiles * steps
+    return max((first + steps - 1) * parts // units - first * parts // units + 1 for first in range(0, units, steps))
 
 
 def configured(
     config: str | Config | Few, x, weight: QuantizedWeight, bias=None, blocks: int | None = None, parts: int | None = None
 ) -> torch.Tensor:
-    """v5 as CONFIGS[config], or as this one. That for many rows cuts the tiles left over into parts where this pays; always, if it is said for
-    how many `blocks`, or into how many `parts`."""
+    """v5 as CONFIGS[config], or as this one. That for many rows cuts the tiles left over into parts where this pays; always, if it is said
+    for how many `blocks`, or into how many `parts`."""
     config = CONFIGS[config] if isinstance(config, str) else config
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
@@ -200,15 +203,16 @@ def configured(
     else:
         map_y = tensor_map(y, (32, 64), 128)
         steps, at_once = ceil_div(k, STEP), min(blocks or processors(x), tiles * ceil_div(k, STEP))
+        in_parts = bool(blocks or parts) or _dealt_in_parts(config, tiles, steps, at_once) < _dealt_whole(config, tiles, steps, at_once)
         workspace = counters = None
         if config.splits > 1:
             blocks, whole, parts = tiles * config.splits, tiles, 1
             workspace = torch.empty(blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
-        elif blocks is None and parts is None and _dealt_whole(config, tiles, steps, at_once) <= _dealt_in_parts(config, tiles, steps, at_once):
-            blocks, whole, parts = min(at_once, tiles), tiles, 1
-        else:
+        elif in_parts:
             blocks, whole = at_once, tiles // at_once * at_once
             parts = parts or (best_parts(tiles - whole, steps, blocks) if whole < tiles else 1)
+        else:
+            blocks, whole, parts = min(at_once, tiles), tiles, 1
         if whole < tiles:
             workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
             counters = counters_for(x.device, blocks)
