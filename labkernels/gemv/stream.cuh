@@ -167,8 +167,19 @@ __device__ __forceinline__ void stream(const Epilogue& epilogue, const typename 
     for (int slot = 0; slot < AHEAD; ++slot) fetch(slot);
     if (NEXT_AT_ONCE) grid_dependency_launch();
     const typename Format::Table table = Format::prepare(shared, codebook);
+    const int item = 32 * member + lane;  // of the 8 m that the group puts together
+    const auto scale_of = [&](int tile) {
+        const bool mine = SCALED && item < 16 && tile < tiles;
+        return mine ? static_cast<const float*>(scales)[min(epilogue.row(tile, item / 8, item % 8), sizes.n - 1)] : 0.0f;
+    };
+    float row_scale = scale_of(blockIdx.x * GROUPS + group);
     grid_dependency_wait();
     if (!NEXT_AT_ONCE) grid_dependency_launch();
+    typename Epilogue::Held held = {};  // of the tile to come, asked for long before it is needed
+    const auto hold = [&](int tile) {
+        if (tile < tiles && item < 8 * m) held = epilogue.hold(item / 8, tile, item % 8);
+    };
+    hold(blockIdx.x * GROUPS + group);
     const uint4* const x_part = reinterpret_cast<const uint4*>(x) + 4 * PIECES * block_first;
     const int x_row = sizes.x_stride / 8;
     if (NORM || DIGITS) {
@@ -230,17 +241,12 @@ __device__ __forceinline__ void stream(const Epilogue& epilogue, const typename 
     __syncthreads();
 
     __shared__ float row_scales[2][GROUPS][16];
-    const int item = 32 * member + lane;  // of the 8 m that the group puts together
     int slot = 0;
     int turn = 0;  // which half of of_warp and of_block
     for (int first_tile = blockIdx.x * GROUPS; first_tile < tiles; first_tile += gridDim.x * GROUPS, turn ^= 1) {
         const int tile = first_tile + group;
         const bool inside = tile < tiles;
         float total[COLUMNS][4] = {}, other[COLUMNS][4] = {};  // two sums, so that a product need not wait for the one before
-        float row_scale = 0.0f;
-        typename Epilogue::Held held = {};
-        if (inside && item < 8 * m) held = epilogue.hold(item / 8, tile, item % 8);
-        if (SCALED && inside && item < 16) row_scale = static_cast<const float*>(scales)[min(epilogue.row(tile, item / 8, item % 8), sizes.n - 1)];
 #pragma unroll 1
         for (int step = first - block_first; inside && step < first - block_first + steps; ++step) {
             cp_async_wait<AHEAD - 1>();
@@ -378,5 +384,7 @@ __device__ __forceinline__ void stream(const Epilogue& epilogue, const typename 
             }
             epilogue.put(i == item ? held : epilogue.hold(row, tile, at), row, tile, at, a, b);
         }
+        hold(tile + gridDim.x * GROUPS);
+        row_scale = scale_of(tile + gridDim.x * GROUPS);
     }
 }
