@@ -324,7 +324,7 @@ rows
 # `cublas` multiplies the same weight in bfloat16, `tinygemm` is PyTorch's own kernel for 4 bits.
 #
 # On the H200 the fastest of ours takes one row in little more than a third of `cublas`' time, not in a quarter: a kernel's start and end do
-# not shrink with its bytes. At 64 rows it is still ahead. At 256 it takes a third longer than `cublas`: now the products are the limit, and
+# not shrink with its bytes. At 64 rows it is still ahead. At 256 it is no longer: now the products are the limit, as many as in 16 bits, and
 # unpacking comes on top. With that many rows a weight of this size gains memory, not time.
 #
 # Which kernel runs for a given number of rows is chosen by a table of such measurements, and can be asked:
