@@ -1,14 +1,15 @@
 // Quantised matmul, v7: x stays in registers. Up to 16 rows of x on Hopper (sm_90a), every scheme.
-//   Idea      Of 16 rows of x a warp's share of k, 256 numbers a row, is 64 registers a lane: the B fragments of all its mma, loaded once, straight from
-//             memory. W streams past them as in v6, 16 rows at a time, into slots of shared memory that only this warp reads, and comes from there by
-//             ldmatrix: lane t of a row has 8 neighbours along k in a word, where x's fragment has the same. So nothing is staged, sorted
-//             or read twice, and warps wait for each other only to add up: those of a block in shared memory, and then those of a team of blocks.
+//   Idea      Of 16 rows of x a warp's share of k, 256 numbers a row, is 64 registers a lane: the B fragments of all its mma, loaded once,
+//             straight from memory. W streams past them as in v6, 32 rows at a time, into slots of shared memory that only this warp reads, and
+//             comes from there by ldmatrix: lane t of a row has 8 neighbours along k in a word, where x's fragment has the same. So nothing is
+//             staged, sorted or read twice, and warps wait for each other only to add up: those of a block in shared memory, and then those
+//             of a team of blocks.
 //             What zeros take off is the zero times the sum of x, which mma gives as well: with ones for W.
 //             A block takes less than half of an SM: the next kernel's, launched early, has its slots full when this one ends.
 //             Blocks that share k meet in a cluster if they are two, else in memory: clusters of four and more do not fit into what is
 //             left of the groups of SMs, and come in two waves.
-//   Predicts  230 instructions for 4096 numbers, 2.6 us for 11008 x 4096, which takes 5.3 us to read; three latencies stand around them: x, the sums
-//             of the block, those of the team.
+//   Predicts  230 instructions for 4096 numbers, 2.6 us for 11008 x 4096, which takes 5.3 us to read; three latencies stand around them: x,
+//             the sums of the block, those of the team.
 //   Measured  data/measured/h200/quant_matmul.csv, once it is recorded.
 //   Wastes    It takes twice what reading takes: nothing of x is there before the kernel before has ended, and W's first steps wait for it.
 //             More than 16 rows of x do not fit.
@@ -54,19 +55,21 @@ __device__ __forceinline__ void load_x(uint4 (&b)[PIECES], const T* source, int 
     for (int i = 0; i < PIECES; ++i) Format::arrange(b[i]);
 }
 
-// y = x w^T for up to 8 COLUMNS rows of x, which lie on multiples of 16 bytes, k being a multiple of 8. w, scales: tensor maps of W as it is stored, in
-// boxes of a step's 16 TILES rows x 128 bytes, swizzled, and of (groups, n) in boxes of Share::GROUPS x 16 TILES. Launch (SPLITS, teams) blocks: those of a
-// team share k, and take the steps `team`, team + teams, ... They meet in a cluster of SPLITS if CLUSTERED, else in the workspace, (teams, SPLITS, most steps of a
-// team, 32 TILES COLUMNS) float4, where counters, zeros before and afterwards, say who is the last.
-// Dynamic shared memory: WARPS * AHEAD * (W_BYTES + SCALE_PLACE), 32 KB of a codebook, 512 TILES COLUMNS bytes for each of WARPS * BATCH steps, and of a team's
-// steps if CLUSTERED.
-template <template <class> class Of, class T, int GROUP_SIZE, int COLUMNS, int TILES, int UNITS, int WARPS, int AHEAD, int BATCH, int SPLITS, bool CLUSTERED>
+// y = x w^T for up to 8 COLUMNS rows of x, which lie on multiples of 16 bytes, k being a multiple of 8. w, scales: tensor maps of W as it is
+// stored, in boxes of a step's 16 TILES rows x 128 bytes, swizzled, and of (groups, n) in boxes of Share::GROUPS x 16 TILES. Launch (SPLITS,
+// teams) blocks: those of a team share k, and take the steps `team`, team + teams, ... They meet in a cluster of SPLITS if CLUSTERED, else in
+// the workspace, (teams, SPLITS, most steps of a team, 32 TILES COLUMNS) float4, where counters, zeros before and afterwards, say who is last.
+// Dynamic shared memory: WARPS * AHEAD * (W_BYTES + SCALE_PLACE), 32 KB of a codebook, 512 TILES COLUMNS bytes for each of WARPS * BATCH steps,
+// and of a team's steps if CLUSTERED.
+template <template <class> class Of, class T, int GROUP_SIZE, int COLUMNS, int TILES, int UNITS, int WARPS, int AHEAD, int BATCH, int SPLITS,
+          bool CLUSTERED>
 __global__ void __launch_bounds__(32 * WARPS, WARPS > 8 ? 1 : 2)
     quant_matmul_resident(const T* x, const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap scales, const float* row_scales,
                           const float* codebook, T* y, int m, int n, int k, long long x_stride, int units, float4* workspace, int* counters) {
     using Format = Of<T>;
     using Part = Share<Format, GROUP_SIZE, UNITS, 16 * TILES>;
-    constexpr int ROWS = 16 * TILES, PIECES = Part::PIECES, GROUPS = Part::GROUPS, OF_GROUP = PIECES / GROUPS, PLACES = TILES * COLUMNS * 32;  // float4 of a step's sums
+    constexpr int ROWS = 16 * TILES, PIECES = Part::PIECES, GROUPS = Part::GROUPS, OF_GROUP = PIECES / GROUPS;
+    constexpr int PLACES = TILES * COLUMNS * 32;  // of a step's sums, four each
     constexpr bool HAS_TABLE = Part::FOUR_BIT && !Format::ASYMMETRIC, FEW_SUMS = GROUPS * COLUMNS <= 4;
     extern __shared__ __align__(1024) unsigned char shared[];
     __shared__ float2 sums_of_x[FEW_SUMS ? 1 : WARPS][GROUPS][COLUMNS][4];
@@ -91,7 +94,8 @@ __global__ void __launch_bounds__(32 * WARPS, WARPS > 8 ? 1 : 2)
 #pragma unroll
         for (int unit = 0; unit < UNITS; ++unit)
             tma_load_once(slots + slot * Part::W_BYTES + unit * Part::UNIT_BYTES, w, &full[slot], (first + unit) * (Part::FOUR_BIT ? 32 : 128), row);
-        if (Format::GROUPED) tma_load_once(scale_slots + slot * Part::SCALE_PLACE, scales, &full[slot], row, first * Part::UNIT / (GROUP_SIZE > 0 ? GROUP_SIZE : 1));
+        if (Format::GROUPED)
+            tma_load_once(scale_slots + slot * Part::SCALE_PLACE, scales, &full[slot], row, first * Part::UNIT / (GROUP_SIZE > 0 ? GROUP_SIZE : 1));
         ++coming;
     };
     if (lane == 0) {
@@ -130,7 +134,7 @@ __global__ void __launch_bounds__(32 * WARPS, WARPS > 8 ? 1 : 2)
         if (!FEW_SUMS) __syncwarp();
     }
 
-    // A team's sums of four elements of y, place `i` of its steps': rows g and g + 8 of a tile, columns 2 t and 2 t + 1 of eight.
+    // A team's sums of four elements of y, place `i` of those of its steps: rows g and g + 8 of a tile, columns 2 t and 2 t + 1 of eight.
     const auto store = [&](int i, float4 sum) {
         const int row = (team + i / PLACES * teams) * ROWS + i / (COLUMNS * 32) % TILES * 16 + i % 32 / 4, token = i / 32 % COLUMNS * 8 + i % 4 * 2;
         const float each[4] = {sum.x, sum.y, sum.z, sum.w};
@@ -183,7 +187,8 @@ __global__ void __launch_bounds__(32 * WARPS, WARPS > 8 ? 1 : 2)
 #pragma unroll
                             for (int c = 0; c < COLUMNS; ++c) {
                                 float2 of_x = make_float2(0.0f, 0.0f);
-                                if (Format::ASYMMETRIC) of_x = FEW_SUMS ? own_sums[FEW_SUMS ? group : 0][c] : sums_of_x[FEW_SUMS ? 0 : warp][group][c][t];
+                                if (Format::ASYMMETRIC)
+                                    of_x = FEW_SUMS ? own_sums[FEW_SUMS ? group : 0][c] : sums_of_x[FEW_SUMS ? 0 : warp][group][c][t];
                                 sum[c][2 * h] = Format::ASYMMETRIC ? off * of_x.x : 0.0f;
                                 sum[c][2 * h + 1] = Format::ASYMMETRIC ? off * of_x.y : 0.0f;
                             }
@@ -196,7 +201,8 @@ __global__ void __launch_bounds__(32 * WARPS, WARPS > 8 ? 1 : 2)
                     unsigned a[2][4];
 #pragma unroll
                     for (int h = 0; h < 2; ++h)
-                        Format::decode(Part::FOUR_BIT ? make_uint4(words[piece % 2 * 2 + h], 0, 0, 0) : make_uint4(words[h], words[2 + h], 0, 0), 0, table, a[h]);
+                        Format::decode(Part::FOUR_BIT ? make_uint4(words[piece % 2 * 2 + h], 0, 0, 0) : make_uint4(words[h], words[2 + h], 0, 0), 0, table,
+                                       a[h]);
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
                         const unsigned fragment[4] = {a[0][2 * half], a[1][2 * half], a[0][2 * half + 1], a[1][2 * half + 1]};

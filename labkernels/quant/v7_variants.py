@@ -65,7 +65,8 @@ def resident(config: Resident, x: torch.Tensor, weight: QuantizedWeight) -> torc
     if config.splits > 1 and not clustered:
         workspace = torch.empty(teams * config.splits * steps * columns * 8 * config.rows, dtype=torch.float32, device=x.device)
         counters = counters_for(x.device, teams)
-    args = (x, map_w, map_scales, None if four_bit else scales, weight.codebook, y, m, n, x.shape[1], x.stride(0), row_units(weight), workspace, counters)
+    row_scales = None if four_bit else scales
+    args = (x, map_w, map_scales, row_scales, weight.codebook, y, m, n, x.shape[1], x.stride(0), row_units(weight), workspace, counters)
     made = _kernel(x.dtype, weight.scheme, weight.group_size or 0, columns, replace(config, steps=0))
     shared = shared_bytes(config, weight.scheme, weight.group_size, columns)
     launch(made, weight, (config.splits, teams), 32 * config.warps, args, shared, (config.splits, 1) if clustered else None)
@@ -80,13 +81,14 @@ def shared_bytes(config: Resident, scheme: str, group_size: int | None, columns:
     """Dynamic shared memory of v7_resident.cu."""
     scales = 256 * config.units // group_size * config.rows * (4 if scheme == "int4" else 2) if group_size else 0
     sums = 32 * config.rows * columns * (config.warps * config.batch + (config.steps if config.clustered and config.splits > 1 else 0))
-    return config.warps * config.ahead * (128 * config.rows * config.units + ceil_div(scales, 128) * 128) + sums + TABLE_BYTES * (scheme in ("nf4", "codebook"))
+    slots = config.warps * config.ahead * (128 * config.rows * config.units + ceil_div(scales, 128) * 128)
+    return slots + sums + TABLE_BYTES * (scheme in ("nf4", "codebook"))
 
 
 def resident_for(x: torch.Tensor, weight: QuantizedWeight) -> Resident | None:
     """As many blocks as two for each multiprocessor, or a few times as many; None if k is longer than what MOST_SPLITS of them hold."""
-    on_gpu = x.is_cuda
-    return _resident_for(ceil_div(x.shape[0], 8), weight.scheme, weight.group_size, weight.shape[0], row_units(weight), processors(x) if on_gpu else 2, on_gpu)
+    at_once = processors(x) if x.is_cuda else 2
+    return _resident_for(ceil_div(x.shape[0], 8), weight.scheme, weight.group_size, weight.shape[0], row_units(weight), at_once, x.is_cuda)
 
 
 @functools.lru_cache(4096)
@@ -110,8 +112,8 @@ def _resident_for(columns: int, scheme: str, group_size: int | None, n: int, uni
 
 @functools.lru_cache(None)
 def _kernel(dtype: torch.dtype, scheme: str, group_size: int, columns: int, config: Resident) -> Kernel:
-    sizes = f"{group_size}, {columns}, {config.tiles}, {config.units}, {config.warps}, {config.ahead}, {config.batch}, {config.splits}, {str(config.clustered).lower()}"
-    return Kernel(FILE, f"quant_matmul_resident<{FORMATS[scheme]}, {c_type(dtype)}, {sizes}>")
+    sizes = (group_size, columns, config.tiles, config.units, config.warps, config.ahead, config.batch, config.splits, str(config.clustered).lower())
+    return Kernel(FILE, f"quant_matmul_resident<{FORMATS[scheme]}, {c_type(dtype)}, {', '.join(map(str, sizes))}>")
 
 
 def _accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
