@@ -375,7 +375,7 @@ def loss_of(scheme):
     for layer in (layer for block in judged.blocks for layer in block.modules()):
         if scheme and isinstance(layer, torch.nn.Linear):
             layer.weight.data = quantize(layer.weight, scheme).dequantize(torch.float32)
-    unseen = tokenizer.encode(inspect.getsource(lk.llm.engine))[: 16 * 129]
+    unseen = tokenizer.encode(inspect.getsource(lk.llm.inference.engine))[: 16 * 129]
     unseen = torch.tensor(unseen, device=device).view(16, -1)    # (16, 129)
     return judged(unseen[:, :-1], unseen[:, 1:]).item()
 
