@@ -84,9 +84,9 @@ def test_passes_the_whole_check():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("m, n, k", [(16, 11008, 4096), (5, 4096, 11008), (16, 1024, 28672)])
+@pytest.mark.parametrize("m, n, k", [(16, 32768, 1024), (11, 4096, 4096), (5, 2048, 11008), (16, 512, 28672)])
 @pytest.mark.parametrize("scheme, group_size", [("int4", 128), ("int4", 32), ("nf4", 64), ("int8", None)])
-def test_at_a_models_sizes_the_same_bits_each_time(m, n, k, scheme, group_size):
+def test_one_block_two_or_more_share_k_and_give_the_same_bits_each_time(m, n, k, scheme, group_size):
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(m, k, generator=generator, device="cuda").bfloat16()
     weight = quantize(torch.randn(n, k, generator=generator, device="cuda") / k**0.5, scheme, group_size)
@@ -96,7 +96,7 @@ def test_at_a_models_sizes_the_same_bits_each_time(m, n, k, scheme, group_size):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("k", [4096, 8192])
+@pytest.mark.parametrize("k", [4096, 6144])
 def test_a_chain_launched_early_gives_the_same_bits_as_one_that_waits(k):
     """Each product needs the one before, and blocks meet in a cluster or in memory. What begins too early reads an old x, or an old sum."""
     generator = torch.Generator("cuda").manual_seed(0)
