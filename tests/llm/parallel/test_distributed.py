@@ -93,6 +93,24 @@ def test_the_curve_is_that_of_one_process(data, alone, name):
     assert all(one[0] == found[0][0] for one in found), "all ranks see the same numbers"
 
 
+def train_in_fp8(data, options):
+    shape = {**TINY, "ffn_dim": 64, "qk_norm": False}
+    trainer = DistributedTrainer(config(model=shape, precision="bf16", fp8="delayed", **options), data)
+    rows = trainer.train()
+    return [row["loss"] for row in rows if "loss" in row], trainer.fp8_scales.rows.clone()
+
+
+@pytest.mark.parametrize("mode", [{}, {"parallel": "fsdp"}, {"tensor_parallel": 2}], ids=["ddp", "fsdp", "tensor"])
+def test_ranks_agree_on_the_scales_of_fp8(data, mode):
+    batch_size = 8 if "tensor_parallel" in mode else 4
+    shape = {**TINY, "ffn_dim": 64, "qk_norm": False}
+    alone = Trainer(config(model=shape, precision="bf16", fp8="delayed"), data)
+    want = [row["loss"] for row in alone.train() if "loss" in row]
+    found = ranks.run(train_in_fp8, 2, data, {**mode, "batch_size": batch_size})
+    assert all(losses == pytest.approx(want, rel=0.02) for losses, _ in found) and want[-1] < want[0]
+    assert torch.equal(found[0][1], found[1][1]) and (found[0][1][:, 0] > 1).any()
+
+
 SPREAD = {
     "one": (1, {}),
     "one muon": (1, {"optimizer": "muon"}),
