@@ -202,6 +202,15 @@ def test_on_a_gpu_many_tokens_in_a_row_are_those_one_by_one(on_gpu, runner):
 
 
 @pytest.mark.gpu
+def test_on_a_gpu_a_captured_pass_over_prompts_is_the_pass_itself(on_gpu):
+    """The first pass of a size is launched one kernel after the other, the second is captured, the third replayed; 274 tokens in buffers for 384."""
+    prompts, engine = prompts_of(3, 70, 200, 1, vocab=4096), Engine(on_gpu, runner="early", cache_tokens=8192)
+    first, *others = (logits_of(engine, prompts, forced=0) for _ in range(3))
+    for other in others:
+        assert_as_good(other, first, 0.02)
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_pre_empted_answers_come_to_their_end(on_gpu):
     engine = Engine(on_gpu, runner="early", cache_tokens=64 * 12, max_batch=8, lookahead=8)
     answers = engine.generate(prompts_of(*[100] * 12, vocab=4096), 120)
