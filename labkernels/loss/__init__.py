@@ -41,10 +41,14 @@ def linear_cross_entropy(
     Options and the result are those of `cross_entropy`. Logits are of the dtype of x, as those of a linear layer are.
 
     With "mean" and "sum" the gradients of x and weight are worked out together with the loss, chunk by chunk, and the backward pass only
-    multiplies them by that of the loss; so nothing is computed twice (Liger-Kernel, arXiv 2410.10989). They can be asked for once. With "none"
-    the backward pass computes the logits again. `chunk_tokens` not given makes the logits half of the weight's size, or those of 2048 tokens if they
-    take at most 256 MB; fewer take less memory and more time, as dweight is read and written for each chunk. 0 takes the least: chunks lie in half
-    of dweight, whose logits are computed once more at the end, and beside the gradients there is but a sixteenth of the weight's size.
+    multiplies them by that of the loss (Liger-Kernel, arXiv 2410.10989). They can be asked for once. With "none" the backward pass computes
+    the logits again. `chunk_tokens` not given makes the logits half of the weight's size, or those of 2048 tokens if they take at most 256 MB; fewer
+    take less memory and more time, as dweight is read and written for each chunk. 0 takes the least: chunks lie in a part of dweight, whose logits are
+    computed once more at the end, and beside the gradients there is but a sixteenth of the weight's size, or 256 logits a token.
+
+    On Hopper, for bfloat16 without label_smoothing and z_loss, from 4096 tokens, a hidden size of 2048 and a vocabulary of 62500 on, no logit is
+    ever written: their exponentials come out of the matmul, unrounded ones are summed up, and the gradients are a third as far from those of float32
+    logits. Chunks borrow from dweight then, too, and beside the gradients there is a tenth of the weight's size and 7 MB, or half of that for 0.
     Raises ArgumentError that names the wrong input. It is the operator `torch.ops.labkernels.linear_cross_entropy`.
     """
     import labkernels.torch_extension.loss as operators

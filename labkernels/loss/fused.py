@@ -17,13 +17,11 @@ from labkernels.cuda.variants import ceil_div, kernel, processors, vector_width
 from labkernels.matmul import hopper
 
 FOLDER = Path(__file__).parent
-ROWS, DEPTH, THREADS = 128, 64, 384  # as in tiles.cuh
+ROWS, WIDEST, DEPTH, THREADS = 128, 256, 64, 384  # as in tiles.cuh
 SHARED = {columns: stages * (128 + columns) * 128 + 4 * 64 * 128 + 16 * stages for columns, stages in ((256, 4), (192, 4), (128, 6))}
-TILING = {"exponentials": (256, 0), "probabilities": (256, 0), "add_to_dx": (256, 0), "add_to_dweight": (256, 0)}  # columns of a tile, and the lag
+TILING = {"exponentials": (256, 2), "probabilities": (256, 2), "add_to_dx": (256, 2), "add_to_dweight": (256, 2)}  # columns of a tile, and the lag
 COLUMNS = 768  # in multiples of which columns are borrowed
-EPILOGUE = 2.5  # stages of 64 of k, about, that a tile of dweight costs beside its own
-LARGE_CHUNK, MOST_LOGITS = 2048, 128_000_000  # tokens; elements that are little enough to have them whatever the weight's size is
-MANY_TOKENS = 1 << 40  # from which this is what linear_cross_entropy does; not before it has run on a GPU
+EPILOGUE = 4.5  # stages of 64 of k, about, that a tile of dweight costs beside its own; for a hidden size of 2048, 768 tokens, as measured
 SCRATCH_SHARE = 10  # of the weight's size is what there is beside the gradients, about
 LEAST_SCRATCH = 1 << 20  # elements
 BAND = 16
@@ -41,8 +39,6 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, tokens: int, hidden: int, vocab: int, chunk: int | None = None, scratch: int | None = None, processors: int = 132) -> Layout:
-        if not chunk and not scratch and LARGE_CHUNK * vocab <= MOST_LOGITS:
-            chunk, scratch = LARGE_CHUNK, min(LARGE_CHUNK, tokens) * vocab
         scratch = scratch or max(LEAST_SCRATCH, vocab * hidden // SCRATCH_SHARE)
         chunk = max(1, min(chunk or _best_chunk(hidden), tokens, hidden // 2 + scratch // vocab))
         borrowed = max(0, ceil_div(vocab - scratch // chunk // 8 * 8, COLUMNS) * COLUMNS)
@@ -51,13 +47,6 @@ class Layout(NamedTuple):
         at_once = max(0, vocab - ceil_div(chunk * borrowed, hidden)) // 8 * 8
         scratch = max(chunk * (vocab - borrowed), min(scratch, tokens * (vocab - at_once)), tokens * min(8, vocab - at_once))
         return cls(chunk, borrowed, at_once, scratch, _best_block(tokens, hidden, max(8, scratch // tokens // 8 * 8), processors))
-
-
-def layout_for(tokens: int, hidden: int, vocab: int, chunk_tokens: int | None) -> Layout:
-    """What linear_cross_entropy's chunk_tokens asks for: that many and nothing borrowed, or with 0 half of the usual scratch memory."""
-    if chunk_tokens:
-        return Layout.of(tokens, hidden, vocab, chunk_tokens, min(chunk_tokens, tokens) * vocab)
-    return Layout.of(tokens, hidden, vocab, scratch=max(LEAST_SCRATCH, vocab * hidden // (2 * SCRATCH_SHARE)) if chunk_tokens == 0 else None)
 
 
 def _best_chunk(hidden: int) -> int:
@@ -69,10 +58,10 @@ def _best_block(tokens: int, hidden: int, most: int, processors: int) -> int:
     """Of up to `most` rows of dweight, as many as cost the least each: both products are made in tiles, and each wave of tiles takes its time."""
 
     def cost(rows: int) -> float:
-        of_gradient, of_logits = ceil_div(rows, ROWS) * ceil_div(hidden, COLUMNS), ceil_div(tokens, ROWS) * ceil_div(rows, COLUMNS)
+        of_gradient, of_logits = ceil_div(rows, ROWS) * ceil_div(hidden, WIDEST), ceil_div(tokens, ROWS) * ceil_div(rows, WIDEST)
         return (ceil_div(of_gradient, processors) * ceil_div(tokens, DEPTH) + ceil_div(of_logits, processors) * ceil_div(hidden, DEPTH)) / rows
 
-    return min((*range(ROWS, min(most, 8192) + 1, ROWS), most), key=cost)
+    return min((*range(ROWS, min(most, 8192) + 1, ROWS), most), key=lambda rows: (cost(rows), -rows))
 
 
 def in_fused_chunks(x, weight, target, scale, ignore_index=-100, layout: Layout | None = None):

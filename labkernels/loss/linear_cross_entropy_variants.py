@@ -23,6 +23,7 @@ BLOCK_SHARE = 16  # of the weight is what a block of logits of all tokens has, a
 LEAST_BLOCK = 256  # of the vocabulary: with fewer, the matmuls wait for x
 LOGITS_BYTES = 256_000_000  # that are little enough to have them whatever the weight's size is
 LARGE_CHUNK = 2048  # tokens: with more, the matmuls are no faster
+MANY_TOKENS, LARGE_HIDDEN = 4096, 2048  # from which v6 is faster than v4, where the vocabulary is large
 SMALLEST_CHUNK = 256  # tokens: with fewer, the matmuls wait for weight and dweight to be read
 
 
@@ -68,10 +69,12 @@ def v6_exponentials(x, weight, target, ignore_index=-100, label_smoothing=0.0, z
 
 
 def worked_out(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, chunk_tokens=None, gradients=(True, True)):
-    """As in_chunks, or by v6 where both gradients are wanted, on a GPU, of many tokens; chunk_tokens 0 is what takes the least memory."""
+    """As in_chunks, or, where both gradients are wanted, in borrowed memory: with chunk_tokens 0, and by v6 where nobody says and the logits are many."""
     (tokens, hidden), vocab, options = x.shape, weight.shape[0], (ignore_index, label_smoothing, z_loss)
-    if all(gradients) and x.is_cuda and tokens >= fused.MANY_TOKENS and fused.accepts(x, weight, target, *options) is None:
-        return fused.in_fused_chunks(x, weight, target, scale, ignore_index, fused.layout_for(tokens, hidden, vocab, chunk_tokens))
+    many = tokens >= MANY_TOKENS and hidden >= LARGE_HIDDEN and LARGE_CHUNK * vocab * x.element_size() > LOGITS_BYTES
+    if many and not chunk_tokens and all(gradients) and x.is_cuda and fused.accepts(x, weight, target, *options) is None:
+        scratch = vocab * hidden // (2 * fused.SCRATCH_SHARE) if chunk_tokens == 0 else None
+        return fused.in_fused_chunks(x, weight, target, scale, ignore_index, fused.Layout.of(tokens, hidden, vocab, scratch=scratch))
     if chunk_tokens == 0 and all(gradients) and tokens > hidden * BORROWED:
         return in_borrowed_memory(x, weight, target, scale, *options)
     return in_chunks(x, weight, target, scale, *options, chunk_tokens, gradients=gradients)
