@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from labkernels.cuda.kernel import Kernel
-from labkernels.cuda.variants import ceil_div, processors
+from labkernels.cuda.variants import ceil_div, hopper_refusal, processors
 from labkernels.ffn.reference import activation_number, is_gated, ready
 from labkernels.operation import Variant, dtype_name
 
@@ -86,9 +86,7 @@ def _accepts(x, w1, w2, b1=None, b2=None, activation="gelu") -> str | None:
         return f"takes at most {MOST_TOKENS} tokens"
     if x.shape[1] % STEP or w2.shape[1] % STEP:
         return f"takes embed and ffn that are multiples of {STEP}"
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
-        return "needs a GPU of compute capability 8.0 or more"
-    return ready(x, w1, w2)
+    return ready(x, w1, w2) or hopper_refusal(x)  # for its shared memory
 
 
 V7_TF32 = Variant("v7_tf32", v7_tf32, "float32 for few tokens: tensor cores, each product three times in tf32", FILE, _accepts)
