@@ -18,8 +18,8 @@
 // to do the same, and only then waits. So several kernels' weights are on their way, as far as there is room on the SM: what it needs no ring for is
 // somebody else's. NEXT_AT_ONCE = false holds the next kernel back until what ran before is there: for one that reads something of it without waiting.
 //
-// Kernels this short run on a cold instruction cache: 16 bytes an instruction, which come from L2. A trace showed that of the 6 us of an early one on a
-// GPU 2 went into code. So loops are not unrolled that gain nothing by it, and one row of x has code of its own (TILES = 0), half as long.
+// Kernels this short may run on a cold instruction cache, 16 bytes an instruction. So loops are not unrolled that gain nothing by it, and one row of x
+// has code of its own (TILES = 0): a third of the code, a third fewer registers, and 4% of a token at int4 less.
 #pragma once
 #include "cluster.cuh"
 #include "convert.cuh"
