@@ -93,25 +93,29 @@ def _synchronize(device: torch.device) -> None:
 
 
 def measure_peer(model: Transformer, mode: str, batch: int, prompt: int, new: int) -> dict:
-    from labkernels.llm.inference.peers import CompiledPeer
+    """A run of one of peers.py: "eager", "hugging-face" (its static cache, compiled by itself), or a mode of torch.compile."""
+    from labkernels.llm.inference.peers import CompiledPeer, HuggingFacePeer
 
-    peer = CompiledPeer(model, batch, -(-(prompt + new) // 8) * 8, None if mode == "eager" else mode)
-    prompts = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).cuda()
-    start = time.perf_counter()
-    peer.generate(prompts, 12)
-    torch.cuda.synchronize()
-    compiled_s = time.perf_counter() - start
-    times = {}
-    for count in (1, new):
-        torch.cuda.synchronize()
+    device = model.head_weight.device
+    if mode == "hugging-face":
+        peer = HuggingFacePeer(model.config, model.head_weight.dtype, device)
+    else:
+        peer = CompiledPeer(model, batch, -(-(prompt + new) // 8) * 8, None if mode == "eager" else mode)
+    prompts = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def run(new: int) -> tuple[float, torch.Tensor]:
+        _synchronize(device)
         start = time.perf_counter()
-        drawn = peer.generate(prompts, count)
-        torch.cuda.synchronize()
-        times[count] = time.perf_counter() - start
-    rest = times[new] - times[1]
+        drawn = peer.generate(prompts, new)
+        _synchronize(device)
+        return time.perf_counter() - start, drawn
+
+    compiled_s, _ = run(min(new, 12))
+    first_s, _ = run(1)
+    all_s, drawn = run(new)
     return {
-        "tokens_per_s": batch * (new - 1) / rest, "ms_per_token": 1e3 * rest / (new - 1), "first_token_ms": 1e3 * times[1],
-        "prefill_tokens_per_s": batch * prompt / times[1], "drawn": drawn.tolist(), "note": f"compiled in {compiled_s:.0f} s",
+        "tokens_per_s": batch * (new - 1) / (all_s - first_s), "ms_per_token": 1e3 * (all_s - first_s) / (new - 1), "first_token_ms": 1e3 * first_s,
+        "prefill_tokens_per_s": batch * prompt / first_s, "drawn": drawn.tolist(), "note": f"compiled in {compiled_s:.0f} s",
     }  # fmt: skip
 
 
@@ -138,10 +142,19 @@ def launches(engine: Engine) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    given = _parser().parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit("bench_engine: figures are measured on an NVIDIA GPU, and this machine has none")
+    from labkernels.lab.ceilings import measure_ceilings
+
+    bench(given, torch.device("cuda"), measure_ceilings().read_gb_per_s or float("nan"))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a preset of ModelConfig")
     parser.add_argument("--runners", nargs="*", default=["early"])
-    parser.add_argument("--peers", nargs="*", default=[], help="eager, reduce-overhead, max-autotune")
+    parser.add_argument("--peers", nargs="*", default=[], help="eager, reduce-overhead, max-autotune, hugging-face")
     parser.add_argument("--quantize", nargs="*", default=[None], type=lambda given: None if given in ("none", "bf16") else given)
     parser.add_argument("--head", default=None, help="to what the head is quantised, with --quantize")
     parser.add_argument("--cache-dtype", default=None)
@@ -153,66 +166,70 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="begin nothing new after so many")
     parser.add_argument("--out", type=Path, default=None, help="a csv, written anew after each row")
     parser.add_argument("--append", action="store_true", help="keep the rows that the csv has")
-    given = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        raise SystemExit("bench_engine: figures are measured on an NVIDIA GPU, and this machine has none")
+    return parser
+
+
+def bench(given: argparse.Namespace, device: torch.device, read_gb_per_s: float) -> list[dict]:
+    """The rows that `given` asks for, one for each rung and peer, each printed and written to `given.out` when it is there."""
     import pandas
 
-    from labkernels.lab.ceilings import measure_ceilings
     from labkernels.lab.environment import environment
 
     started = time.perf_counter()
     rows = pandas.read_csv(given.out).to_dict("records") if given.out and given.append and given.out.exists() else []
     config = ModelConfig.preset(given.model, **({"num_layers": given.layers} if given.layers else {}))
-    read = measure_ceilings().read_gb_per_s or float("nan")
-
-    def note(model, kind: str, name: str, quantize, batch: int, prompt: int, new: int, run) -> None:
-        if time.perf_counter() - started > given.seconds:
-            return print("left out for time:", name, quantize, batch, prompt, new, flush=True)
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            found = run()
-        except (LabKernelsError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
-            return print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-        drawn = found.pop("drawn")
-        row = {
-            "model": given.model, "kind": kind, "runner": name, "weights": quantize or "bf16", "head": quantize and given.head or "bf16",
-            "cache": given.cache_dtype or "bf16", "batch": batch, "prompt": prompt, "new": new, **found,
-            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
-        }  # fmt: skip
-        pages = 64 * -(-(prompt + new + 64) // 64)  # of tokens, as `ours` asks for
-        options = {"quantize": quantize, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype), "prefill_tokens": min(8192, batch * prompt)}
-        row["estimate_gb"] = inference_memory(config, batch, pages, **options).total / 1e9
-        if "bytes_per_step" in row:
-            row["share_of_limit"] = row["bytes_per_step"] / read / 1e6 / row["ms_per_token"]
-        rows.append(row | environment())
-        shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items() if key not in ("model", "cache", "new")}
-        print(shown, "first tokens", drawn[0][:6], flush=True)
-        if given.out:
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            pandas.DataFrame(rows).to_csv(given.out, index=False, float_format="%.6g")
-
-    def ours(model, runner: str, batch: int, prompt: int, new: int) -> dict:
-        total = prompt + new
-        engine = Engine(
-            model, runner=runner, max_batch=batch, max_seq_len=min(config.max_seq_len, 64 * -(-total // 64)), cache_tokens=batch * (total + 64),
-            cache_dtype=given.cache_dtype, lookahead=given.lookahead, chunk_tokens=8192, share_prefixes=False,
-        )  # fmt: skip
-        new = new if runner not in ("naive", "cached") else min(new, 48)
-        found = measure(engine, batch, prompt, new) | {"new": new}
-        found["launches"] = launches(engine)
-        found["bytes_per_step"] = read_bytes(model, batch, prompt + new / 2, engine.cache)
-        return found
-
     for quantize in given.quantize:
-        model = random_model(config, torch.bfloat16, "cuda", quantize, given.head)
-        print(f"{given.model} {quantize or 'bf16'}: {torch.cuda.memory_allocated() / 1e9:.2f} GB, read ceiling {read:.0f} GB/s", flush=True)
-        for batch, prompt, new in itertools.product(given.batch, given.prompt, given.new):
-            for runner in given.runners:
-                note(model, "ours", runner, quantize, batch, prompt, new, lambda: ours(model, runner, batch, prompt, new))  # noqa: B023
-            for mode in given.peers if quantize is None else ():
-                note(model, "peer", f"compiled {mode}", quantize, batch, prompt, new, lambda: measure_peer(model, mode, batch, prompt, new))  # noqa: B023
+        model = random_model(config, torch.bfloat16, device, quantize, given.head)
+        peers = given.peers if quantize is None else ()
+        todo = [("ours", runner) for runner in given.runners] + [("peer", mode) for mode in peers]
+        for (batch, prompt, new), (kind, name) in itertools.product(itertools.product(given.batch, given.prompt, given.new), todo):
+            if time.perf_counter() - started > given.seconds:
+                print("left out for time:", name, quantize, batch, prompt, new, flush=True)
+                continue
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            try:
+                found = _measure_ours(model, given, name, batch, prompt, new) if kind == "ours" else measure_peer(model, name, batch, prompt, new)
+            except (LabKernelsError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
+                print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+                continue
+            drawn = found.pop("drawn")
+            row = {
+                "model": given.model, "kind": kind, "runner": name if kind == "ours" else f"compiled {name}",
+                "weights": quantize or "bf16", "head": quantize and given.head or "bf16", "cache": given.cache_dtype or "bf16",
+                "batch": batch, "prompt": prompt, "new": new, **found,
+                "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan"),
+            }  # fmt: skip
+            options = {"quantize": quantize, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype), "prefill_tokens": min(8192, batch * prompt)}
+            row["estimate_gb"] = inference_memory(config, batch, _room(prompt, new), **options).peak / 1e9
+            if "bytes_per_step" in row:
+                row["share_of_limit"] = row["bytes_per_step"] / read_gb_per_s / 1e6 / row["ms_per_token"]
+            rows.append(row | (environment() if device.type == "cuda" else {}))
+            shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items() if key not in ("model", "cache", "new")}
+            print(shown, "first tokens", drawn[0][:6], flush=True)
+            if given.out:
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                pandas.DataFrame(rows).to_csv(given.out, index=False, float_format="%.6g")
         del model
+    return rows
+
+
+def _room(prompt: int, new: int) -> int:
+    """Tokens of the cache for a sequence: whole pages, and one more."""
+    return 64 * -(-(prompt + new + 64) // 64)
+
+
+def _measure_ours(model: Transformer, given: argparse.Namespace, runner: str, batch: int, prompt: int, new: int) -> dict:
+    new = new if runner not in ("naive", "cached") else min(new, 48)
+    longest = min(model.config.max_seq_len, 64 * -(-(prompt + new) // 64))
+    engine = Engine(
+        model, runner=runner, max_batch=batch, max_seq_len=longest, cache_tokens=batch * _room(prompt, new),
+        cache_dtype=given.cache_dtype, lookahead=given.lookahead, chunk_tokens=8192, share_prefixes=False,
+    )  # fmt: skip
+    found = measure(engine, batch, prompt, new) | {"new": new}
+    found["launches"] = launches(engine) if engine.device.type == "cuda" else float("nan")
+    found["bytes_per_step"] = read_bytes(model, batch, prompt + new / 2, engine.cache)
+    return found
 
 
 if __name__ == "__main__":

@@ -78,15 +78,24 @@ class CompiledPeer:
         return torch.cat(drawn, dim=1)
 
 
-def hugging_face(config: ModelConfig, dtype: torch.dtype, device):
-    """A transformers Llama of this shape with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+class HuggingFacePeer:
+    """transformers' Llama of this shape with random weights of its own, which generates with its static cache and compiles itself on a GPU."""
 
-    from labkernels.llm.pretrained import config_to_hugging_face
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device):
+        from transformers import LlamaConfig, LlamaForCausalLM
 
-    with torch.device(device):
+        from labkernels.llm.pretrained import config_to_hugging_face
+
+        before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            return LlamaForCausalLM(LlamaConfig(**config_to_hugging_face(config))).eval()
+            with torch.device(device):
+                self.model = LlamaForCausalLM(LlamaConfig(**config_to_hugging_face(config))).eval()
         finally:
-            torch.set_default_dtype(torch.float32)
+            torch.set_default_dtype(before)
+
+    @torch.no_grad()
+    def generate(self, prompts: torch.Tensor, new: int) -> torch.Tensor:
+        """prompts (batch, n) to (batch, new) tokens."""
+        greedy = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "cache_implementation": "static", "pad_token_id": 0}
+        return self.model.generate(prompts, attention_mask=torch.ones_like(prompts), **greedy)[:, prompts.shape[1] :]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from labkernels.llm.inference.bench_engine import main, measure, random_model, read_bytes
+from labkernels.llm.inference.bench_engine import _parser, bench, main, measure, random_model, read_bytes
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.peers import CompiledPeer
@@ -48,6 +48,18 @@ def test_tokens_a_second_leave_out_those_that_came_before_the_last_first_one(mon
     monkeypatch.setattr("labkernels.llm.inference.bench_engine.time.perf_counter", lambda: float(steps[0]))  # a pass takes a second
     found = measure(engine, 4, 8, 6)
     assert found["tokens_per_s"] == (4 * 6 - 2 * 3 - 2 * 2) / 4 and [len(tokens) for tokens in found["drawn"]] == [6] * 4
+
+
+def test_a_table_has_a_row_for_each_rung_and_peer_beside_estimate_and_limit(tmp_path, monkeypatch):
+    """On the CPU, so that no line of what is recorded on a GPU runs there for the first time."""
+    monkeypatch.setattr(ModelConfig, "preset", lambda name, **_: CONFIG)
+    common = ["tiny", "--prompt", "8", "--new", "4", "--out", str(tmp_path / "engine.csv")]
+    bench(_parser().parse_args([*common, "--runners", "cached", "fused", "--peers", "eager", "hugging-face"]), torch.device("cpu"), 100.0)
+    rows = bench(_parser().parse_args([*common, "--runners", "cached", "--quantize", "int8", "--batch", "2", "--append"]), torch.device("cpu"), 100.0)
+    assert [row["runner"] for row in rows] == ["cached", "fused", "compiled eager", "compiled hugging-face", "cached"]
+    assert all(row["tokens_per_s"] > 0 and 0 < row["estimate_gb"] < 0.01 for row in rows)
+    assert 0 < rows[0]["share_of_limit"] < 1 and rows[4]["weights"] == "int8" and rows[4]["bytes_per_step"] < 2 * rows[0]["bytes_per_step"]
+    assert len((tmp_path / "engine.csv").read_text().splitlines()) == 1 + len(rows)
 
 
 def test_without_a_gpu_it_says_so():
