@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas
+
 from labkernels.classroom.source import BookError
 from labkernels.lab.bench_table import BenchTable
 from labkernels.lab.measured import label, recorded
@@ -42,16 +44,22 @@ def markdown_table(wanted: str) -> str:
     if frame.empty:
         raise BookError(f"measured: {wanted}: no recorded row is like that")
     timed = frame.groupby("variant")["ms"].transform("count") > 0
-    table = BenchTable(op, frame[timed], label(frame), (across,)).pivot().fillna("")
+    refused = timed & frame["ms"].isna() & ~frame["note"].astype(str).str.startswith("left out")  # "left out: about 2 s a call" says so in its cell
+    table = BenchTable(op, frame[timed & ~refused], label(frame), (across,)).pivot().fillna("–")
     heads = ["", *(f"{across} {value}" for value in table.columns)]
     rows = [heads, ["---"] * len(heads), *([f"`{name}`", *cells] for name, *cells in table.itertuples())]
     lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    variants_by_reason: dict[str, list[str]] = {}
-    for variant, rows in frame[~timed].groupby("variant", sort=False):
-        variants_by_reason.setdefault("; ".join(dict.fromkeys(rows["note"].astype(str))), []).append(f"`{variant}`")
-    told = "; ".join(f"{', '.join(variants)} ({reason})" for reason, variants in variants_by_reason.items())
-    source = f"Time, and the share of the limit reached; {label(frame)}." + (f" Without a row: {told}." if told else "")
-    return "\n".join(lines) + f"\n\n{source}\n"
+    source = f"Time, and the share of the limit reached; {label(frame)}."
+    return "\n".join(lines) + f"\n\n{source}{_reasons('Without a row', frame[~timed])}{_reasons('Not at all sizes', frame[refused])}\n"
+
+
+def _reasons(head: str, frame: pandas.DataFrame) -> str:
+    """Which variants have no figure, those of the same reason together, as a sentence; nothing if there are none."""
+    variants: dict[str, list[str]] = {}
+    for variant, rows in frame.groupby("variant", sort=False):
+        variants.setdefault("; ".join(dict.fromkeys(rows["note"].astype(str))), []).append(f"`{variant}`")
+    told = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in variants.items())
+    return f" {head}: {told}." if told else ""
 
 
 def refresh(path: Path) -> None:

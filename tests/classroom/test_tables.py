@@ -47,6 +47,16 @@ def test_a_variant_that_was_not_timed_has_no_row_but_the_reason_below():
     assert "| `cudnn` | 10 µs" in tables.with_tables(TEXT.replace("float32", "bfloat16"))
 
 
+def test_a_size_that_a_variant_does_not_take_is_a_dash_and_the_reason_below(tmp_path):
+    path = tmp_path / "measured" / "h200" / "attention.csv"
+    frame = pandas.read_csv(path)
+    at = (frame.variant == "v2_online") & (frame.dtype == "float32") & (frame.seq_len == 4096)
+    frame.loc[at, ["ms", "share_of_limit", "note"]] = [math.nan, math.nan, "takes few tokens"]
+    frame.to_csv(path, index=False)
+    lines = tables.with_tables(TEXT).splitlines()
+    assert lines[5] == "| `v2_online` | 300 µs (3%) | – |" and lines[7].endswith("Not at all sizes: `v2_online` (takes few tokens).")
+
+
 def test_writing_twice_changes_nothing(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(TEXT)
