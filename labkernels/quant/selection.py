@@ -2,8 +2,8 @@
 
     python -m labkernels.quant.selection data/measured/h200/quant_matmul.csv      # writes the table anew from recorded figures
 
-The ladder's order does not decide: up to some 8 rows of x a GEMV wins, beyond it the tensor cores' tiles, and where one overtakes the other depends on
-the shape. `lk.explain("quant_matmul", x, weight)` shows the figures for which a variant was not chosen.
+The ladder's order does not decide: with one row of x the stream wins (v6), up to some 16 mostly x in registers (v7), beyond it the tensor cores' tiles
+(v5), and where one overtakes the other depends on the shape and on the scheme. `lk.explain("quant_matmul", x, weight)` shows the figures for which a variant was not chosen.
 """
 
 from __future__ import annotations
