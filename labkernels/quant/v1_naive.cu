@@ -3,7 +3,7 @@
 //             line of code, and the weight never exists in 16 bits anywhere.
 //   Predicts  A quarter of a bf16 weight's bytes, and nothing of that to be seen: neighbouring threads read rows k / 2 bytes apart, so
 //             a sector of 32 bytes is fetched for each word of 4; and a dozen instructions a number.
-//   Measured  data/measured/h200/quant_matmul.csv: one row of x, 11008 x 4096 in int4: 427 us (cuBLAS with a bf16 weight 26.6).
+//   Measured  data/measured/h200/quant_matmul.csv: one row of x, 11008 x 4096 in int4: 427 us (cuBLAS with a bf16 weight 27.3).
 //   Wastes    Almost all bandwidth; and every output row of x reads the whole weight again.
 #include <cuda_fp8.h>
 

@@ -6,8 +6,8 @@
 //             Blocks share the tiles out as stream_k.cuh says.
 //   Predicts  A lane unpacks 8 numbers in 15 instructions, for one mma with every 8 rows of x: at 16 rows the tensor cores wait for the
 //             unpacking, at 64 it is the other way around. x is read once for every 128 or 256 rows of W.
-//   Measured  data/measured/h200/quant_matmul.csv: 11008 x 4096 in int4: 16 rows 21.9 us (cuBLAS with a bf16 weight 26.9), 64 rows 35.6 (26.8),
-//             256 rows 112 (33.8).
+//   Measured  data/measured/h200/quant_matmul.csv: 11008 x 4096 in int4: 16 rows 24.6 us (cuBLAS with a bf16 weight 28.5), 64 rows 37.0 (27.1),
+//             256 rows 109 (34.4).
 //   Wastes    On Hopper mma.sync reaches about half of what wgmma does, and threads spend instructions on copies.
 #include "convert.cuh"
 #include "cp_async.cuh"

@@ -9,8 +9,9 @@
 //             The kernel may be launched early (early_launch.py): W's first stages are under way before the kernel that makes x has ended.
 //   Predicts  11008 x 4096 in 4 bits are 22.5 MB, 5.3 us; x comes once for every 192 rows of W, 58 times in all: at 64 rows another 29 MB
 //             from L2. Unpacking takes 16 instructions for 8 numbers of a lane: 4 us.
-//   Measured  data/measured/h200/quant_matmul.csv: 11008 x 4096 in int4: 16 rows 21.9 -> 13.9 us (cuBLAS with a bf16 weight 26.9), 64 rows 35.6
-//             -> 17.5 (26.8).
+//   Measured  data/measured/h200/quant_matmul.csv: 11008 x 4096 in int4: 16 rows 24.6 -> 14.8 us (cuBLAS with a bf16 weight 28.5), 64 rows 37.0
+//             -> 16.0 (27.1); there NF4 19.8, int8 21.5. 4096 x 4096 in int4: 16 rows 14.1 -> 7.3 (16.4); 64 rows 21.3 -> 10.2, and here cuBLAS
+//             is faster, 9.3.
 //   Wastes    A launch, the way of the first bytes from memory, and the meeting of the cluster: at 4096 x 4096 more than W itself takes.
 #include "cluster.cuh"
 #include "hopper_weights.cuh"

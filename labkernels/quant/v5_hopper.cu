@@ -7,16 +7,17 @@
 //             further part of a tile passes through L2. Or two blocks of a cluster share each tile's k, where such halves come out even.
 //   Predicts  Unpacking takes 4 instructions for two numbers, 64 of a warp for each 512 clocks of its tensor core: an eighth of its time,
 //             and the tensor cores do not wait for it. So as fast as v7 of matmul, less what 3/4 of W's bytes saved give back.
-//   Measured  data/measured/h200/quant_matmul.csv. While it was made, int4, 256 rows of x, us: 11008 x 4096, 86 tiles for 132
-//             multiprocessors: whole 41.6; in 132 parts, some tiles in three, 40.2; in 129, each tile in two, 37.4; cuBLAS with a bf16
-//             weight 34.7.
-//             4096 x 11008, 32 tiles: whole 102; in 128 parts 40.6; 128 x 128, two blocks a tile, 37.7; cuBLAS 41.1.
+//   Measured  data/measured/h200/quant_matmul.csv: int4, 256 rows of x: 11008 x 4096 109 -> 36.7 us (cuBLAS with a bf16 weight 34.4), there
+//             NF4 38.6, int8 39.0; 4096 x 11008 106 -> 36.4 (40.3); 28672 x 8192 504 -> 160 (175). 11008 x 4096, 4096 rows: 1572 -> 461 (484).
+//             Not recorded, tried while it was made, 256 rows: 11008 x 4096, 86 tiles for 132 multiprocessors: whole 41.6; in 132 parts, some
+//             tiles in three, 40.2; in 129, each tile in two, 37.4. 4096 x 11008, 32 tiles: whole 102; in 128 parts 40.6; 128 x 128, two blocks
+//             a tile, 37.7.
 //             Slower, and gone: warpgroups that take turns at the tensor cores (no difference); W unpacked into shared memory, where
 //             wgmma reads it (2 to 18%); 32 of k unpacked between two wgmma, not 64 between four and four (no difference with 256 rows of
 //             x, 9% with 128); tiles of 256 x 88, of which 129 come out even (47.1, of which unpacking and loading x are 7.7: the wgmma
 //             themselves are slow); clusters of four (twice the time: not all 32 of them fit at once).
 //   Wastes    Each 128 rows of W are unpacked again for every 256 rows of x. Parts of tiles, 128 KB each, pass through L2 while the
-//             tensor cores rest: at 11008 x 4096 cuBLAS is 9% faster with 256 rows, 7% with 512, 4% with 1024.
+//             tensor cores rest: at 11008 x 4096 in int4 it takes 7% longer than cuBLAS with 256 and 512 rows, 3% with 1024.
 #include "cluster.cuh"
 #include "many_rows.cuh"
 #include "setmaxnreg.cuh"
