@@ -231,8 +231,9 @@ lk.draw.ablation(ladder[ladder["preset"].eq("645m")]) if ladder is not None else
 # larger batch or a larger model.
 #
 # **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448: so each tensor is
-# scaled by its largest number, found anew in each step. All three products of a linear layer are made this way, but a tensor core takes
-# 8-bit operands in one order alone, so each tensor is written twice, as it is and turned round, in one pass.
+# scaled by the largest number that it had in the steps before, since to look for today's would take a pass over memory of its own. All three
+# products of a linear layer are made this way, but a tensor core takes 8-bit operands in one order alone, so each tensor is written twice, as
+# it is and turned round, in one pass.
 #
 # ## A step of the same size in all directions
 # AdamW divides each number of a gradient by its usual size. *Muon* looks at a weight as what it is, a matrix. The momentum $M = U S V^T$
