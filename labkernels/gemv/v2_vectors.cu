@@ -1,7 +1,8 @@
 // A weight times a few rows, v2: vectors. A warp a row of the weight, 16 bytes a lane, several of them on their way.
 //   Idea      A lane loads 16 bytes at a time and asks for AHEAD of them before it multiplies the first: 512 bytes a warp in one stretch.
 //   Predicts  At one row of x the time of reading the weight; for m rows of x m times that, out of L2 where it fits.
-//   Measured  Not recorded yet; to be in data/measured/h200/gemv.csv.
+//   Measured  data/measured/h200/gemv.csv: 128256 x 2048 252 -> 149 us for one row of x, 1922 -> 1141 for 8; 16384 x 2048, gated, 27.4 -> 25.9
+//             and 166 -> 147. 2048 x 2048 and x 8192 are slower from 4 rows on: 8 rows 19.6 -> 24.9, 66.8 -> 79.4.
 //   Wastes    Three instructions for each weight and row of x: with 8 rows the FMA units, not memory, are the limit. Each warp starts cold.
 #include "naive_sizes.cuh"
 

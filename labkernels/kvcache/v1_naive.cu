@@ -3,7 +3,8 @@
 //             each element of the result.
 //   Predicts  Each head of q reads its keys and values for itself: with 4 heads to one of k and v, 4 times the bytes that must come from
 //             memory or L2. A thread walks over a key alone, its neighbours over the next keys: loads that are head_dim elements apart.
-//   Measured  data/measured/h200/decode_attention.csv
+//   Measured  data/measured/h200/decode_attention.csv, 32 heads to 8 of k and v, in bfloat16: 8 sequences of 8192 tokens 4.27 ms, 1.4% of the
+//             limit; one alone takes 3.30.
 //   Wastes    Those repeated reads, scattered loads, three launches, and the scores' way through memory. The last kernel has head_dim threads
 //             a head, so that one sequence leaves most of the GPU idle while it sums over all its tokens.
 #include <math_constants.h>

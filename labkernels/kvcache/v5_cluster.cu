@@ -4,10 +4,11 @@
 //             first keys and values are asked for together with the length, not after it; what turns out to lie beyond is forgotten.
 //   Predicts  Of v4's 7 us for 1000 tokens the way of the parts (fence, counter, reading: three times the latency of L2, 2 us) and the wait for the
 //             length (another 0.7 us) fall away.
-//   Measured  data/measured/h200/decode_attention.csv, of the version before this one.
+//   Measured  data/measured/h200/decode_attention.csv, sequences of 1024 tokens: one 8.3 -> 6.4 us, 8 15.2 -> 13.3, 32 35.9 -> 34.3 (cuDNN 9.1,
+//             17.3, 36.6; FlashInfer, in pages of 64, 9.0, 18.0, 38.3, where this takes 6.5, 13.5, 34.7).
 //   Wastes    The share of a block is fixed before lengths are known: where they differ, blocks of the short sequences are done early. And a cluster
 //             has at most 8 blocks, so that one sequence with 8 heads keeps 64 of 132 multiprocessors busy; 16 would be no portable size, and do not
-//             all find room: 22 us for one sequence of 8192 tokens, where v4 takes 16. For long caches v4 and v6 are better.
+//             all find room: one sequence of 8192 tokens took 22 us when this was tuned, v4 takes 15. Caches of so many are v4's and v6's.
 #include "cluster_merge.cuh"
 
 // Launch with a grid of (cluster, kv_heads * row_blocks, batch), and that cluster: 1, 2, 4 or 8 blocks.

@@ -4,8 +4,9 @@
 //             added to and written would take as long again. dx = E W: 512 x 2048 is 32 tiles for 132 multiprocessors, so k, the vocabulary, is
 //             shared out, and four blocks add to a tile in float32.
 //   Predicts  dweight: the epilogue of a plain store, 1.6 us beside eight stages of 0.67. dx: 128 of 132 multiprocessors busy to the end.
-//   Measured  When it was tuned, TFLOP/s alone: dx of 512 tokens 775 (cuBLAS 685), of 768 768 (675); dweight of 512 tokens 533 (475), of 768 607 (517).
-//             Tiles of 128 x 192 in turns make dweight 682, and yet all of v6 was no faster with them.
+//   Measured  Each alone is not recorded; all of v6 in exponentials.cu. When it was tuned, TFLOP/s: dx of 512 tokens 775 (cuBLAS 685), of 768
+//             768 (675); dweight of 512 tokens 533 (475), of 768 607 (517). Tiles of 128 x 192 in turns make dweight 682, and yet all of v6 was
+//             no faster with them.
 //   Wastes    A chunk's part of dweight is rounded to T before it is added, and once more after. Floats are added in an order that nobody fixes.
 #include "tiles.cuh"
 

@@ -23,7 +23,7 @@ BLOCK_SHARE = 16  # of the weight is what a block of logits of all tokens has, a
 LEAST_BLOCK = 256  # of the vocabulary: with fewer, the matmuls wait for x
 LOGITS_BYTES = 256_000_000  # that are little enough to have them whatever the weight's size is
 LARGE_CHUNK = 2048  # tokens: with more, the matmuls are no faster
-MANY_TOKENS, LARGE_HIDDEN = 4096, 2048  # from which v6 is faster than v4, where the vocabulary is large
+MANY_TOKENS, LARGE_HIDDEN = 4096, 2048  # from which v6 is taken, where the vocabulary is large: least memory, see exponentials.cu
 SMALLEST_CHUNK = 256  # tokens: with fewer, the matmuls wait for weight and dweight to be read
 
 

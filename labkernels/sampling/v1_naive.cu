@@ -2,7 +2,7 @@
 //   Idea      What is kept is whatever lies above a threshold, so nothing has to be sorted: each pass over the row finds the next smaller
 //             logit, how many tokens have it and what mass. Top-k stops when k are counted, top-p when p of the mass is.
 //   Predicts  Two passes for every token kept, each a read of the row: at k = 50 some 100 reads, at 128256 tokens 40 us each for one block.
-//   Measured  data/measured/h200/sample_tokens.csv: 18.2 ms for a row of 128256 float32 logits, top-k 50 and top-p 0.9.
+//   Measured  data/measured/h200/sample_tokens.csv: 18.0 ms for a row of 128256 float32 logits, top-k 50 and top-p 0.9.
 //   Wastes    Nearly every pass: one that counts all candidate thresholds at once would do for hundreds. All but one multiprocessor.
 #include "block.cuh"
 #include "draw.cuh"

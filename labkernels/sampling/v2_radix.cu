@@ -2,8 +2,8 @@
 //   Idea      Count all thresholds at once: a pass over the row sorts its logits into 2048 bins by their upper 11 bits, three passes know the
 //             k-th largest to the last bit. With masses in the bins in place of counts, the same three find the nucleus of top-p.
 //   Predicts  At most ten passes over the row, whatever k and p are, and where v1 needs two for each token kept: 10x at k = 50.
-//   Measured  data/measured/h200/sample_tokens.csv: 18.2 -> 0.373 ms for a row of float32 logits, top-k 50 and top-p 0.9; 64 rows 0.380, a sort of
-//             them 1.36.
+//   Measured  data/measured/h200/sample_tokens.csv: 18.0 -> 0.369 ms for a row of float32 logits, top-k 50 and top-p 0.9, a sort of it 0.367; 64
+//             rows 0.379, a sort of them 1.35.
 //   Wastes    The row is read from L2 in each pass. One block of all multiprocessors; for 50 of 128256 tokens all fall into bins.
 #include "row.cuh"
 #include "select.cuh"

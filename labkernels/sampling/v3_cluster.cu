@@ -3,7 +3,8 @@
 //             and hardly more do, 53 on average for k = 50 of 512. Those few go to the first block, which compares each with each. The row
 //             is read once, all of its blocks at the same time, in one launch without any memory for results in between.
 //   Predicts  Three barriers of the cluster and a launch, some 6 us for one row; at 64 rows 33 MB of logits, 7.6 us, and two waves of blocks.
-//   Measured  data/measured/h200/sample_tokens.csv: top-k 50, top-p 0.9 in float32: 373 -> 13.6 us for one row, 380 -> 35.2 for 64.
+//   Measured  data/measured/h200/sample_tokens.csv: top-k 50, top-p 0.9 in float32: 369 -> 13.5 us for one row, 379 -> 35.0 for 64 (FlashInfer
+//             61.6 and 72.7, torch.topk first 130 and 225).
 //   Wastes    Without a small k, and where a bound leaves too many, thresholds are v2's radix search: in shared memory, but with three
 //             barriers of the cluster for each 11 bits.
 #include "candidates.cuh"

@@ -3,8 +3,8 @@
 //             candidate: some 50 of 4096 read their 128 bytes again, out of L2. Without the row in shared memory two blocks of 512 threads fit on a
 //             multiprocessor, and 64 rows run at the same time.
 //   Predicts  No store of the row and no second walk; at 64 rows one wave where v3 has two: a third less at 1 row, half at 64.
-//   Measured  data/measured/h200/sample_tokens.csv: top-k 50, top-p 0.9 in float32: 13.6 -> 12.9 us for one row, 35.2 -> 32.7 for 64, 104 -> 82.1
-//             for 256. Top-p alone: 62.3 -> 78.6 and, for 64 rows, 185 -> 268.
+//   Measured  data/measured/h200/sample_tokens.csv: top-k 50, top-p 0.9 in float32: 13.5 -> 12.9 us for one row, 35.0 -> 32.6 for 64, 103 ->
+//             81.7 for 256 (FlashInfer 61.6, 72.7, 145). Top-p alone: 62.3 -> 78.9 and, for 64 rows, 184 -> 267.
 //   Wastes    Latency: a cluster's barrier, a bound, a barrier, a handful of comparisons, each of which waits for the one before. Without a small k
 //             the radix search reads the row from L2 in each of its passes.
 #include "look_again.cuh"

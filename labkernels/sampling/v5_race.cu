@@ -4,7 +4,8 @@
 //             (race.cuh). The token is the very one that v1 to v4 draw. And a race compares v / weight, without the two logarithms of a score.
 //   Predicts  v4 takes six barriers of the cluster and three passes with atomics for a threshold, and two logarithms a token for the draw. Here 1.1
 //             races of three barriers and two passes: a third of the time at one row; at 64 rows what 33 instructions a token take, some 10 us.
-//   Measured  data/measured/h200/sample_tokens.csv: top-p 0.9 alone, in float32: 78.6 -> 24.9 us for one row, 268 -> 93.0 for 64.
+//   Measured  data/measured/h200/sample_tokens.csv: top-p 0.9 alone, in float32: 78.9 -> 24.8 us for one row, 267 -> 92.7 for 64 (FlashInfer
+//             43.8 and 115). Without a filter 23.3 -> 17.8 and 89.2 -> 54.4: FlashInfer takes 46.1 for one row, and is ahead at 64: 47.1.
 //   Wastes    Random words and exponentials of all tokens, though hardly any can win: most of the time at many rows.
 #include "race.cuh"
 
