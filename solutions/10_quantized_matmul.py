@@ -316,7 +316,7 @@ lk.draw.error_by_bits(list(table[["scheme", "quantizer", "bits_per_weight", "out
 # an H200 has recorded, by *m*, the rows of *x*. In brackets: the share of the limit, the time to read 4 bits a weight or to multiply.
 
 # %%
-ours = ["v2_gemv", "v3_lut", "v4_tensor_cores", "v5_hopper", "v6_stream"]
+ours = ["v2_gemv", "v3_lut", "v4_tensor_cores", "v5_hopper", "v6_stream", "v7_resident"]
 rows = lk.bench("quant_matmul", [*ours, "cublas", "tinygemm"], dtype="bfloat16", m=[1, 4, 16, 64, 256], n=11008, k=4096, scheme="int4")
 rows
 
@@ -324,8 +324,9 @@ rows
 # `cublas` multiplies the same weight in bfloat16, `tinygemm` is PyTorch's own kernel for 4 bits.
 #
 # On the H200 the fastest of ours takes one row in little more than a third of `cublas`' time, not in a quarter: a kernel's start and end do
-# not shrink with its bytes. At 64 rows it is still ahead. At 256 it is no longer: now the products are the limit, as many as in 16 bits, and
-# unpacking comes on top. With that many rows a weight of this size gains memory, not time.
+# not shrink with its bytes. Four rows take a tenth more than one. At 64 rows it is still ahead (of a weight of 4096 x 4096 it is not: 10.2
+# microseconds, `cublas` 9.3). At 256 it is no longer: now the products are the limit, as many as in 16 bits, and unpacking comes on top. With that
+# many rows a weight of this size gains memory, not time.
 #
 # Which kernel runs for a given number of rows is chosen by a table of such measurements, and can be asked:
 
