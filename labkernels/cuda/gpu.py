@@ -13,6 +13,7 @@ from labkernels.cuda.compile import Cubin
 from labkernels.errors import ArgumentError, LaunchError, ToolchainError
 
 _WITHOUT_OPT_IN = 48 * 1024  # bytes of shared memory that a launch may ask for without saying so before
+_LIVES_IN_SHARED = 16 * 1024  # bytes of shared memory a block from which a kernel works out of it, and less out of L1
 _REQUIRED_CLUSTER = (11, 12, 13)  # CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH, _HEIGHT, _DEPTH
 _POISONED = ("ILLEGAL_ADDRESS", "MISALIGNED_ADDRESS", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "ASSERT", "ILLEGAL_INSTRUCTION", "HARDWARE_STACK")
 
@@ -96,7 +97,7 @@ class LoadedKernel:
             )
         if shared_mem > self._shared_allowed:
             self._allow_shared(shared_mem)
-        if early and not self._prefers_shared:
+        if early and not self._prefers_shared and self._static_shared + shared_mem >= _LIVES_IN_SHARED:
             self._prefer_shared()
         stream = torch.cuda.current_stream(self._device_index).cuda_stream
         if cluster is not None or early and self._is_hopper:
@@ -134,9 +135,11 @@ class LoadedKernel:
             self._raw.max_dynamic_shared_size_bytes = self._shared_limit
         self._shared_allowed = self._shared_limit
 
-
     def _prefer_shared(self) -> None:
-        """All of an SM's memory as shared memory: kernels that ask for other shares of it cannot run beside each other, which is what early ones do."""
+        """All of an SM's memory as shared memory: kernels that ask for other shares of it cannot run beside each other, which is what early ones do.
+
+        Not for kernels that use little of it: what they read again comes out of L1, the rest of that memory.
+        """
         with _cupy().cuda.Device(self._device_index):
             self._raw.preferred_shared_memory_carveout = 100
         self._prefers_shared = True
