@@ -13,7 +13,7 @@ from labkernels.cuda.compile import Cubin
 from labkernels.errors import ArgumentError, LaunchError, ToolchainError
 
 _WITHOUT_OPT_IN = 48 * 1024  # bytes of shared memory that a launch may ask for without saying so before
-_LIVES_IN_SHARED = 16 * 1024  # bytes of shared memory a block from which a kernel works out of it, and less out of L1
+_LIVES_IN_SHARED = 32 * 1024  # bytes of shared memory a block from which a kernel works out of it, and less out of L1
 _REQUIRED_CLUSTER = (11, 12, 13)  # CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH, _HEIGHT, _DEPTH
 _POISONED = ("ILLEGAL_ADDRESS", "MISALIGNED_ADDRESS", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "ASSERT", "ILLEGAL_INSTRUCTION", "HARDWARE_STACK")
 

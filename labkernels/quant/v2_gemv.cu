@@ -7,9 +7,8 @@
 //   Predicts  2 instructions a number, where 3.4 would fill the issue slots at 4350 GB/s: bound by memory. 24 MB of int4
 //             (4096 x 11008): 5.5 us, and what launching and the first bytes take.
 //   Measured  data/measured/h200/quant_matmul.csv: one row of x, 11008 x 4096 in int4: 427 -> 13.0 us (cuBLAS with a bf16 weight 27.3); 28672 x
-//             8192: 53.0 (123). It was 9.7 and 37.3 (109) when recorded before kernels that are launched early asked for all of an SM's memory
-//             as shared memory, so that v7's fit beside each other. Loads on their way take lines of L1, of which little is left: likely the
-//             cause, not measured.
+//             8192: 53.0 (123). It was 9.7 and 37.3 (109) when recorded before early launches asked for all of an SM's memory
+//             as shared memory; they leave this kernel its L1 again, which is not recorded yet. Loads on their way take lines of L1.
 //   Wastes    Seven of eight columns of the tensor cores when x has one row.
 #include "gemv.cuh"
 #include "gemv_formats.cuh"
