@@ -136,8 +136,8 @@ lk.bench("rms_norm").plot()
 
 # %% [markdown]
 # The top of the ladder reads 16 bytes at a time, and gives a long row to a whole block. The limit is the time in which a copy would move
-# the same bytes: a norm is a copy with some arithmetic on the way. Others know that, too. On an H200 `v4_packed` is first with 2048 columns.
-# With 4096 it is Liger, 68 µs against 71; with 8192 PyTorch's compiler, 128 against 145, and 142 of `v3_ring`.
+# the same bytes: a norm is a copy with some arithmetic on the way. Others know that, too. On an H200 `v4_packed` is first with 2048 and 4096
+# columns, 66 µs against Liger's 68; with 8192 PyTorch's compiler is 2% ahead of it.
 #
 # ## The way back
 # Training needs the gradients of *x* and of the weight, *dx* and *dw*, from that of the result, *dy*. Write $\hat x_j = x_j\, r$ for the row

@@ -2,8 +2,8 @@
 //   Idea      scale * x + mask, the mask applied where the score is read and never stored. A hidden key has probability 0; a row of which
 //             nothing may be seen becomes zeros, as attention's do, and not NaN.
 //   Predicts  3 reads and 1 write an element; PyTorch's scale, mask and softmax read 3 times and write 3 times.
-//   Measured  data/measured/h200/masked_softmax.csv: 32 x 4096 x 4096 in bfloat16 with padding in 2056 us, 25% of the limit; PyTorch's three
-//             operations 4760.
+//   Measured  data/measured/h200/masked_softmax.csv: 32 x 4096 x 4096 in bfloat16 with padding in 2023 us, 25% of the limit; PyTorch's three
+//             operations 4713.
 //   Wastes    Two of the three reads; 2 bytes a lane and a load.
 #include <math_constants.h>
 
