@@ -4,7 +4,7 @@ Notable:
 - every step is one row: a file that pandas reads (`.jsonl` or `.csv`), TensorBoard where it is asked for, a progress bar, a loss curve in
   a notebook
 - tokens/s of the last steps; MFU, the share of the GPU's arithmetic that the model's own FLOPs take (nothing recomputed counts)
-- the GPU's memory from PyTorch, its utilisation, power and clock from NVML, the CPU's from psutil; what is missing on a machine is left out
+- what the machine does beside it, GPU and CPU, is in each row, too (machine.py)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.survival.files import write_file
+from labkernels.llm.training.machine import Machine
 
 PEAK_TFLOPS = {  # dense bfloat16, by NVIDIA's data sheets: what MFU is a share of
     "H200": 989.0, "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H20": 148.0, "B200": 2250.0, "GH200": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0,
@@ -71,7 +72,7 @@ class Monitor:
         self._times: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)
         self._log = _Log(Path(log), first_step) if log else None
         self._tensorboard = _tensorboard(tensorboard) if tensorboard else None
-        self._machine = _Machine(self.device)
+        self._machine = Machine(self.device)
         self._bar = self._curve = None
         self._quiet = quiet
         if interactive is None:
@@ -209,59 +210,6 @@ def _rows_before(path: Path, first_step: int | None) -> list[dict[str, Any]]:
 def _looked(row: dict[str, Any]) -> bool:
     """Is it an evaluation? One after n steps is row n, as the step that follows is, but does not come again with it."""
     return row.get("validation_loss") not in (None, "")
-
-
-class _Machine:
-    """Utilisation of GPU and CPU, read twice a second at most."""
-
-    def __init__(self, device: torch.device):
-        self._device, self._next, self._last = device, 0.0, {}
-        self._psutil = self._nvml = self._handle = None
-        try:
-            import psutil
-
-            self._psutil = psutil
-            psutil.cpu_percent()  # the first answer is about nothing
-        except ImportError:
-            pass
-        if device.type == "cuda":
-            try:
-                import pynvml
-
-                pynvml.nvmlInit()
-                index = torch.cuda.current_device() if device.index is None else device.index
-                uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"  # CUDA_VISIBLE_DEVICES renumbers
-                self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            except Exception:  # noqa: BLE001  no NVML, no rights, another driver: the columns are left out
-                self._nvml = None
-
-    def read(self, now: float) -> dict[str, float]:
-        if now < self._next:
-            return self._last
-        self._next, found = now + 0.5, {}
-        if self._device.type == "cuda":
-            found["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
-        if self._nvml is not None:
-            nvml, handle = self._nvml, self._handle
-            for name, ask in (
-                ("gpu_utilisation", lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-                ("gpu_watts", lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-                ("gpu_mhz", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-            ):
-                try:
-                    found[name] = ask()
-                except Exception:  # noqa: BLE001  not every GPU tells everything
-                    continue
-        if self._psutil is not None:
-            found["cpu_percent"] = self._psutil.cpu_percent()
-            found["memory_gb"] = round(self._psutil.Process().memory_info().rss / 1e9, 3)
-        self._last = found
-        return found
-
-    def close(self) -> None:
-        if self._nvml is not None:
-            self._nvml.nvmlShutdown()
-            self._nvml = None
 
 
 class _Curve:
