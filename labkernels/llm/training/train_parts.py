@@ -1,6 +1,6 @@
 """What a training is made of, each part by a small method: device, data, model, loaders, optimisers, what is compiled.
 
-Notable: `Trainer` (train.py) is these parts and a loop; several GPUs replace single parts (labkernels.llm.parallel.distributed) and keep the loop.
+Notable: `Trainer` (train.py) is these parts and a loop; several GPUs replace single parts (labkernels.llm.parallel.distributed_parts) and keep the loop.
 """
 
 from __future__ import annotations
