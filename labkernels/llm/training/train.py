@@ -6,8 +6,9 @@ Notable:
 - several micro-batches make one step, each token counting the same
 - nothing waits for the GPU: a step's loss is read when the next step has been launched
 - a loss that is NaN or jumps is seen before the weights change, and the step is skipped and told
-- checkpoints hold all that a step depends on, and the same command continues them; SIGTERM saves and leaves
-- the parts, from data to optimisers, are made by small methods (train_parts.py), which labkernels.llm.parallel.distributed replaces for several GPUs
+- checkpoints hold all that a step depends on, and the same command continues them (train_state.py); SIGTERM saves and leaves
+- the parts, from data to optimisers, are made by small methods (train_parts.py), which labkernels.llm.parallel.distributed_parts
+  replaces for several GPUs
 
     trainer = Trainer(TrainConfig(preset="10m", minutes=1, batch_size=4, seq_len=256))
     trainer.train()
@@ -17,7 +18,6 @@ Notable:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,16 @@ from labkernels.llm.data.loader import Batch
 from labkernels.llm.model import Transformer
 from labkernels.llm.training.monitor import Monitor
 from labkernels.llm.survival.out_of_memory import explained_out_of_memory
-from labkernels.llm.survival.rng import rng_state, set_rng_state
 from labkernels.llm.data.shards import TokenDataset
 from labkernels.llm.survival.signals import StopSignals
 from labkernels.llm.training.train_config import TrainConfig
 from labkernels.llm.training.train_parts import Parts
+from labkernels.llm.training.train_state import Resumable
 
 __all__ = ["TrainConfig", "Trainer"]
 
 
-class Trainer(Parts):
+class Trainer(Parts, Resumable):
     """Trains the model of a TrainConfig. `data`, `model`: instead of those that the config names. `rank` of `world_size` data-parallel processes."""
 
     def __init__(
@@ -261,61 +261,3 @@ class Trainer(Parts):
         new = sample(self.model, ids, stop=start, **options)
         self.model.train()
         return prompt + tokenizer.decode([i for i in new if i < tokenizer.vocab_size], skip_special_tokens=True)
-
-    # ---- how it survives ----
-
-    def state(self) -> dict[str, Any]:
-        """All that the next step depends on."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        return {"model": self.model.state_dict(), "optimizers": optimizers} | self.rest_of_state()
-
-    def rest_of_state(self) -> dict[str, Any]:
-        """What is the same on all GPUs."""
-        return {
-            "data": self.loader.state_dict(),
-            "rng": rng_state(),
-            "guard": self.guard.state_dict(),
-            "fp8_scales": None if self.fp8_scales is None else self.fp8_scales.state_dict(),
-            "counts": {"step": self.step, "tokens": self.tokens, "seconds": self.seconds},
-            "config": dataclasses.asdict(self.config) | {"betas": list(self.config.betas)},
-        }
-
-    def save(self, background: bool = False) -> None:
-        if self.store is not None:
-            self.store.save(self.step, self.state(), background=background)
-            if not background:
-                self.store.wait()
-
-    def export(self) -> Path:
-        """The model and its tokenizer in Hugging Face's layout, for `labkernels generate`, `chat` and `serve`, and for transformers."""
-        folder = Path(self.config.folder) / "model"
-        if self.rank == 0:
-            self.model.save_pretrained(folder)
-            self.data.tokenizer.save(folder)
-        return folder
-
-    def resume(self) -> None:
-        """Continue the newest whole checkpoint of the folder, if there is one."""
-        found = self.store.load() if self.store else None
-        if found is None:
-            return
-        state = found.state
-        told = self.config.differences(state["config"])
-        self.model.load_state_dict(state["model"])
-        self.load_rest(state)
-        self.tell_continued(found.folder, told)
-
-    def tell_continued(self, folder: Path, told: str) -> None:
-        if self.rank == 0:
-            print(f"continuing {folder} after step {self.step}" + (f"; it was saved with {told}" if told else ""), flush=True)
-
-    def load_rest(self, state: dict[str, Any]) -> None:
-        """All but the model."""
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.loader.load_state_dict(state["data"])
-        self.guard.load_state_dict(state["guard"])
-        if self.fp8_scales is not None and state.get("fp8_scales"):  # else they begin anew
-            self.fp8_scales.load_state_dict(state["fp8_scales"])
-        self.step, self.tokens, self.seconds = (state["counts"][name] for name in ("step", "tokens", "seconds"))
-        set_rng_state(state["rng"])
