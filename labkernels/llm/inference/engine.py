@@ -1,7 +1,8 @@
 """`Engine`: prompts in, answers out, many at a time.
 
 Notable:
-- one loop: `step()` computes chunks of prompts, then a token of every running answer, and returns what is new; `generate` is that loop for a list
+- one loop: `step()` computes chunks of prompts, then a token of every running answer (passes.py), and returns what is new; `generate` is
+  that loop for a list
 - who runs is the scheduler's business (scheduler.py), how a pass is computed the runner's (runner.py, the ladder), what may be shown the request's
 - a greedy answer is the same alone and in any batch: on the CPU bit for bit (cached.py); on a GPU as far as graphs.py says
 - whatever fails in a pass ends the requests in it, gives all pages back and is raised: the engine itself goes on. One whose logits hold NaN ends alone
@@ -25,11 +26,11 @@ import torch
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.inference.cache import EngineCache
-from labkernels.llm.inference.drawing import NOT_DRAWN, draw, log_probabilities
 from labkernels.llm.inference.options import affordable_pages, are_tokens, cache_dtype_of, check_counts, known_settings
+from labkernels.llm.inference.passes import Passes
 from labkernels.llm.inference.requests import Completion, Event, NoDistribution, Request, SamplingParams
 from labkernels.llm.inference.runner import make_runner
-from labkernels.llm.inference.scheduler import Prefill, Scheduler
+from labkernels.llm.inference.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Stats:
     passes: int
 
 
-class Engine:
+class Engine(Passes):
     """Text from a `Transformer`. Raises ArgumentError that names the argument.
 
     runner         "auto", or a rung of the ladder: "naive", "cached", "fused", "graphs", "early"
@@ -225,68 +226,6 @@ class Engine:
                 if event.request.heard is not None:
                     event.request.heard.append(event)
             return events
-
-    def _prefill(self, prefill: Prefill) -> list[Event]:
-        chunks, complete = prefill.chunks, prefill.complete
-        step = self.cache.step({request.sequence: chunk for request, chunk in chunks.items()})
-        ends, end = [], 0
-        for request, chunk in chunks.items():
-            end += len(chunk)
-            if request in complete:
-                ends.append(end - 1)
-            request.computed += len(chunk)
-        self._counts["computed_prompt_tokens"] += end
-        self._counts["passes"] += 1
-        tokens = torch.tensor([token for chunk in chunks.values() for token in chunk], device=self.device)
-        logits = self.runner.prefill(tokens, step, ends)
-        return self._take(complete, logits) if complete else []
-
-    def _decode(self, requests: list[Request]) -> list[Event]:
-        tokens = [request.upcoming(1) for request in requests]
-        step = self.cache.step({request.sequence: token for request, token in zip(requests, tokens)})
-        for request in requests:
-            request.computed += 1
-        self._counts["passes"] += 1
-        logits = self.runner.decode(torch.tensor(tokens, device=self.device).flatten(), step)
-        return self._take(requests, logits)
-
-    def _take(self, requests: list[Request], logits: torch.Tensor) -> list[Event]:
-        events = []
-        for request, row, token in zip(requests, logits, draw(requests, logits)):
-            events.append(self._took(request, token, *log_probabilities(request, row, token)))
-        return events
-
-    def _took(self, request: Request, token: int, logprob=None, top=None) -> Event:
-        if token == NOT_DRAWN:
-            event = request.fail(f"the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
-            self.cache.pages.forget()  # what it wrote cannot be trusted
-        else:
-            event = request.take(token, logprob, top)
-            self._counts["generated_tokens"] += 1
-        if event.finish_reason:
-            self.scheduler.remove(request)
-        return event
-
-    def _steps(self, requests: list[Request], busy: bool) -> int:
-        """How many tokens in a row without looking: one where others wait for the pass, or where logits are wanted."""
-        if self.lookahead == 1 or busy or any(r.params.logprobs is not None or r.params.repetition_penalty != 1 for r in requests):
-            return 1
-        return self.scheduler.steps(requests, self.lookahead)
-
-    def _decode_steps(self, requests: list[Request], count: int) -> list[Event]:
-        for request in requests:
-            self.cache.reserve(request.sequence, count)
-        drawn = self.runner.decode_steps(requests, count)  # a list of `count` tokens for each
-        self._counts["passes"] += count
-        events = []
-        for request, tokens in zip(requests, drawn):
-            self.cache.settle(request.sequence, [*request.upcoming(1), *tokens[:-1]], count)
-            request.computed += count
-        for at in range(count):  # in the order in which they were drawn
-            going_on = [(request, tokens[at]) for request, tokens in zip(requests, drawn) if request.state != "finished"]
-            for request, token in going_on:
-                events.append(self._took(request, token))
-        return events
 
     def _events(self, requests: list[Request], heard: deque[Event]) -> Iterator[Event]:
         """Steps until all of these are finished; their events may come from a step that somebody else made. Who stops listening cancels them."""

@@ -1,0 +1,90 @@
+"""A pass through the model, from those whom the scheduler chose to what is new of each: chunks of prompts, one or more tokens of answers.
+
+Notable:
+- the cache hands out the slots before the runner computes, and a request counts as computed what is launched
+- several tokens in a row are drawn on the GPU without the CPU looking; what was drawn after a request's end is thrown away here
+- a request whose logits hold NaN ends alone, and no page is shared that was written until then; the others get their tokens
+"""
+
+from __future__ import annotations
+
+import torch
+
+from labkernels.llm.inference.cache import EngineCache
+from labkernels.llm.inference.drawing import NOT_DRAWN, draw, log_probabilities
+from labkernels.llm.inference.requests import Event, Request
+from labkernels.llm.inference.runner import Runner
+from labkernels.llm.inference.scheduler import Prefill, Scheduler
+
+
+class Passes:
+    """The part of an `Engine` that computes. The engine holds its lock meanwhile, and ends the requests of a pass that raises."""
+
+    device: torch.device
+    cache: EngineCache
+    runner: Runner
+    scheduler: Scheduler
+    lookahead: int
+    _counts: dict[str, int]
+
+    def _prefill(self, prefill: Prefill) -> list[Event]:
+        chunks, complete = prefill.chunks, prefill.complete
+        step = self.cache.step({request.sequence: chunk for request, chunk in chunks.items()})
+        ends, end = [], 0
+        for request, chunk in chunks.items():
+            end += len(chunk)
+            if request in complete:
+                ends.append(end - 1)
+            request.computed += len(chunk)
+        self._counts["computed_prompt_tokens"] += end
+        self._counts["passes"] += 1
+        tokens = torch.tensor([token for chunk in chunks.values() for token in chunk], device=self.device)
+        logits = self.runner.prefill(tokens, step, ends)
+        return self._take(complete, logits) if complete else []
+
+    def _decode(self, requests: list[Request]) -> list[Event]:
+        tokens = [request.upcoming(1) for request in requests]
+        step = self.cache.step({request.sequence: token for request, token in zip(requests, tokens)})
+        for request in requests:
+            request.computed += 1
+        self._counts["passes"] += 1
+        logits = self.runner.decode(torch.tensor(tokens, device=self.device).flatten(), step)
+        return self._take(requests, logits)
+
+    def _take(self, requests: list[Request], logits: torch.Tensor) -> list[Event]:
+        events = []
+        for request, row, token in zip(requests, logits, draw(requests, logits)):
+            events.append(self._took(request, token, *log_probabilities(request, row, token)))
+        return events
+
+    def _took(self, request: Request, token: int, logprob=None, top=None) -> Event:
+        if token == NOT_DRAWN:
+            event = request.fail(f"the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
+            self.cache.pages.forget()  # what it wrote cannot be trusted
+        else:
+            event = request.take(token, logprob, top)
+            self._counts["generated_tokens"] += 1
+        if event.finish_reason:
+            self.scheduler.remove(request)
+        return event
+
+    def _steps(self, requests: list[Request], busy: bool) -> int:
+        """How many tokens in a row without looking: one where others wait for the pass, or where logits are wanted."""
+        if self.lookahead == 1 or busy or any(r.params.logprobs is not None or r.params.repetition_penalty != 1 for r in requests):
+            return 1
+        return self.scheduler.steps(requests, self.lookahead)
+
+    def _decode_steps(self, requests: list[Request], count: int) -> list[Event]:
+        for request in requests:
+            self.cache.reserve(request.sequence, count)
+        drawn = self.runner.decode_steps(requests, count)  # a list of `count` tokens for each
+        self._counts["passes"] += count
+        events = []
+        for request, tokens in zip(requests, drawn):
+            self.cache.settle(request.sequence, [*request.upcoming(1), *tokens[:-1]], count)
+            request.computed += count
+        for at in range(count):  # in the order in which they were drawn
+            going_on = [(request, tokens[at]) for request, tokens in zip(requests, drawn) if request.state != "finished"]
+            for request, token in going_on:
+                events.append(self._took(request, token))
+        return events
