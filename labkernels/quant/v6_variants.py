@@ -105,15 +105,22 @@ def _kernel(dtype: torch.dtype, name: str, spans: int, rows: int, config: Stream
     return Kernel(FILE, f"quant_matmul_stream<{name}, {c_type(dtype)}, {spans}, {rows}, {config.warps}, {config.ahead}>")
 
 
-def _accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
+def few_rows_refusal(x: torch.Tensor, weight: QuantizedWeight, most_rows: int) -> str | None:
+    """Why a stream of W past up to `most_rows` rows of x does not take these; None if it does."""
     if x.dtype not in (torch.bfloat16, torch.float16):
         return "takes x in bfloat16 and float16"
-    if x.shape[0] > MOST_ROWS:
-        return f"up to {MOST_ROWS} rows of x"
+    if x.shape[0] > most_rows:
+        return f"up to {most_rows} rows of x"
     n, k = weight.shape
     if k == 0 or n % 8:
         return "takes k from 1 and n in multiples of 8"
-    if n < 12 * processors(x) and x.is_cuda:
+    return None
+
+
+def _accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
+    if refused := few_rows_refusal(x, weight, MOST_ROWS):
+        return refused
+    if weight.shape[0] < 12 * processors(x) and x.is_cuda:
         return "takes n that gives each multiprocessor 16 rows; v2's and v3's clusters share fewer"
     if stream_for(x, weight) is None:
         return "takes x that fits into shared memory"

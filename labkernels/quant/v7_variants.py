@@ -16,7 +16,7 @@ from labkernels.operation import Variant
 from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
 from labkernels.quant.v5_variants import counters_for, for_copies
-from labkernels.quant.v6_variants import FORMATS, TABLE_BYTES
+from labkernels.quant.v6_variants import FORMATS, TABLE_BYTES, few_rows_refusal
 
 FILE = Path(__file__).with_name("v7_resident.cu")
 MOST_ROWS = 16  # of x
@@ -117,13 +117,8 @@ def _kernel(dtype: torch.dtype, scheme: str, group_size: int, columns: int, conf
 
 
 def _accepts(x: torch.Tensor, weight: QuantizedWeight) -> str | None:
-    if x.dtype not in (torch.bfloat16, torch.float16):
-        return "takes x in bfloat16 and float16"
-    if x.shape[0] > MOST_ROWS:
-        return f"up to {MOST_ROWS} rows of x"
-    n, k = weight.shape
-    if k == 0 or n % 8:
-        return "takes k from 1 and n in multiples of 8"
+    if refused := few_rows_refusal(x, weight, MOST_ROWS):
+        return refused
     if resident_for(x, weight) is None:
         return "takes k that the warps of 16 blocks can hold in their registers"
     return hopper_refusal(x)
