@@ -69,10 +69,13 @@ def v6_exponentials(x, weight, target, ignore_index=-100, label_smoothing=0.0, z
 
 
 def worked_out(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, chunk_tokens=None, gradients=(True, True)):
-    """As in_chunks, or, where both gradients are wanted, in borrowed memory: with chunk_tokens 0, and by v6 where nobody says and the logits are many."""
+    """As in_chunks, or, where both gradients are wanted, in borrowed memory: with chunk_tokens 0, and by v6 where nobody says and the logits are many.
+
+    Not by v6, which adds parts of dx in no fixed order, where torch.use_deterministic_algorithms asks for the same bits each time.
+    """
     (tokens, hidden), vocab, options = x.shape, weight.shape[0], (ignore_index, label_smoothing, z_loss)
     many = tokens >= MANY_TOKENS and hidden >= LARGE_HIDDEN and LARGE_CHUNK * vocab * x.element_size() > LOGITS_BYTES
-    if many and not chunk_tokens and all(gradients) and x.is_cuda and fused.accepts(x, weight, target, *options) is None:
+    if many and not torch.are_deterministic_algorithms_enabled() and not chunk_tokens and all(gradients) and x.is_cuda and fused.accepts(x, weight, target, *options) is None:
         scratch = vocab * hidden // (2 * fused.SCRATCH_SHARE) if chunk_tokens == 0 else None
         return fused.in_fused_chunks(x, weight, target, scale, ignore_index, fused.Layout.of(tokens, hidden, vocab, scratch=scratch))
     if chunk_tokens == 0 and all(gradients) and tokens > hidden * BORROWED:
