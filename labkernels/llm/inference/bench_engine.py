@@ -26,6 +26,9 @@ from labkernels.llm.inference.requests import SamplingParams
 from labkernels.nn import QuantLinear
 
 
+COMPILED = ("default", "reduce-overhead", "max-autotune")  # peers that are torch.compile's modes
+
+
 def random_model(config: ModelConfig, dtype: torch.dtype, device, quantize: str | None = None, head: str | None = None) -> Transformer:
     """Weights of the usual size, made on the device, quantised layer by layer."""
     with torch.device("meta"):
@@ -195,7 +198,7 @@ def bench(given: argparse.Namespace, device: torch.device, read_gb_per_s: float)
                 continue
             drawn = found.pop("drawn")
             row = {
-                "model": given.model, "kind": kind, "runner": name if kind == "ours" else f"compiled {name}",
+                "model": given.model, "kind": kind, "runner": f"compiled {name}" if kind == "peer" and name in COMPILED else name,
                 "weights": quantize or "bf16", "head": quantize and given.head or "bf16", "cache": given.cache_dtype or "bf16",
                 "batch": batch, "prompt": prompt, "new": new, **found,
                 "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan"),
