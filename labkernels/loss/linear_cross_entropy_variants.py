@@ -75,7 +75,8 @@ def worked_out(x, weight, target, scale, ignore_index=-100, label_smoothing=0.0,
     """
     (tokens, hidden), vocab, options = x.shape, weight.shape[0], (ignore_index, label_smoothing, z_loss)
     many = tokens >= MANY_TOKENS and hidden >= LARGE_HIDDEN and LARGE_CHUNK * vocab * x.element_size() > LOGITS_BYTES
-    if many and not torch.are_deterministic_algorithms_enabled() and not chunk_tokens and all(gradients) and x.is_cuda and fused.accepts(x, weight, target, *options) is None:
+    many = many and not torch.are_deterministic_algorithms_enabled()
+    if many and not chunk_tokens and all(gradients) and x.is_cuda and fused.accepts(x, weight, target, *options) is None:
         scratch = vocab * hidden // (2 * fused.SCRATCH_SHARE) if chunk_tokens == 0 else None
         return fused.in_fused_chunks(x, weight, target, scale, ignore_index, fused.Layout.of(tokens, hidden, vocab, scratch=scratch))
     if chunk_tokens == 0 and all(gradients) and tokens > hidden * BORROWED:
