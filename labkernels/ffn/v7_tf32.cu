@@ -5,9 +5,9 @@
 //             of A stands for is nobody's business, as long as B has the same one. Warps share out k; a tile's gates and ups meet in one thread.
 //             One token needs one FMA a weight, and up to four are left to FMAs.
 //   Predicts  541 MB of weights of 4096 x 11008, 117 us, for 1 and for 16 tokens. For 64 tensor cores take 26 G products, 180 us.
-//   Measured  Not recorded yet; to be in data/measured/h200/ffn.csv. While it was made, beside PyTorch: 1 token 147 us (151), 16 tokens 195
-//             (330), 64 tokens 378 (440), before its sums for up to four tokens became shorter; tf32 for one token, too, 173. Three products that
-//             wait for each other, one eight of tokens after the other, made it 433 for 64.
+//   Measured  data/measured/h200/ffn.csv, 4096 x 11008, beside torch.compile: 1 token 148 us (161), 16 tokens 196 (311), 64 tokens 377 (428).
+//             While it was made: tf32 for one token, too, 173. Three products that wait for each other, one eight of tokens after the other,
+//             made it 433 for 64.
 //   Wastes    Tokens are read for every 32 or 48 rows of weights, out of L2: with 64 tokens 1.3 times the bytes that the weights have. And 64 tokens leave
 //             two warps on a scheduler, too few for tensor cores.
 //

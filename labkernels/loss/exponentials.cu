@@ -3,9 +3,9 @@
 //             which is one dot product, the matmul takes the exponential of its float32 sums itself, and adds them up: the pass over the logits, which
 //             read and wrote them all, is gone, and with it their rounding to T. A row's factor goes into x and dx; see rows.cu.
 //   Predicts  Two passes over 2.1 GB less at 8192 x 128256, 1.05 ms; for 128 x 256 exponentials a tile, 1.2 us of its 22: 0.3 ms.
-//   Measured  data/measured/h200/linear_cross_entropy.csv, 8192 x 2048 x 128256: v4 18.7 ms in 822 MB, torch.compile 18.6 in 2660, eager 21.1 in
-//             6304, v6 19.8 in 623: the least memory but v5's, and 6% slower than both. 1024 tokens 2.38 -> 2.73, 8192 x 4096 x 32000 9.33 ->
-//             9.63. When it was tuned, in one process, one run each, it was ahead: v4 21.2, torch.compile 21.3, v6 20.1, and with chunks of 512
+//   Measured  data/measured/h200/linear_cross_entropy.csv, 8192 x 2048 x 128256: v4 19.8 ms in 822 MB, torch.compile 19.5 in 2660, eager 21.5 in
+//             6304, v6 20.2 in 623: the least memory but v5's, and 2 to 4% slower than both. 1024 tokens 2.32 -> 2.77, 8192 x 4096 x 32000 9.15 ->
+//             9.74. When it was tuned, in one process, one run each, it was ahead: v4 21.2, torch.compile 21.3, v6 20.1, and with chunks of 512
 //             and 640 20.7 to 22.8. Logits of std 4: gradients err by 1.8e-3 and 2.0e-3 of those of float32 logits, v4's and Liger's by 6.7e-3
 //             and 7.1e-3: they round the logits.
 //   Wastes    Nobody multiplies in a block while both its warpgroups take exponentials: 646 TFLOP/s at 768 tokens, with one two stages behind the

@@ -6,9 +6,9 @@
 //             way while the last blocks of another still run.
 //   Predicts  2 instructions a number, where 3.4 would fill the issue slots at 4350 GB/s: bound by memory. 24 MB of int4
 //             (4096 x 11008): 5.5 us, and what launching and the first bytes take.
-//   Measured  data/measured/h200/quant_matmul.csv: one row of x, 11008 x 4096 in int4: 427 -> 13.0 us (cuBLAS with a bf16 weight 27.3); 28672 x
-//             8192: 53.0 (123). It was 9.7 and 37.3 (109) when recorded before early launches asked for all of an SM's memory
-//             as shared memory; they leave this kernel its L1 again, which is not recorded yet. Loads on their way take lines of L1.
+//   Measured  data/measured/h200/quant_matmul.csv: one row of x, 11008 x 4096 in int4: 427 -> 9.7 us (cuBLAS with a bf16 weight 27.3); 28672 x
+//             8192: 37.2 (123). Loads on their way take lines of L1: where early launches asked for all of an SM's memory as shared
+//             memory, it took 13.0 and 53.0.
 //   Wastes    Seven of eight columns of the tensor cores when x has one row.
 #include "gemv.cuh"
 #include "gemv_formats.cuh"
