@@ -227,8 +227,8 @@ recorded.table(ladder) if ladder is not None else None
 lk.draw.ablation(ladder[ladder["preset"].eq("645m")]) if ladder is not None else None
 
 # %% [markdown]
-# Read the loss beside the speed: a row that is faster and learns less has won nothing. Checkpointing costs time, and buys room for a
-# larger batch or a larger model.
+# Read the loss beside the speed: a row that is faster and learns less has won nothing. And do not trust it: after a dozen steps even the
+# noise of 8-bit numbers may look like learning. Checkpointing costs time, and buys room for a larger batch or a larger model.
 #
 # **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448: so each tensor is
 # scaled by the largest number that it had in the steps before, since to look for today's would take a pass over memory of its own. All three

@@ -107,6 +107,9 @@ def singular_values(steps: Sequence[torch.Tensor]) -> style.Picture:
     )
 
 
+_CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind a label: lines end at it
+
+
 @style.look()
 def ablation(frame) -> style.Picture:
     """The rows of training.csv as bars of tokens/s, Hugging Face's in the peers' colour, the best of these as a line."""
@@ -115,9 +118,10 @@ def ablation(frame) -> style.Picture:
     theirs = rows["row"].str.startswith("hf_")
     axes.barh(range(len(rows)), rows["tokens_per_s"] / 1000, color=[style.PEER if peer else style.OURS for peer in theirs], height=0.7)
     for place, (rate, share) in enumerate(zip(rows["tokens_per_s"], rows["mfu"])):
-        axes.text(rate / 1000, place, f" {rate / 1000:.0f}k, MFU {100 * share:.0f}%", va="center", fontsize=8.5)
+        text, where = f"{rate / 1000:.0f}k, MFU {100 * share:.0f}%", (rate / 1000, place)
+        axes.annotate(text, where, (4, 0), textcoords="offset points", va="center", fontsize=8.5, bbox=_CLEAR)
     if theirs.any():
-        axes.axvline(rows["tokens_per_s"][theirs].max() / 1000, color=style.LIMIT, linestyle="--", linewidth=1)
+        axes.axvline(rows["tokens_per_s"][theirs].max() / 1000, color=style.LIMIT, linestyle="--", linewidth=1, zorder=2)
     axes.set_yticks(range(len(rows)), rows["row"])
     axes.invert_yaxis()
     axes.set_xlim(0, rows["tokens_per_s"].max() / 1000 * 1.25)
