@@ -6,7 +6,7 @@
     Wastes    Python starts each kernel, in 10 to 20 us, while the kernel takes 3: the GPU waits. v4 starts all of them at once.
 
 More than MOST_NARROW sequences go through cuBLAS, quantised weights through quant_matmul, with norms, RoPE and SwiGLU as launches of their own
-("wide"); so do prompts, packed without padding. On CPU tensors the same kernels run in the emulator; cuBLAS is PyTorch there.
+("wide"); so do prompts (prompts.py), packed without padding. On CPU tensors the same kernels run in the emulator; cuBLAS is PyTorch there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from labkernels.kvcache.tensor_cores import CLUSTERS, MAX_CLUSTER, _key, accepts
 from labkernels.llm.inference.cache import EngineCache
 from labkernels.llm.inference.cached import refuse
 from labkernels.llm.inference.decode_state import DecodeState
+from labkernels.llm.inference.prompts import Prompts
 from labkernels.nn import QuantLinear
 
 FOLDER = Path(__file__).parent / "decode"
@@ -34,7 +35,7 @@ SAME_BITS = 8  # sequences up to which a row's bits do not depend on how many th
 FIRST_REACH = 1024  # tokens of the smallest block table; the next ones reach four times as far each
 
 
-class FusedRunner:
+class FusedRunner(Prompts):
     """Needs SwiGLU, no QK-norm, and a head_dim of a multiple of 16."""
 
     name, lookahead, early = "fused", 1, False
@@ -198,29 +199,8 @@ class FusedRunner:
         normed = self._layers(hidden, positions, state.slots, lambda index, q: self._attend(index, q, state))
         return self._head(normed)
 
-    # Prompts
-
-    @torch.no_grad()
-    def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
-        return self._prompts(tokens, step, ends, self._longest(step))
-
-    def _longest(self, step: Step) -> int:
-        return max(map(self.cache.pages.length, step.sequences))
-
-    def _prompts(self, tokens: torch.Tensor, step: Step, ends: list[int] | torch.Tensor, longest: int) -> torch.Tensor:
-        """No sequence of `step` is longer than `longest`."""
-        table = step.block_table[:, : -(-longest // self.cache.pages.page_size)].contiguous()
-
-        def attend(index: int, q: torch.Tensor) -> torch.Tensor:
-            k, v, k_scale, v_scale = self.cache.layer(index)
-            packing = {"cu_seqlens_q": step.cu_seqlens_q, "max_seqlen_q": step.max_seqlen_q, "max_length": longest}
-            return lk.prefill_attention(q, k, v, step.lengths, table, k_scale=k_scale, v_scale=v_scale, **packing)
-
-        hidden = F.embedding(tokens, self.model.embedding.weight)
-        return self._head(self._layers(hidden, step.positions, step.slots, attend, ends))
-
-    def _layers(self, x: torch.Tensor, positions, slots, attend, ends: list[int] | torch.Tensor | None = None) -> torch.Tensor:
-        """x (n, embed_dim) through all layers and the last norm; of these rows alone, if `ends` are given."""
+    def _layers(self, x: torch.Tensor, positions, slots, attend) -> torch.Tensor:
+        """x (n, embed_dim) through all layers and the last norm."""
         residual, eps = None, self.config.norm_eps
         for index, block in enumerate(self.model.blocks):
             if residual is None:
@@ -232,8 +212,6 @@ class FusedRunner:
             normed, residual = lk.add_rms_norm(self._linear(mixed, block.attention.out_proj), residual, block.ffn_norm.weight, eps=eps)
             gated = lk.swiglu(self._linear(normed, block.ffn.gate_up_proj))
             x = self._linear(gated, block.ffn.down_proj)
-        if ends is not None:
-            x, residual = x[ends], residual[ends]
         return lk.add_rms_norm(x, residual, self.model.norm.weight, eps=eps)[0]
 
     def _turn_and_write(self, index: int, qkv: torch.Tensor, positions, slots) -> torch.Tensor:

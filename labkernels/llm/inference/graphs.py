@@ -81,13 +81,13 @@ class GraphRunner(FusedRunner):
 
     @torch.no_grad()
     def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
-        size = PromptSize.holding(len(tokens), len(step.sequences), self._reach(self._longest(step)))
+        size = PromptSize.holding(len(tokens), len(step.sequences), self._reach(self._longest(step)), self._is_fresh(step))
         if size is None or size not in self._seen:  # one launch after the other is faster than to capture a size that never comes again
             self._seen.add(size)
             return super().prefill(tokens, step, ends)
         if size not in self._graphs:
             state = PromptState(size, self.cache.pages.page_size, self.device)
-            graph, logits = self._capture(lambda: self._prompts(state.tokens, state.step, state.ends, size.reach))
+            graph, logits = self._capture(lambda: self._prompts(state.tokens, state.step, state.ends, size.reach, size.fresh))
             self._graphs[size] = graph, state, logits
         graph, state, logits = self._graphs[size]
         state.fill(tokens, step, ends)

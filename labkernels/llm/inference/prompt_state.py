@@ -1,7 +1,7 @@
 """What a pass over prompts needs to know, on the device, in buffers of fixed size: so that a CUDA graph of it serves every pass that fits.
 
-Notable: tokens beyond those of the pass are one more sequence, which sees nothing, and have no slot, so that nothing of them is kept. Sizes go up in
-steps of a half or a third: at most a third of a pass is padding.
+Notable: tokens beyond those of the pass are one more sequence and have no slot, so that nothing of them is kept. Sizes go up in steps of a half or a
+third: at most a third of a pass is padding. Where that would cost more than Python's launches, of more than FEW_TOKENS, it is an eighth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from labkernels.kvcache.caches import Step
 
-LEAST_TOKENS, MOST_TOKENS = 16, 2048  # of a pass that is captured; Python starts larger ones faster than the GPU computes them
+LEAST_TOKENS, FEW_TOKENS, MOST_TOKENS = 16, 1024, 8192  # of a pass that is captured; Python starts larger ones faster than the GPU computes them
 MOST_ROOM = 1 << 16  # tokens of all sequences for which a captured pass has room
 
 
@@ -20,15 +20,15 @@ class PromptSize(NamedTuple):
     tokens: int
     sequences: int
     reach: int  # tokens of a sequence, those in the cache among them
+    fresh: bool  # no sequence has tokens in the cache before this pass
 
     @classmethod
-    def holding(cls, tokens: int, sequences: int, reach: int) -> PromptSize | None:
+    def holding(cls, tokens: int, sequences: int, reach: int, fresh: bool = False) -> PromptSize | None:
         """The smallest size for such a pass, or None."""
-        size = LEAST_TOKENS
-        while size < tokens:
-            size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        power = 1 << (max(tokens, LEAST_TOKENS) - 1).bit_length()
+        stride = power if power == LEAST_TOKENS else power // 4 if power <= FEW_TOKENS else power // 16
         rows = 1 << (sequences - 1).bit_length()
-        return cls(size, rows, reach) if tokens <= MOST_TOKENS and rows * reach <= MOST_ROOM else None
+        return cls(-(-tokens // stride) * stride, rows, reach, fresh) if tokens <= MOST_TOKENS and rows * reach <= MOST_ROOM else None
 
 
 class PromptState:
@@ -56,5 +56,4 @@ class PromptState:
         own.slots[:count], own.positions[:count], own.lengths[:rows], own.cu_seqlens_q[: rows + 1] = step.slots, step.positions, step.lengths, step.cu_seqlens_q
         width = min(own.block_table.shape[1], step.block_table.shape[1])
         own.block_table[:rows, :width] = step.block_table[:, :width]
-        if ends:
-            self.ends[: len(ends)] = torch.tensor(ends, device=self.ends.device)
+        self.ends.copy_(torch.tensor([*ends, *[0] * (len(self.ends) - len(ends))]))  # those that there are not are the first token's
