@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from labkernels.errors import ArgumentError
@@ -15,6 +16,11 @@ from labkernels.kvcache.layout import LARGEST, slots_for
 from labkernels.kvcache.pages import PageAllocator, block_table
 from labkernels.kvcache.prefill import prefill
 from labkernels.operation import dtype_name
+
+
+def tensor_of(numbers: Sequence, dtype, device) -> torch.Tensor:
+    """As torch.tensor, by way of NumPy: of a prompt's thousands of numbers that takes a fifth of the time."""
+    return torch.from_numpy(np.array(numbers, dtype)).to(device)
 
 
 class _Tensors:
@@ -140,9 +146,9 @@ class PagedKVCache(_Tensors):
         ends = torch.tensor([0, *counts]).cumsum(0)
         return Step(
             tuple(tokens),
-            torch.tensor(slots, dtype=torch.int64, device=device),
-            torch.tensor(positions, dtype=torch.int64, device=device),
-            torch.tensor(block_table([self.pages.pages(s) for s in tokens], max_pages), dtype=torch.int32, device=device).view(len(tokens), -1),
+            tensor_of(slots, np.int64, device),
+            tensor_of(positions, np.int64, device),
+            tensor_of(block_table([self.pages.pages(s) for s in tokens], max_pages), np.int32, device).view(len(tokens), -1),
             torch.tensor([self.pages.length(s) for s in tokens], dtype=torch.int32, device=device),
             ends.to(device, torch.int32),
             max(counts, default=0),

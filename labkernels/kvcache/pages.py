@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.kvcache.layout import SKIPPED
@@ -108,7 +109,9 @@ class PageAllocator:
             own.pages.append(self._take())
         own.tokens.extend(tokens)
         self._remember_full(own)
-        return [own.pages[p // self.page_size] * self.page_size + p % self.page_size for p in range(start, end)], copies
+        first = start // self.page_size * self.page_size
+        slots = chain.from_iterable(range(page * self.page_size, (page + 1) * self.page_size) for page in own.pages[first // self.page_size :])
+        return list(islice(slots, start - first, end - first)), copies
 
     def pages_needed(self, sequence: int, tokens: int) -> int:
         """How many free pages append() would take for so many more tokens."""
