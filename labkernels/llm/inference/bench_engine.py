@@ -1,17 +1,20 @@
 """The engine measured, rung by rung, and its peers in the same process: tokens/s, time to the first token, launches, bytes, share of the limit.
 
-    python -m labkernels.llm.inference.bench_engine llama-3.2-1b --runners cached fused graphs early --peers reduce-overhead --out engine.csv
+    python -m labkernels.llm.inference.bench_engine llama-3.2-1b --runners cached fused graphs early --peers reduce-overhead hugging-face --out engine.csv
     python -m labkernels.llm.inference.bench_engine llama-3.2-1b --quantize int4 --head int8 --batch 1 4 16 64 --prompt 1024 --out engine.csv --append
 
-Weights are random: the time does not depend on them. tokens/s counts the tokens that come after all requests have their first, in the time that they
-take; the limit is the time of reading weights, keys and values once a token at the bandwidth measured in the same run (lk.lab.ceilings).
+Weights are random: the time does not depend on them. All begin with the prompts' tokens on the CPU and end with new tokens there; figures are medians of
+several runs, after others in which all is compiled and captured. tokens/s counts the tokens that come after all requests have their first, in the time
+that they take; the limit is the time of reading weights, keys and values once a token at the bandwidth measured in the same run (lk.lab.ceilings).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ from labkernels.nn import QuantLinear
 
 
 COMPILED = ("default", "reduce-overhead", "max-autotune")  # peers that are torch.compile's modes
+REPEATS, ENOUGH_S = 5, 1.0  # timed runs, and the seconds after which there is no other
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device, quantize: str | None = None, head: str | None = None) -> Transformer:
@@ -62,9 +66,8 @@ def read_bytes(model: Transformer, batch: int, length: float, cache) -> int:
 
 
 def measure(engine: Engine, batch: int, prompt: int, new: int) -> dict:
-    """One run of `batch` requests, after short ones that warm up: a pass over prompts is captured when it comes for the second time. Seconds are the CPU's."""
-    vocab = engine.config.vocab_size
-    prompts = torch.randint(0, vocab, (batch, prompt), generator=torch.Generator().manual_seed(0)).tolist()
+    """Runs of `batch` requests, after short ones that warm up: a pass over prompts is captured when it comes for the second time. Seconds are the CPU's."""
+    prompts = _prompts(engine.config, batch, prompt)
 
     def run(new: int) -> tuple[float, float, int, list]:
         """Seconds to the last first token, seconds from there on, tokens in these, and all tokens."""
@@ -83,11 +86,23 @@ def measure(engine: Engine, batch: int, prompt: int, new: int) -> dict:
 
     run(min(new, 3 + 2 * engine.lookahead))
     run(min(new, 3))
-    first_s, rest_s, rest, tokens = run(new)
+    runs = _several(lambda: run(new))
+    first_s, rest_s, rest, tokens = statistics.median(each[0] for each in runs), statistics.median(each[1] for each in runs), *runs[0][2:]
     return {
         "tokens_per_s": rest / rest_s, "ms_per_token": 1e3 * batch * rest_s / rest, "first_token_ms": 1e3 * first_s,
         "prefill_tokens_per_s": batch * prompt / first_s, "drawn": tokens,
     }  # fmt: skip
+
+
+def _prompts(config: ModelConfig, batch: int, prompt: int) -> list[list[int]]:
+    return torch.randint(0, config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def _several(run: Callable[[], tuple]) -> list[tuple]:
+    begin, found = time.perf_counter(), [run()]
+    while len(found) < REPEATS and time.perf_counter() - begin < ENOUGH_S:
+        found.append(run())
+    return found
 
 
 def _synchronize(device: torch.device) -> None:
@@ -96,29 +111,32 @@ def _synchronize(device: torch.device) -> None:
 
 
 def measure_peer(model: Transformer, mode: str, batch: int, prompt: int, new: int) -> dict:
-    """A run of one of peers.py: "eager", "hugging-face" (its static cache, compiled by itself), or a mode of torch.compile."""
-    from labkernels.llm.inference.peers import CompiledPeer, HuggingFacePeer
+    """Runs of one of peers.py: "eager", "hugging-face" (its static cache, and its step compiled by "reduce-overhead"), or a mode of torch.compile."""
+    from labkernels.llm.inference.peers import REDUCE_OVERHEAD, CompiledPeer, HuggingFacePeer
 
-    device = model.head_weight.device
+    torch._dynamo.reset()  # else a second shape is compiled for all shapes, and is slower
+    device, longest = model.head_weight.device, -(-(prompt + new) // 8) * 8
     if mode == "hugging-face":
-        peer = HuggingFacePeer(model.config, model.head_weight.dtype, device)
+        peer = HuggingFacePeer(model.config, model.head_weight.dtype, device, longest, REDUCE_OVERHEAD if device.type == "cuda" else None)
     else:
-        peer = CompiledPeer(model, batch, -(-(prompt + new) // 8) * 8, None if mode == "eager" else mode)
-    prompts = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).to(device)
+        peer = CompiledPeer(model, batch, longest, None if mode == "eager" else mode)
+    prompts = _prompts(model.config, batch, prompt)
 
-    def run(new: int) -> tuple[float, torch.Tensor]:
+    def run(new: int) -> tuple[float, list]:
         _synchronize(device)
         start = time.perf_counter()
-        drawn = peer.generate(prompts, new)
-        _synchronize(device)
+        drawn = peer.generate(torch.tensor(prompts, device=device), new).tolist()
         return time.perf_counter() - start, drawn
 
     compiled_s, _ = run(min(new, 12))
-    first_s, _ = run(1)
-    all_s, drawn = run(new)
+    for _ in range(2):  # a CUDA graph is recorded at the second call
+        run(min(new, 3))
+    first_s = statistics.median(each[0] for each in _several(lambda: run(1)))
+    runs = _several(lambda: run(new))
+    all_s, drawn = statistics.median(each[0] for each in runs), runs[0][1]
     return {
         "tokens_per_s": batch * (new - 1) / (all_s - first_s), "ms_per_token": 1e3 * (all_s - first_s) / (new - 1), "first_token_ms": 1e3 * first_s,
-        "prefill_tokens_per_s": batch * prompt / first_s, "drawn": drawn.tolist(), "note": f"compiled in {compiled_s:.0f} s",
+        "prefill_tokens_per_s": batch * prompt / first_s, "drawn": drawn, "note": f"compiled in {compiled_s:.0f} s",
     }  # fmt: skip
 
 
@@ -157,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a preset of ModelConfig")
     parser.add_argument("--runners", nargs="*", default=["early"])
-    parser.add_argument("--peers", nargs="*", default=[], help="eager, reduce-overhead, max-autotune, hugging-face")
+    parser.add_argument("--peers", nargs="*", default=[], help="eager, reduce-overhead, hugging-face; max-autotune compiles for more than a minute")
     parser.add_argument("--quantize", nargs="*", default=[None], type=lambda given: None if given in ("none", "bf16") else given)
     parser.add_argument("--head", default=None, help="to what the head is quantised, with --quantize")
     parser.add_argument("--cache-dtype", default=None)

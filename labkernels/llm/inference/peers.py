@@ -1,16 +1,24 @@
 """What the engine is measured beside: a plain module in gpt-fast's style under torch.compile, and Hugging Face's static cache.
 
-Notable: the module is gpt-fast's idea in this package's model: a static cache, one compiled function for a token whose result is the next one's input,
-the token's index on the GPU, CUDA graphs by mode="reduce-overhead". https://github.com/pytorch-labs/gpt-fast
+Notable:
+- the module is gpt-fast's idea in this package's model: a static cache, one compiled function for a token whose result is the next one's input,
+  the token's index on the GPU, CUDA graphs by mode="reduce-overhead". https://github.com/pytorch-labs/gpt-fast
+- Hugging Face's model goes through the same loop, on one StaticCache that is kept. Its own `generate` makes a cache for each call: it compiles
+  anew for a longer one, which takes twenty seconds, records CUDA graphs anew in each call, and prepares each step in Python
+- both have the size of their cache from the start, so that short calls compile all that a long one runs
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from labkernels.llm.config import ModelConfig
+
+REDUCE_OVERHEAD = {"mode": "reduce-overhead"}
 
 
 class PlainDecoder(nn.Module):
@@ -27,7 +35,7 @@ class PlainDecoder(nn.Module):
         self.register_buffer("turns", model.angles[:max_seq].to(weight.dtype), persistent=False)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, whole: bool = False) -> torch.Tensor:
-        """tokens (batch, n), positions (n,) to the next token of each, (batch, 1). `whole`: the tokens are all that there is, as in a prompt."""
+        """tokens (batch, n), positions (n,) to the next token of each, (batch, 1). `whole`: a prompt, all that there is; else n is 1."""
         c = self.config
         cos, sin = self.turns[positions].chunk(2, dim=-1)  # (n, head_dim / 2)
         mask = self.mask[None, None, positions]
@@ -43,7 +51,8 @@ class PlainDecoder(nn.Module):
             if whole:
                 out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
             else:
-                out = F.scaled_dot_product_attention(q, self.k[index], self.v[index], attn_mask=mask, enable_gqa=grouped)
+                rows = q.reshape(q.shape[0], c.num_kv_heads, -1, c.head_dim)  # heads that share keys, as one query's rows: with a mask enable_gqa copies
+                out = F.scaled_dot_product_attention(rows, self.k[index], self.v[index], attn_mask=mask).reshape(q.shape)
             x = x + F.linear(out.transpose(1, 2).flatten(2), block.attention.out_proj.weight)
             normed = F.rms_norm(x, x.shape[-1:], block.ffn_norm.weight, c.norm_eps)
             gate, up = F.linear(normed, block.ffn.gate_up_proj.weight).chunk(2, dim=-1)
@@ -58,31 +67,35 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor
 
 
 class CompiledPeer:
-    """`generate(prompts, new)` with a compiled step; mode "reduce-overhead" or "max-autotune"."""
+    """`generate(prompts, new)` of one shape with a compiled pass over the prompt and a compiled step; mode "reduce-overhead" or "max-autotune"."""
 
     def __init__(self, model, batch: int, max_seq: int, mode: str | None = "reduce-overhead"):
         self.decoder = PlainDecoder(model, batch, max_seq).eval()
-        self.step = torch.compile(self.decoder, mode=mode, fullgraph=True) if mode else self.decoder
-        self.prefill = torch.compile(self.decoder, fullgraph=True) if mode else self.decoder
+        self.step = self.prefill = torch.compile(self.decoder, mode=mode, fullgraph=True, dynamic=False) if mode else self.decoder
 
     @torch.no_grad()
     def generate(self, prompts: torch.Tensor, new: int) -> torch.Tensor:
         """prompts (batch, n) to (batch, new) tokens."""
         device, n = prompts.device, prompts.shape[1]
         token = self.prefill(prompts, torch.arange(n, device=device), whole=True)
-        drawn, position = [token.clone()], torch.tensor([n], device=device)
-        for _ in range(new - 1):
-            token = self.step(token, position).clone()
-            drawn.append(token)
-            position += 1
-        return torch.cat(drawn, dim=1)
+        return _one_by_one(self.step, token, n, new)
+
+
+def _one_by_one(step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], token: torch.Tensor, n: int, new: int) -> torch.Tensor:
+    """`token` (batch, 1), which comes after `n` others, and what follows it by `step`: (batch, new)."""
+    drawn, position = [token.clone()], torch.tensor([n], device=token.device)  # a CUDA graph's own result is written over by the next
+    for _ in range(new - 1):
+        drawn.append(step(drawn[-1], position).clone())
+        position += 1
+    return torch.cat(drawn, dim=1)
 
 
 class HuggingFacePeer:
-    """transformers' Llama of this shape with random weights of its own, which generates with its static cache and compiles itself on a GPU."""
+    """transformers' Llama of this shape with random weights of its own, its static cache, and a compiled step. Its pass over the prompt is as it is."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device):
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device, max_seq: int, how: dict[str, str] | None = REDUCE_OVERHEAD):
+        """how: torch.compile's options; None: nothing is compiled."""
+        from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
         from labkernels.llm.pretrained import config_to_hugging_face
 
@@ -93,9 +106,17 @@ class HuggingFacePeer:
                 self.model = LlamaForCausalLM(LlamaConfig(**config_to_hugging_face(config))).eval()
         finally:
             torch.set_default_dtype(before)
+        self.cache = StaticCache(config=self.model.config, max_cache_len=max_seq)
+        self.step = torch.compile(self.next_token, fullgraph=True, dynamic=False, **how) if how else self.next_token
+
+    def next_token(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """tokens (batch, n) at positions (n,) to the next token of each, (batch, 1); the greedy choice is part of the graph."""
+        inputs = {"position_ids": positions[None], "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        return self.model(tokens, **inputs).logits.argmax(-1)
 
     @torch.no_grad()
     def generate(self, prompts: torch.Tensor, new: int) -> torch.Tensor:
         """prompts (batch, n) to (batch, new) tokens."""
-        greedy = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "cache_implementation": "static", "pad_token_id": 0}
-        return self.model.generate(prompts, attention_mask=torch.ones_like(prompts), **greedy)[:, prompts.shape[1] :]
+        n = prompts.shape[1]
+        self.cache.reset()
+        return _one_by_one(self.step, self.next_token(prompts, torch.arange(n, device=prompts.device)), n, new)

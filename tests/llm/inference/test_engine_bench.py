@@ -6,7 +6,7 @@ import torch
 from labkernels.llm.inference.bench_engine import _parser, bench, main, measure, random_model, read_bytes
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.inference.engine import Engine
-from labkernels.llm.inference.peers import CompiledPeer
+from labkernels.llm.inference.peers import CompiledPeer, HuggingFacePeer
 
 CONFIG = ModelConfig(80, 64, 2, 4, 2, 128, max_seq_len=128)
 
@@ -19,6 +19,23 @@ def test_the_peer_writes_what_the_engine_writes():
     prompts = torch.randint(0, 80, (2, 9), generator=torch.Generator().manual_seed(1))
     found = CompiledPeer(model, 2, 64, mode=None).generate(prompts, 12)
     assert found.tolist() == [list(one.tokens) for one in Engine(model).generate(prompts.tolist(), 12)]
+
+
+@pytest.mark.parametrize("how", [None, {"backend": "eager"}])
+def test_hugging_faces_tokens_are_those_of_its_own_generate_call_after_call(how):
+    torch.manual_seed(0)
+    peer = HuggingFacePeer(CONFIG, torch.float32, "cpu", 64, how)
+    for parameter in peer.model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    prompts = torch.randint(0, 80, (2, 9), generator=torch.Generator().manual_seed(1))
+    peer.model.generation_config.eos_token_id = None  # else its generate avoids, or ends at, token 2
+    greedy = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    expected = peer.model.generate(prompts, attention_mask=torch.ones_like(prompts), **greedy)[:, 9:]
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert peer.generate(prompts, 3).tolist() == expected[:, :3].tolist()
+    assert peer.generate(prompts.flip(0), 12).tolist() == expected.flip(0).tolist()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs == (how is not None), "a longer answer compiles nothing"
 
 
 @pytest.mark.parametrize("tied", [True, False])
