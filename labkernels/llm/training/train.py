@@ -18,6 +18,7 @@ Notable:
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Trainer(Parts, Resumable):
         self.device = self.build_device()
         torch.manual_seed(config.seed)
         if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else PyTorch refuses cuBLAS's products on a GPU
             torch.use_deterministic_algorithms(True)
         self.data = self.build_data() if data is None else data
         self.model = self.build_model() if model is None else model
