@@ -195,7 +195,7 @@ def main(
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=longest_row + 20))
         data = _text(preset)
     first, vocabulary = dist.get_rank() == 0, ModelConfig.preset(preset).vocab_size
-    changes = {"preset": preset, "seq_len": seq_len, "batch_size": batch_size, "model": {"vocab_size": vocabulary}, "device": device.type}
+    changes = {"preset": preset, "seq_len": seq_len, "batch_size": batch_size, "model": {"vocab_size": vocabulary}, "device": str(device)}
     found: list[dict[str, Any]] = []
     for mode in rows.split(","):
         spent = torch.tensor([time.perf_counter() - begun], dtype=torch.float64)
