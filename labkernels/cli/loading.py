@@ -85,6 +85,7 @@ def needed(model: str, choices: Choices):
         quantize=scheme or choices.scheme,
         cache_dtype=cache,
         prefill_tokens=choices.chunk_tokens,
+        on_gpu=choices.on_gpu,
     )
 
 

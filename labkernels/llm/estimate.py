@@ -20,6 +20,9 @@ from labkernels.quant.formats import FOUR_BIT, SCHEMES, padded_columns
 
 OPTIMIZER_STATES = {"sgd": (0, 0), "adamw": (2, 2), "muon": (1, 2)}  # numbers for each of a block's matrices' elements, and of all others'
 FLOAT32 = 4  # bytes
+CUBLAS_WORKSPACE = 32 * 2**20  # bytes that PyTorch gives cuBLAS on a Hopper, for each stream
+ENGINE_STREAMS = 2  # on which an engine computes: that of its caller, and that of its graphs
+GATED_FROM, MARGIN = 256, 512  # as in inference/prompts.py and kvcache/prefill.py
 
 
 class Memory(dict):
@@ -174,14 +177,17 @@ def inference_memory(
     *,
     dtype: torch.dtype = torch.bfloat16,
     quantize: str | None = None,
+    head: str | None = None,
     group_size: int = 128,
     cache_dtype: torch.dtype | None = None,
-    prefill_tokens: int = 2048,
+    prefill_tokens: int = 4096,
+    on_gpu: bool = True,
 ) -> Memory:
-    """Bytes of generating with `batch` sequences of up to seq_len tokens in the cache.
+    """Bytes of an engine that generates with `batch` sequences of up to seq_len tokens in the cache.
 
-    Parts: weights, those of the blocks' matrices as `quantize` says (None, or a scheme of QuantLinear); the cache of keys and values; buffers: the widest
-    two layers' results for prefill_tokens at a time, a row of logits a sequence, and RoPE's table.
+    Parts: weights, those of the blocks' matrices as `quantize` says (None, or a scheme of QuantLinear), and a copy of the head as `head` says, beside
+    the embedding; the cache of keys and values; RoPE's table; prompts: the most that a pass over prefill_tokens of them has at a time; decode: a row of
+    every buffer for each sequence, or for the next power of two; workspace: on a GPU, cuBLAS's, of the two streams on which an engine computes.
     """
     c, table = config, parameter_table(config)
     cache = 2 * c.num_layers * c.num_kv_heads * batch * seq_len * cache_bytes(c.head_dim, cache_dtype or dtype)
@@ -189,13 +195,34 @@ def inference_memory(
     q = c.num_heads * c.head_dim
     shapes = [(c.qkv_dim, c.embed_dim), (c.embed_dim, q), ((2 if c.gated else 1) * c.ffn_dim, c.embed_dim), (c.embed_dim, c.ffn_dim)]
     inside = c.num_layers * sum(weight_bytes(rows, columns, dtype, quantize, group_size) for rows, columns in shapes)
-    hidden = (3 if c.gated else 2) * c.ffn_dim + 2 * c.embed_dim
+    of_head = weight_bytes(c.vocab_size, c.embed_dim, dtype, head, group_size) - (0 if c.tie_embeddings else table["head"] * dtype.itemsize) if head else 0
+    rows = 1 << (batch - 1).bit_length()
     parts = {
-        "weights": inside + outside * dtype.itemsize,
+        "weights": inside + outside * dtype.itemsize + of_head,
         "cache": cache,
-        "buffers": (prefill_tokens * hidden + batch * c.vocab_size) * dtype.itemsize + c.max_seq_len * c.head_dim * FLOAT32,
+        "rope": c.max_seq_len * c.head_dim * FLOAT32,
+        "prompts": prompt_bytes(c, batch, seq_len, min(prefill_tokens, batch * seq_len), dtype, quantize, cache_dtype),
+        "decode": rows * ((c.embed_dim + q + c.ffn_dim) * dtype.itemsize + c.vocab_size * FLOAT32),
+        "workspace": ENGINE_STREAMS * CUBLAS_WORKSPACE if on_gpu else 0,
     }
     return Memory(parts, sum(parts.values()))
+
+
+def prompt_bytes(
+    config: ModelConfig, batch: int, seq_len: int, tokens: int, dtype: torch.dtype, quantize: str | None = None, cache_dtype: torch.dtype | None = None
+) -> int:
+    """The most that a pass over so many tokens of prompts has at a time (inference/prompts.py): in the feed-forward network, or in attention.
+
+    16-bit weights have SwiGLU in the epilogue of their first product, and no gates and ups in memory. Attention of a pass that goes on from a past, as
+    chunks do, or that reads what the cache rounded, packs a layer's keys and values first; two sequences at a time are counted.
+    """
+    c, q = config, config.num_heads * config.head_dim
+    first = 0 if quantize is None and c.gated and tokens >= GATED_FROM else (2 if c.gated else 1) * c.ffn_dim  # what the first product leaves beside
+    packs = tokens < batch * seq_len or cache_dtype not in (None, dtype)
+    packed = 2 * (min(batch, 2) * seq_len + MARGIN) * c.num_kv_heads * c.head_dim if packs else 0
+    network = tokens * (c.qkv_dim + q + 3 * c.embed_dim + c.ffn_dim + max(first, c.embed_dim))
+    attention = tokens * (c.qkv_dim + 2 * q + 3 * c.embed_dim) + packed
+    return max(network, attention) * dtype.itemsize + batch * c.vocab_size * (dtype.itemsize + FLOAT32)
 
 
 def weight_bytes(rows: int, columns: int, dtype: torch.dtype, quantize: str | None = None, group_size: int = 128) -> int:

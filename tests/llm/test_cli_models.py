@@ -255,7 +255,7 @@ def test_shards_that_are_truncated_corrupt_missing_or_of_wrong_shape(copy, quant
 def test_too_little_memory_is_told_before_anything_is_loaded_with_what_would_fit(folder, monkeypatch):
     monkeypatch.setattr(loading, "free_memory", lambda choices: (2_200_000, "this machine"))
     monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
-    said = failing("generate", folder, "x", *CPU, "--context", 256)
+    said = failing("serve", folder, *CPU, "--context", 256, "--batch-size", 64)
     assert "MB by the estimate (weights 117 kB, cache" in said and "this machine has 2.2 MB free; with --optimize-memory" in said
     monkeypatch.setattr(loading, "free_memory", lambda choices: (30 * 10**9, "the GPU"))
     said = failing("serve", folder, *CPU, "--batch-size", 10**7)

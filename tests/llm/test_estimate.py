@@ -1,15 +1,18 @@
 """Parameters exactly, activations exactly as autograd keeps them, FLOPs as PyTorch counts them, memory as a GPU has it."""
 
 import gc
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.config import PRESETS, ModelConfig
 from labkernels.llm.estimate import (
-    activation_bytes, cache_bytes, flop_table, flops_per_token, inference_memory, loss_bytes, parameters, training_memory, weight_bytes,
+    activation_bytes, cache_bytes, flop_table, flops_per_token, inference_memory, loss_bytes, parameters, prompt_bytes, training_memory, weight_bytes,
 )  # fmt: skip
 from labkernels.llm.kernels import chunk_tokens, resolve
 from labkernels.llm.model import Transformer
@@ -181,6 +184,67 @@ def test_the_cache_takes_what_is_estimated(dtype):
     cache = ContiguousKVCache(config.num_layers, 3, config.num_kv_heads, 40, config.head_dim, dtype, "cpu")
     assert inference_memory(config, 3, 40, cache_dtype=dtype)["cache"] == cache.nbytes
     assert cache_bytes(128, torch.int8) == 132
+
+
+class Living(TorchDispatchMode):
+    """The most bytes of tensors made inside that are there at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.peak = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def storages(tensors) -> dict[int, int]:
+            return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor)}
+
+        result = function(*args, **(kwargs or {}))
+        own = storages(made() for made in self.made)
+        others = storages(tree_leaves((args, kwargs))).keys() - own.keys()
+        new = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in others]
+        self.made = [made for made in self.made if made() is not None] + [weakref.ref(t) for t in new]
+        self.peak = max(self.peak, sum(storages(made() for made in self.made).values()))
+        return result
+
+
+def test_a_pass_over_prompts_has_as_much_at_a_time_as_is_estimated():
+    from tests.llm.inference.random_models import Engine, prompts_of, random_model
+
+    config = ModelConfig(80, 64, 3, 4, 2, 512, head_dim=16, max_seq_len=128)
+    engine, prompts = Engine(random_model(config), runner="fused"), prompts_of(60, 60)
+    step = engine.cache.step({engine.cache.add(())[0]: prompt for prompt in prompts})
+    with Living() as living:
+        engine.runner.prefill(torch.tensor(sum(prompts, [])), step, [59, 119])
+    logits = 2 * 80 * 6  # which are made when all else is gone
+    assert living.peak == prompt_bytes(config, 2, 60, 120, torch.bfloat16) - logits
+
+
+def test_a_head_of_its_own_is_counted_beside_the_embedding():
+    tied, untied = ModelConfig.preset("llama-3.2-1b"), PRESETS["llama-3-8b"]
+    plain, own = (inference_memory(tied, 1, 64, head=head)["weights"] for head in (None, "int8"))
+    assert own - plain == weight_bytes(tied.vocab_size, tied.embed_dim, torch.bfloat16, "int8")
+    plain, own = (inference_memory(untied, 1, 64, head=head)["weights"] for head in (None, "int8"))
+    assert plain - own == untied.vocab_size * (untied.embed_dim - 4), "in the place of the one that there was"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name, scheme, context, cache", [("llama-3.2-1b", None, 8192, None), ("llama-3.2-1b", "int4", 8192, "int8"), ("llama-2-7b", "int4", 4096, None)])
+def test_the_peak_of_an_engine_is_within_a_twentieth(name, scheme, context, cache):
+    from labkernels.llm.inference.bench_engine import random_model
+    from labkernels.llm.inference.engine import Engine
+
+    config = PRESETS[name]
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    model = random_model(config, torch.bfloat16, "cuda", scheme)
+    torch.cuda.reset_peak_memory_stats()
+    engine = Engine(model, max_batch=4, max_seq_len=context, cache_dtype=cache)
+    for again in range(3):  # the passes over prompts of the third are captured ones
+        engine.generate([[again + token for token in range(1, 3000)]] * 4, 40, ignore_eos=True)
+    found = torch.cuda.max_memory_allocated() - before
+    want = inference_memory(config, 4, context, quantize=scheme, cache_dtype=engine.cache.k.dtype)
+    print(f"{name} {scheme} {cache}: {found / 1e9:.3f} GB, estimated {want.peak / 1e9:.3f}")
+    assert found == pytest.approx(want.peak, rel=0.05), str(want)
 
 
 def test_llama_3_8b_at_inference():
