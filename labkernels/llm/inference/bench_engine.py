@@ -221,7 +221,8 @@ def bench(given: argparse.Namespace, device: torch.device, read_gb_per_s: float)
                 "batch": batch, "prompt": prompt, "new": new, **found,
                 "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan"),
             }  # fmt: skip
-            options = {"quantize": quantize, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype), "prefill_tokens": min(8192, batch * prompt)}
+            options = {"quantize": quantize, "head": quantize and given.head, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype)}
+            options |= {"prefill_tokens": min(8192, batch * prompt), "on_gpu": device.type == "cuda"}
             row["estimate_gb"] = inference_memory(config, batch, _room(prompt, new), **options).peak / 1e9
             if "bytes_per_step" in row:
                 row["share_of_limit"] = row["bytes_per_step"] / read_gb_per_s / 1e6 / row["ms_per_token"]
