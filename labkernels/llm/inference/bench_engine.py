@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from labkernels.errors import LabKernelsError
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.options import CACHE_DTYPES
@@ -211,7 +210,7 @@ def bench(given: argparse.Namespace, device: torch.device, read_gb_per_s: float)
                 torch.cuda.reset_peak_memory_stats()
             try:
                 found = _measure_ours(model, given, name, batch, prompt, new) if kind == "ours" else measure_peer(model, name, batch, prompt, new)
-            except (LabKernelsError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            except Exception as error:  # the other rows are of use without it
                 print(f"{name} {quantize} batch {batch} prompt {prompt}: {type(error).__name__}: {str(error)[:300]}", flush=True)
                 continue
             drawn = found.pop("drawn")
