@@ -141,13 +141,13 @@ class PagedKVCache(_Tensors):
                     if cache is not None:
                         cache[:, copy] = cache[:, old]
             slots += own
-            positions += range(start, start + len(new))
+            positions.append(np.arange(start, start + len(new)))
         counts = [len(new) for new in tokens.values()]
         ends = torch.tensor([0, *counts]).cumsum(0)
         return Step(
             tuple(tokens),
             tensor_of(slots, np.int64, device),
-            tensor_of(positions, np.int64, device),
+            tensor_of(np.concatenate([[], *positions]), np.int64, device),
             tensor_of(block_table([self.pages.pages(s) for s in tokens], max_pages), np.int32, device).view(len(tokens), -1),
             torch.tensor([self.pages.length(s) for s in tokens], dtype=torch.int32, device=device),
             ends.to(device, torch.int32),

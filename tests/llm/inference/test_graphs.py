@@ -98,13 +98,13 @@ def test_a_captured_pass_over_prompts_is_the_pass_itself(model, cache_dtype):
         wanted, found = (logits_of(engine, prompts_of(*lengths), forced=1) for engine in engines)
         assert torch.equal(wanted, found)
     sizes = [key for key in engines[1].runner._graphs if isinstance(key, PromptSize)]
-    assert sizes == [PromptSize(48, 4, 128, fresh=cache_dtype is None)]
+    assert sizes == [PromptSize(48, 4, 128, fresh=cache_dtype is None, whole=cache_dtype is None)]
 
 
 def test_sizes_of_passes_hold_them_with_little_padding():
     for tokens in range(17, MOST_TOKENS + 1):
         assert tokens <= PromptSize.holding(tokens, 1, 1024).tokens < 1.5 * tokens
-    assert PromptSize.holding(3, 5, 1024) == (16, 8, 1024, False)
+    assert PromptSize.holding(3, 5, 1024) == (16, 8, 1024, False, False)
     assert PromptSize.holding(MOST_TOKENS + 1, 1, 1024) is None and PromptSize.holding(100, 8, 131_072) is None
 
 

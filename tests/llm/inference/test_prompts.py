@@ -50,9 +50,9 @@ def test_the_last_layer_goes_on_with_the_ends_alone(model, monkeypatch):
 
 def test_swiglu_in_the_first_products_epilogue_is_swiglu(model, monkeypatch):
     prompts = prompts_of(60, 9)
-    wanted, without = (logits_of(Engine(model, runner=runner), prompts, forced=1) for runner in ("cached", "fused"))
-    monkeypatch.setattr(module, "GATED_FROM", 64)
-    found = logits_of(Engine(model, runner="fused"), prompts, forced=1)
+    wanted, found = (logits_of(Engine(model, runner=runner), prompts, forced=1) for runner in ("cached", "fused"))
+    monkeypatch.setattr(module, "GATED_FROM", 70)
+    without = logits_of(Engine(model, runner="fused"), prompts, forced=1)
     assert_as_good(found, wanted, 0.02)
     assert not torch.equal(found, without)
 
