@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from labkernels.kvcache.caches import tensor_of
+from labkernels.kvcache.caches import on_device
 from labkernels.llm.inference.cache import EngineCache
 from labkernels.llm.inference.drawing import NOT_DRAWN, draw, log_probabilities
 from labkernels.llm.inference.requests import Event, Request
@@ -40,7 +40,7 @@ class Passes:
             request.computed += len(chunk)
         self._counts["computed_prompt_tokens"] += end
         self._counts["passes"] += 1
-        tokens = tensor_of([token for chunk in chunks.values() for token in chunk], np.int64, self.device)
+        (tokens,) = on_device(self.device, np.array([token for chunk in chunks.values() for token in chunk]))
         logits = self.runner.prefill(tokens, step, ends)
         return self._take(complete, logits) if complete else []
 
