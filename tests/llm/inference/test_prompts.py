@@ -66,3 +66,21 @@ def test_an_end_that_looks_into_anothers_pages_is_noticed(model, monkeypatch):
 
     monkeypatch.setattr(module.Prompts, "_attend_ends", wrong)
     assert (logits_of(engine, prompts, forced=0) - wanted).abs().max() > 0.1 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_turned_in_place_is_what_the_cache_gets(dtype):
+    """Bit for bit as qkv_rope_cache has it; a token without a slot leaves nothing in the cache."""
+    runners = [Engine(random_model(dtype=dtype), runner="fused").runner for _ in range(2)]
+    caches = [runner.cache for runner in runners]
+    steps = [cache.step({cache.add(())[0]: range(37)}) for cache in caches]
+    for step in steps:
+        step.slots[5] = -1
+    qkv = torch.randn(37, runners[0].config.qkv_dim).to(dtype)
+    wanted, kept = runners[1]._turn_and_write(1, qkv.clone(), steps[1].positions, steps[1].slots), qkv.clone()
+    runners[0]._turn_in_place(1, qkv, steps[0])
+    q, k, v = qkv.unflatten(1, (-1, 64)).split([4, 2, 2], dim=1)
+    assert torch.equal(q, wanted) and torch.equal(v, kept.unflatten(1, (-1, 64))[:, 6:])
+    assert torch.equal(caches[0].k, caches[1].k) and torch.equal(caches[0].v, caches[1].v) and caches[0].k[1].any() and not caches[0].k[0].any()
+    page, place = steps[0].slots[36] // 16, steps[0].slots[36] % 16
+    assert torch.equal(caches[0].k[1, page, :, place], k[36]) and not torch.equal(k[36], kept.unflatten(1, (-1, 64))[36, 4:6])
