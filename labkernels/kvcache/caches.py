@@ -19,7 +19,7 @@ from labkernels.operation import dtype_name
 
 
 def on_device(device, *arrays: np.ndarray) -> list[torch.Tensor]:
-    """Tensors of these arrays, in one copy, as each copy waits for the GPU. NumPy's, as torch.tensor takes five times as long for a prompt's numbers."""
+    """Tensors of these arrays, in one copy, as each copy waits for the GPU. NumPy's: torch.tensor takes five times as long for a prompt's numbers."""
     pieces = [array.tobytes() + bytes(-array.nbytes % 16) for array in arrays]  # each begins on 16 bytes
     moved = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8).to(device).split([*map(len, pieces)])
     return [piece[: array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape) for piece, array in zip(moved, arrays)]

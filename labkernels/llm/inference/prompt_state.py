@@ -1,8 +1,8 @@
 """What a pass over prompts needs to know, on the device, in buffers of fixed size: so that a CUDA graph of it serves every pass that fits.
 
-Notable: tokens beyond those of the pass have no slot, so that nothing of them is kept. Behind prompts without a past they belong to the last one, whose
-tokens do not see what follows; else they are one more sequence, which sees nothing. Sizes go up in steps of a half or a third: at most a third of a
-pass is padding. Where that would cost more than Python's launches, of more than FEW_TOKENS, it is an eighth.
+Notable: tokens beyond those of the pass have no slot, so that nothing of them is kept. Behind prompts without a past they belong to the last one,
+whose tokens do not see what follows; else they are one more sequence, which sees nothing. Sizes go up in steps of a half or a third: at most a third
+of a pass is padding. Where that would cost more than Python's launches, of more than FEW_TOKENS, it is an eighth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from labkernels.kvcache.caches import Step
 
-LEAST_TOKENS, FEW_TOKENS, MOST_TOKENS = 16, 1024, 8192  # of a pass that is captured; Python starts larger ones faster than the GPU computes them
+LEAST_TOKENS, FEW_TOKENS, MOST_TOKENS = 16, 1024, 8192  # of a pass that is captured; Python starts larger ones long before they are needed
 MOST_ROOM = 1 << 16  # tokens of all sequences for which a captured pass has room
 
 
@@ -57,7 +57,8 @@ class PromptState:
         own.slots[count:] = -1
         own.lengths[rows:] = 0
         self.tokens[:count] = tokens
-        own.slots[:count], own.positions[:count], own.lengths[:rows], own.cu_seqlens_q[: rows + 1] = step.slots, step.positions, step.lengths, step.cu_seqlens_q
+        own.slots[:count], own.positions[:count] = step.slots, step.positions
+        own.lengths[:rows], own.cu_seqlens_q[: rows + 1] = step.lengths, step.cu_seqlens_q
         own.cu_seqlens_q[rows + (not self.size.fresh) :] = self.size.tokens
         width = min(own.block_table.shape[1], step.block_table.shape[1])
         own.block_table[:rows, :width] = step.block_table[:, :width]

@@ -1,14 +1,14 @@
-// Prompts: RoPE of queries and keys where the projection left them, and keys and values into the cache's pages. A thread takes the same pairs of
-// HEADS heads of a token.
-//   Idea      qkv_rope_cache writes queries elsewhere, and keys into the pages alone, from where attention over packed sequences cannot read them. Here
-//             all three stay in the projection's rows, which attention reads as they lie, and the cache gets its copy on the way.
-//   Predicts  q, k, v read, q, k written back, k and v into the cache: of 8192 tokens of 32 + 8 + 8 heads of 64 109 MB, 27 us of an H200.
+// Prompts: RoPE of queries and keys where the projection left them, and keys and values into the cache's pages. A thread takes the same pairs
+// of HEADS heads of a token.
+//   Idea      qkv_rope_cache writes queries elsewhere, and keys into the pages alone, from where attention over packed sequences cannot read them.
+//             Here all three stay in the projection's rows, which attention reads as they lie, and the cache gets its copy on the way.
+//   Predicts  q, k, v read, q and k written back, k and v into the cache: of 8192 tokens of 32 + 8 + 8 heads of 64 109 MB, 27 us of an H200.
 //   Wastes    The trip of the queries: the projection's epilogue could turn them.
 #include "../../rope/rope.cuh"
 
-// qkv (tokens, (heads + 2 kv_heads) 2 pairs), rows qkv_row apart; a slot that the cache does not have is skipped. Vectors of WIDTH elements make up
-// pairs; addresses and strides are multiples of WIDTH, and angles lie on 16 bytes. A block is (pairs / WIDTH, lanes, tokens) threads; blockIdx.y counts
-// slices of HEADS * lanes heads.
+// qkv (tokens, (heads + 2 kv_heads) 2 pairs), rows qkv_row apart; a slot that the cache does not have is skipped. Vectors of WIDTH elements make
+// up pairs; addresses and strides are multiples of WIDTH, and angles lie on 16 bytes. A block is (pairs / WIDTH, lanes, tokens) threads; blockIdx.y
+// counts slices of HEADS * lanes heads.
 template <class T, int WIDTH, int HEADS>
 __global__ void turn_in_place(T* qkv, T* k_cache, T* v_cache, const float* angles, const void* positions, const long long* slots, long long tokens,
                               int heads, int kv_heads, int pairs, int angle_rows, long long qkv_row, long long all_slots, CacheLayout k_at,

@@ -1,12 +1,12 @@
 """The engine's pass over prompts, v3 and up: packed without padding, and nothing is computed that nobody asks for.
 
-    Idea      Of a prompt the cache wants every layer's keys and values, and the next token one row of logits. So in the last layer only the ends of
-              prompts get attention, projections and a feed-forward network: an L-th of the work falls away. SwiGLU is in the epilogue of its
-              first product (matmul's v7), so that gates and ups never go through memory. Where no sequence has a past, attention reads keys and values as
-              the projection left them; where one has, the pages are packed first.
-    Wastes    The trip of queries and keys through memory for RoPE, that of the residual stream for each norm.
+    Idea      Of a prompt the cache wants every layer's keys and values, and the next token one row of logits. So in the last layer only the ends
+              of prompts get attention, projections and a feed-forward network: an L-th of the work falls away. SwiGLU is in the epilogue of its
+              first product (matmul's v7): gates and ups never go through memory. Where no sequence has a past, attention reads keys and values
+              as the projection left them (prompts.cu); where one has, the pages are packed first.
+    Wastes    The trips of queries and keys through memory for RoPE, those of the residual stream for each norm.
 
-Quantised weights multiply as they do everywhere (quant_matmul), caches of 8 bits are always read back: chunks of a prompt see what the next ones see.
+Quantised weights multiply as they do everywhere (quant_matmul). Caches of 8 bits are always read back: a chunk of a prompt sees what the next ones do.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class Prompts:
         (pairs, rows), width, heads, page_size = pairs_of(angles), 16 // qkv.element_size(), c.num_heads + 2 * c.num_kv_heads, caches[0].shape[2]
         each = heads_each(len(qkv) * heads * pairs // width, qkv, HEADS)
         block, slices = block_of(pairs // width, heads, each, threads=THREADS)
-        layouts = [struct.pack("<3q2i", *cache.stride()[:3], page_size, 0) for cache in caches]
         sizes = len(qkv), c.num_heads, c.num_kv_heads, pairs, rows, qkv.stride(0), caches[0].shape[0] * page_size
+        layouts = *(struct.pack("<3q2i", *cache.stride()[:3], page_size, 0) for cache in caches), position_layout(step.positions)
         run = kernel(FILE, "turn_in_place", qkv.dtype, width, each)
-        run((ceil_div(len(qkv), block[2]), slices), block, (qkv, *caches, angles, step.positions, step.slots, *sizes, *layouts, position_layout(step.positions)))
+        run((ceil_div(len(qkv), block[2]), slices), block, (qkv, *caches, angles, step.positions, step.slots, *sizes, *layouts))
 
     def _attend_cached(self, index: int, qkv: torch.Tensor, step: Step, table: torch.Tensor, longest: int) -> torch.Tensor:
         q = self._turn_and_write(index, qkv, step.positions, step.slots)
