@@ -3,6 +3,7 @@
 //   Idea      qkv_rope_cache writes queries elsewhere, and keys into the pages alone, from where attention over packed sequences cannot read them.
 //             Here all three stay in the projection's rows, which attention reads as they lie, and the cache gets its copy on the way.
 //   Predicts  q, k, v read, q and k written back, k and v into the cache: of 8192 tokens of 32 + 8 + 8 heads of 64 109 MB, 27 us of an H200.
+//   Measured  Not by itself. What it takes the place of, rope and cache_append, took 24 and 34 us there, qkv_rope_cache and the pages' packing 31 and 42.
 //   Wastes    The trip of the queries: the projection's epilogue could turn them.
 #include "../../rope/rope.cuh"
 
