@@ -1,11 +1,12 @@
 """The engine measured, rung by rung, and its peers in the same process: tokens/s, time to the first token, launches, bytes, share of the limit.
 
-    python -m labkernels.llm.inference.bench_engine llama-3.2-1b --runners cached fused graphs early --peers reduce-overhead hugging-face --out engine.csv
+    python -m labkernels.llm.inference.bench_engine llama-3.2-1b --runners cached fused graphs early --peers reduce-overhead --out engine.csv
     python -m labkernels.llm.inference.bench_engine llama-3.2-1b --quantize int4 --head int8 --batch 1 4 16 64 --prompt 1024 --out engine.csv --append
 
-Weights are random: the time does not depend on them. All begin with the prompts' tokens on the CPU and end with new tokens there; figures are medians of
-several runs, after others in which all is compiled and captured. tokens/s counts the tokens that come after all requests have their first, in the time
-that they take; the limit is the time of reading weights, keys and values once a token at the bandwidth measured in the same run (lk.lab.ceilings).
+Weights are random: the time does not depend on them. All begin with the prompts' tokens on the CPU and end with new tokens there; figures are
+medians of several runs, after others in which all is compiled and captured. tokens/s counts the tokens that come after all requests have their
+first, in the time that they take; the limit is the time of reading weights, keys and values once a token at the bandwidth measured in the same
+run (lk.lab.ceilings).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def read_bytes(model: Transformer, batch: int, length: float, cache) -> int:
 
 
 def measure(engine: Engine, batch: int, prompt: int, new: int) -> dict:
-    """Runs of `batch` requests, after short ones that warm up: a pass over prompts is captured when it comes for the second time. Seconds are the CPU's."""
+    """Runs of `batch` requests, after short ones that warm up: a pass over prompts is captured when it comes again. Seconds are the CPU's."""
     prompts = _prompts(engine.config, batch, prompt)
 
     def run(new: int) -> tuple[float, float, int, list]:

@@ -22,7 +22,7 @@ REDUCE_OVERHEAD = {"mode": "reduce-overhead"}
 
 
 class PlainDecoder(nn.Module):
-    """A Transformer's weights, computed by PyTorch alone, with keys and values in a static cache, (batch, kv_heads, max_seq, head_dim) for each layer.
+    """A Transformer's weights, computed by PyTorch alone; keys and values in a static cache, (batch, kv_heads, max_seq, head_dim) for each layer.
 
     A tensor for each: of one for all layers the compiler copies the whole with each layer's new row, 1.8 ms a token at 8192 tokens.
     """
@@ -94,7 +94,7 @@ def _one_by_one(step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], toke
 
 
 class HuggingFacePeer:
-    """transformers' Llama of this shape with random weights of its own, its static cache, and a compiled step. Its pass over the prompt is as it is."""
+    """transformers' Llama of this shape with random weights of its own, its static cache, and a compiled step. Its pass over the prompt is eager."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device, max_seq: int, how: dict[str, str] | None = REDUCE_OVERHEAD):
         """how: torch.compile's options; None: nothing is compiled."""

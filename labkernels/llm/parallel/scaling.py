@@ -219,7 +219,8 @@ def main(
             row["efficiency"] = efficiency(row, found)
             rate, elapsed_ms, share, peak_gb = (row[name] for name in ("tokens_per_s", "ms_per_step", "efficiency", "peak_gb"))
             took = time.perf_counter() - begun - spent.item()
-            _say(True, f"{mode}: {rate:.0f} tokens/s, {elapsed_ms:.1f} ms, efficiency {share:.3f}, {peak_gb:.1f} GB, loss {row['loss']:.3f} ({took:.0f} s)")
+            shown = f"{rate:.0f} tokens/s, {elapsed_ms:.1f} ms, efficiency {share:.3f}, {peak_gb:.1f} GB, loss {row['loss']:.3f}"
+            _say(True, f"{mode}: {shown} ({took:.0f} s)")
             _write(record, f"scaling_{dist.get_world_size()}.csv", found, first)
     _say(first, "\n".join(disagreements(found)) or "rows of the same tokens end with the same loss")
     with _within(15.0, "the end"):

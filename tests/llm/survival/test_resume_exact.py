@@ -31,8 +31,8 @@ def as_it_was():
 
 def trained(data, steps, folder=None, **options):
     config = TrainConfig(**{
-        "preset": "10m", "model": SHAPE, "seq_len": 64, "batch_size": 4, "steps": steps, "schedule": "constant", "warmup": 2, "lr": 3e-3, "precision": "bf16",
-        "master": "stochastic", "moments": "bf16", "deterministic": True, "evaluate_batches": 1, "sample_tokens": 1,
+        "preset": "10m", "model": SHAPE, "seq_len": 64, "batch_size": 4, "steps": steps, "schedule": "constant", "warmup": 2, "lr": 3e-3,
+        "precision": "bf16", "master": "stochastic", "moments": "bf16", "deterministic": True, "evaluate_batches": 1, "sample_tokens": 1,
         "folder": None if folder is None else str(folder), **options,
     })  # fmt: skip
     trainer = Trainer(config, data)
@@ -76,7 +76,9 @@ def test_a_place_in_the_data_that_is_forgotten_is_seen(data, tmp_path, monkeypat
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{"kernels": "labkernels"}, {"kernels": "auto", "master": "float32", "moments": "float32"}], ids=["stochastic", "master"])
+@pytest.mark.parametrize(
+    "options", [{"kernels": "labkernels"}, {"kernels": "auto", "master": "float32", "moments": "float32"}], ids=["stochastic", "master"]
+)
 def test_on_a_gpu_compiled_and_with_our_kernels_it_continues_bit_by_bit(data, tmp_path, options):
     straight, continued = straight_and_continued(data, tmp_path, device="cuda", compile="blocks", **options)
     assert different(straight, continued) == []
