@@ -26,8 +26,9 @@ from torch.nn import functional as F
 import labkernels as lk
 from labkernels.errors import LabKernelsError
 from labkernels.kvcache.caches import PagedKVCache
-from labkernels.lab.measured import NotRecorded, label, recorded, recorded_ceilings
+from labkernels.lab.measured import recorded_ceilings
 from labkernels.llm import Engine, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, corpus, prepare
+from labkernels.llm.inference import recorded
 from labkernels.llm.inference.counted import counted
 from labkernels.llm.inference.requests import SamplingParams
 from labkernels.nn import QuantLinear
@@ -394,24 +395,43 @@ pandas.DataFrame({"loss": losses}).style.format("{:.4f}")
 # All of it on an H200: Llama 3.2 1B's shape, a prompt of 64 tokens, one sequence.
 
 # %%
-columns = {
-    "runner": "", "weights": "weights", "head": "head", "tokens_per_s": "tokens/s", "first_token_ms": "first token, ms",
-    "launches": "launches", "bytes_per_step": "bytes a token", "share_of_limit": "of the limit",
-}
-formats = {"tokens/s": "{:,.0f}", "first token, ms": "{:.1f}", "launches": "{:.0f}", "bytes a token": "{:.3g}", "of the limit": "{:.0%}"}
-try:
-    engines = recorded("engine")
-    engines = engines[engines["model"].eq("llama-3.2-1b") & engines["batch"].eq(1) & engines["prompt"].eq(64)]
-    display(lk.draw.engine_ladder(engines))
-    table = engines.rename(columns=columns)[[*columns.values()]].style.format(formats, na_rep="")
-    display(table.hide(axis="index").set_caption(label(engines)))
-except NotRecorded:
-    print("not recorded yet: on an H200, python -m labkernels.llm.inference.bench_engine llama-3.2-1b --out data/measured/h200/engine.csv")
+rungs = recorded.ladder()
+if rungs is not None:
+    display(lk.draw.engine_ladder(rungs))
+    columns = ("runner", "weights", "head", "tokens_per_s", "first_token_ms", "launches", "bytes_per_step", "share_of_limit")
+    display(recorded.table(rungs, *columns))
+
+# %% [markdown]
+# The cache alone wins nothing here: for some hundred tokens an H200 computes everything again in less time than Python needs for the launches,
+# and v2 has more of them. With numbers of 4 bits a step reads a third of the bytes and takes more than half of the time: what is left is the
+# way from one kernel to the next, 82 times a token.
+#
+# A model of 8 billion weights is nearer to its limit, since each kernel has more to read. A prompt of 8192 tokens is another thing
+# altogether: all of its tokens are computed at once, and arithmetic is the limit.
+
+# %%
+others = recorded.shapes()
+if others is not None:
+    display(recorded.table(others, "model", "runner", "weights", "prompt", "tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb"))
+
+# %% [markdown]
+# Five kinds of answer, from the prompt to the last token. An engine that others have published writes 22.7 tokens/s of the same shape:
+
+# %%
+answers = recorded.answers()
+answers.style.format(recorded.FORMATS).hide(axis="index") if answers is not None else None
 
 # %% [markdown]
 # ## Many at once
 # You predicted it: a pass for 16 sequences reads the weights once, as a pass for one does. So nearly everything is free for the other 15,
-# and the art is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass
+# until keys and values outweigh the weights:
+
+# %%
+many = recorded.many()
+many.style.format("{:,.0f}", na_rep="") if many is not None else None
+
+# %% [markdown]
+# The art is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass
 # who is in it.
 #
 # The cache has so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one
