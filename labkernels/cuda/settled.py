@@ -8,10 +8,14 @@ only kernels of this package say earlier that the next may begin: when they read
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from labkernels.cuda.early_launch import can_launch_early
 
+_resting: list[bool] = [False]  # whether weights are said to rest
 _SETTLED = "_labkernels_settled"  # an attribute of the first weight: what all looked like when a launch last waited for them
 
 
@@ -22,6 +26,8 @@ def settled(*weights: torch.Tensor) -> bool:
     which count no versions, nor where the GPU knows no early launches.
     """
     first = weights[0]
+    if said_to_rest():
+        return can_launch_early(first.device)
     if not can_launch_early(first.device) or any(weight.is_inference() for weight in weights) or torch.cuda.is_current_stream_capturing():
         return False
     now = (torch.cuda.current_stream(first.device).cuda_stream, *((id(weight), weight._version, weight.data_ptr()) for weight in weights))
@@ -29,3 +35,17 @@ def settled(*weights: torch.Tensor) -> bool:
         return True
     setattr(first, _SETTLED, now)
     return False
+
+
+@contextmanager
+def resting(weights_rest: bool = True) -> Iterator[None]:
+    """Inside, the caller answers for it that nobody writes a weight, as an engine can: launches are early in a CUDA graph, too."""
+    _resting.append(weights_rest)
+    try:
+        yield
+    finally:
+        _resting.pop()
+
+
+def said_to_rest() -> bool:
+    return _resting[-1]

@@ -68,6 +68,7 @@ def best_config(tokens: int, embed: int, ffn: int, gated: bool, blocks: int, ite
 _kernels: dict[tuple, Kernel] = {}
 _progress: dict[tuple, Iterator[torch.Tensor]] = {}
 _spare: dict[int, list[torch.Tensor]] = {}
+_kept: list[torch.Tensor] = []  # what spare ones are parts of: graphs go on with them when none is left here
 
 
 def progress(device: torch.device) -> torch.Tensor:
@@ -80,7 +81,8 @@ def progress(device: torch.device) -> torch.Tensor:
         spare = _spare.get(device.index)
         return spare.pop() if spare else torch.zeros(4, dtype=torch.int32, device=device)  # zeroed by the graph, then
     if device.index not in _spare:
-        _spare[device.index] = list(torch.zeros((4096, 4), dtype=torch.int32, device=device).unbind())
+        _kept.append(torch.zeros((4096, 4), dtype=torch.int32, device=device))
+        _spare[device.index] = list(_kept[-1].unbind())
         torch.cuda.current_stream(device).synchronize()
     key = device.index, torch.cuda.current_stream(device).cuda_stream
     if key not in _progress:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from labkernels.cuda.kernel import Kernel
+from labkernels.cuda.settled import said_to_rest
 from labkernels.quant.formats import QuantizedWeight
 
 _SETTLED = "labkernels_settled"  # an attribute of a weight's packed tensor: the versions of all when a launch waited for them
@@ -25,6 +26,8 @@ def launch(kernel: Kernel, weight: QuantizedWeight, grid: tuple[int, int], block
 
     Never while a CUDA graph is captured: its kernels run when it is replayed, after who knows what.
     """
+    if said_to_rest():
+        return kernel(grid, block, args, shared_mem, cluster, early=True)
     versions = _versions(weight)
     on_gpu = weight.packed.is_cuda
     if versions is None or not on_gpu or torch.cuda.is_current_stream_capturing():
