@@ -1,12 +1,12 @@
-"""The engine, v3: fused. This package's kernels, buffers allocated once: five launches a layer for up to sixteen sequences.
+"""The engine, v3: fused. This package's kernels, buffers allocated once: five launches a layer for up to eight sequences.
 
     Idea      [norm, q k v, RoPE, cache] [attention] [projection, residual] [norm, gates and ups, SwiGLU] [projection, residual]: what stands between
               two products goes into one of them (labkernels/gemv, decode/qkv.cu). The residual stream is one buffer, written in place.
     Predicts  Llama-3.2-1B: 16 * 5 + 4 launches a token for v2's 16 * 18 + 6, and nothing but weights, keys and values from memory.
     Wastes    Python starts each kernel, in 10 to 20 us, while the kernel takes 3: the GPU waits. v4 starts all of them at once.
 
-More than MOST_NARROW sequences go through cuBLAS, quantised weights through quant_matmul, with norms, RoPE and SwiGLU as launches of their own
-("wide"); so do prompts (prompts.py), packed without padding. On CPU tensors the same kernels run in the emulator; cuBLAS is PyTorch there.
+More than SAME_BITS sequences go through other products (several.py), with norms as launches of their own; so do prompts (prompts.py), packed without
+padding. On CPU tensors the same kernels run in the emulator; cuBLAS is PyTorch there.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ from labkernels.llm.inference.cache import EngineCache
 from labkernels.llm.inference.cached import refuse
 from labkernels.llm.inference.decode_state import DecodeState
 from labkernels.llm.inference.prompts import Prompts
+from labkernels.llm.inference.several import Several
 from labkernels.nn import QuantLinear
 
 FOLDER = Path(__file__).parent / "decode"
-MOST_NARROW = 16  # sequences for which the products are gemv's; above, cuBLAS's are faster
+MOST_NARROW = 16  # sequences for which the head's product is gemv's; above, cuBLAS's is as fast
 SAME_BITS = 8  # sequences up to which a row's bits do not depend on how many there are
+FEW_BLOCKS, SHORT_ROOM = 4, 2048  # of a head in decode attention, up to so many tokens: with eight a step of four sequences took 0.05 ms longer
 FIRST_REACH = 1024  # tokens of the smallest block table; the next ones reach four times as far each
 
 
-class FusedRunner(Prompts):
+class FusedRunner(Prompts, Several):
     """Needs SwiGLU, no QK-norm, and a head_dim of a multiple of 16."""
 
-    name, lookahead, early = "fused", 1, False
+    name, lookahead, early, folder = "fused", 1, False, FOLDER
 
     def __init__(self, model, cache: EngineCache, max_batch: int = 8, max_seq_len: int | None = None, **_):
         refuse(self.name, self.refusal(model, cache))
@@ -102,10 +104,10 @@ class FusedRunner(Prompts):
         self._begin(state, bests)
         if self._is_narrow(state.rows):
             return self._narrow(state, self._buffers(state.rows), bests)
-        return self._wide(state, self._buffers(state.rows)["hidden"])
+        return self._several(state, bests)
 
     def _is_narrow(self, rows: int) -> bool:
-        return self.streams and rows <= MOST_NARROW
+        return self.streams and rows <= SAME_BITS
 
     def _begin(self, state: DecodeState, bests: torch.Tensor | None) -> None:
         begin = kernel(FOLDER / "begin.cu", "begin_step", self.dtype)
@@ -127,61 +129,74 @@ class FusedRunner(Prompts):
         return self._gemv(hidden, model.head_weight, model.norm.weight, eps=eps, out=buffers["logits"])
 
     def _bests(self, rows: int) -> torch.Tensor | None:
-        """Room for the head's candidates (rows, blocks, 2), if it can find the likeliest tokens itself."""
-        stored = Stored.of(self.model.head_weight)
-        if not self._is_narrow(rows) or not self.streams_head:
+        """Room for the candidates (rows, blocks, 2) for the likeliest tokens, if they can be found without drawing: by the head, or in its logits."""
+        narrow, streams = self._is_narrow(rows), self._head_streams(rows)
+        if narrow and not streams:
             return None
-        config = stream_for(self.device, rows, stored, True)
-        if rows > 4 * config.share:
-            return None
+        candidates = self._candidates()
+        if streams:
+            stored = Stored.of(self.model.head_weight)
+            config = stream_for(self.device, rows, stored, narrow)
+            if rows > 4 * config.share:
+                return None
+            candidates = blocks_of(config, self.device, ceil_div(stored.n, 16))
         if ("bests", rows) not in self._made:
-            shape = rows, blocks_of(config, self.device, ceil_div(stored.n, 16)), 2
-            self._made["bests", rows] = torch.zeros(shape, dtype=torch.int32, device=self.device)
+            self._made["bests", rows] = torch.zeros(rows, candidates, 2, dtype=torch.int32, device=self.device)
         return self._made["bests", rows]
 
-    def _likeliest(self, hidden: torch.Tensor, bests: torch.Tensor) -> None:
+    def _head_streams(self, rows: int) -> bool:
+        """Does the head find the likeliest tokens of so many sequences on its way? Its logits of up to 16 have 32 bits, here as where they are wanted."""
+        few = rows <= MOST_NARROW and self.dtype != torch.float32 and isinstance(self.model.head_weight, torch.Tensor)
+        return self.streams_head and (self._is_narrow(rows) or few)
+
+    def _likeliest(self, hidden: torch.Tensor, bests: torch.Tensor, normed: bool = False) -> None:
         weight, rows, stored = self.model.head_weight, len(hidden), Stored.of(self.model.head_weight)
-        config, tiles = stream_for(self.device, rows, stored, True), ceil_div(stored.n, 16)
-        run = kernel(FOLDER / "head.cu", "head_stream", format_of(weight, self.dtype, rows), stored.column_tiles(rows), *config.template)
+        config, tiles, norm = stream_for(self.device, rows, stored, not normed), ceil_div(stored.n, 16), "false" if normed else "true"
+        run = kernel(FOLDER / "head.cu", "head_stream", format_of(weight, self.dtype, rows), norm, stored.column_tiles(rows), *config.template)
         packed = sizes(config, rows, stored, tiles, self.config.norm_eps, hidden.stride(0))
         args = (hidden, *_tensors(weight), self.model.norm.weight, bests, packed, TABLE_BYTES * stored.table)
-        launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, True), self.early)
+        launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, not normed), self.early)
 
     def _gemv(self, x, w, norm_weight=None, residual=None, activation=None, eps=1e-5, out=None) -> torch.Tensor:
         config = stream_for(self.device, len(x), Stored.of(w), norm_weight is not None)
         return streamed(config, x, w, norm_weight, residual, activation, eps, None, out, early=self.early)
 
-    def _project(self, index: int, block, hidden, q: torch.Tensor, state: DecodeState) -> torch.Tensor:
+    def _project(self, index: int, block, hidden, q: torch.Tensor, state: DecodeState, normed: bool = False) -> torch.Tensor:
+        """Queries, turned; keys and values go into the cache. `normed`: hidden is what the projection multiplies, else its norm."""
         c, attention = self.config, block.attention
         k_cache, v_cache, _, _ = self.cache.layer(index)
         if k_cache.dtype != self.dtype:
-            qkv = self._gemv(hidden, attention.qkv_proj.weight, block.attention_norm.weight, eps=c.norm_eps)
+            qkv = self._gemv(hidden, attention.qkv_proj.weight, None if normed else block.attention_norm.weight, eps=c.norm_eps)
             return self._turn_and_write(index, qkv, state.lengths - 1, state.slots)
         rows, weight = len(hidden), attention.qkv_proj.weight
         stored = Stored.of(weight)
-        config, tiles = stream_for(self.device, rows, stored, True), stored.n // 16
-        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype, rows), stored.column_tiles(rows), *config.template)
+        config, tiles, norm = stream_for(self.device, rows, stored, not normed), stored.n // 16, "false" if normed else "true"
+        run = kernel(FOLDER / "qkv.cu", "qkv_stream", format_of(weight, self.dtype, rows), norm, stored.column_tiles(rows), *config.template)
         page, head, slot, _ = k_cache.stride()
         places = struct.pack("<3q3iI", page, head, slot, c.num_heads, c.num_kv_heads, c.head_dim, ceil_div(1 << 18, c.head_dim // 16))
         args = (
             hidden, *_tensors(weight), block.attention_norm.weight, q, k_cache, v_cache, state.turns, state.spots, places,
             sizes(config, rows, stored, tiles, c.norm_eps, hidden.stride(0)), TABLE_BYTES * stored.table,
         )  # fmt: skip
-        launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, True), self.early)
+        launch_stream(run, config, self.device, tiles, args, config.shared_mem(rows, stored, not normed), self.early)
         return q.view(rows, c.num_heads, c.head_dim)
 
     def _attend(self, index: int, q: torch.Tensor, state: DecodeState) -> torch.Tensor:
         k, v, k_scale, v_scale = self.cache.layer(index)
         given = (q, k, v, state.lengths, state.block_table)
-        if not self.early or accepts_cluster(*given, k_scale=k_scale, v_scale=v_scale) is not None:
+        room, blocks, of_many = state.width * state.page_size, None, None
+        if state.rows <= SAME_BITS:  # so many, whoever else is there
+            blocks = FEW_BLOCKS if room <= SHORT_ROOM else MAX_CLUSTER
+        elif self.early:
+            of_many = self._tiling_of_many(q, k, room)
+        if not self.early or of_many is None and accepts_cluster(*given, k_scale=k_scale, v_scale=v_scale) is not None:
             return lk.decode_attention(*given, k_scale=k_scale, v_scale=v_scale)
-        tiling = CLUSTERS[_key(q, k)]
+        tiling = of_many or CLUSTERS[_key(q, k)]
         run = kernel(FOLDER / "attend.cu", "decode_cluster", q.dtype, stored_type(k.dtype), tiling)
 
         def launch(grid, threads, args, shared, cluster):
             self._launch(run, grid, (threads, 1, 1), args, shared, cluster)
 
-        blocks = MAX_CLUSTER if state.rows <= SAME_BITS else None
         return clustered(tiling, blocks, *given, k_scale=k_scale, v_scale=v_scale, run=launch)
 
     def _launch(self, run, grid, block, args, shared: int, cluster) -> None:
@@ -193,26 +208,6 @@ class FusedRunner(Prompts):
     def _streams(self, weight) -> bool:
         """Does its product fit the stream of gemv?"""
         return (Stored.of(weight).refusal if isinstance(weight, torch.Tensor) else quantised_refusal(weight, self.dtype)) is None
-
-    def _wide(self, state: DecodeState, hidden: torch.Tensor) -> torch.Tensor:
-        positions = (state.lengths - 1).clamp(min=0)
-        normed = self._layers(hidden, positions, state.slots, lambda index, q: self._attend(index, q, state))
-        return self._head(normed)
-
-    def _layers(self, x: torch.Tensor, positions, slots, attend) -> torch.Tensor:
-        """x (n, embed_dim) through all layers and the last norm."""
-        residual, eps = None, self.config.norm_eps
-        for index, block in enumerate(self.model.blocks):
-            if residual is None:
-                normed, residual = lk.rms_norm(x, block.attention_norm.weight, eps), x
-            else:
-                normed, residual = lk.add_rms_norm(x, residual, block.attention_norm.weight, eps=eps)
-            q = self._turn_and_write(index, self._linear(normed, block.attention.qkv_proj), positions, slots)
-            mixed = attend(index, q).flatten(1)
-            normed, residual = lk.add_rms_norm(self._linear(mixed, block.attention.out_proj), residual, block.ffn_norm.weight, eps=eps)
-            gated = lk.swiglu(self._linear(normed, block.ffn.gate_up_proj))
-            x = self._linear(gated, block.ffn.down_proj)
-        return lk.add_rms_norm(x, residual, self.model.norm.weight, eps=eps)[0]
 
     def _turn_and_write(self, index: int, qkv: torch.Tensor, positions, slots) -> torch.Tensor:
         """RoPE, and keys and values into the cache; q (n, heads, head_dim)."""

@@ -9,7 +9,8 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.inference.decode_state import DecodeState
 from labkernels.llm.inference.drawing import settings_of
 from labkernels.llm.inference.engine import Engine
-from labkernels.llm.inference.fused import MOST_NARROW, FusedRunner
+from labkernels.llm.inference.fused import SAME_BITS, FusedRunner
+from labkernels.llm.inference.several import MOST_FEW
 from labkernels.llm.model import Transformer
 from labkernels.llm.quantisation.quantized import quantize_model
 from labkernels.llm.inference.requests import Request, SamplingParams
@@ -20,7 +21,7 @@ def model():
     return random_model()
 
 
-@pytest.mark.parametrize("batch", [3, MOST_NARROW + 2])
+@pytest.mark.parametrize("batch", [3, SAME_BITS + 1, MOST_FEW + 2])
 def test_fused_kernels_give_the_logits_of_pytorch(model, batch):
     prompts = prompts_of(*[5, 17, 33, *[2] * batch][:batch])
     exact = logits_of(Engine(model.float(), runner="cached", max_batch=batch), prompts)
@@ -50,14 +51,14 @@ def test_in_float32_fused_answers_are_those_of_the_cached_engine():
     assert [one.tokens for one in Engine(model, runner="fused").generate(prompts, 6)] == wanted
 
 
-@pytest.mark.parametrize("scheme, size", [("int8", 64), ("int4", 128), ("nf4", 64)])
-def test_quantised_weights_compute_what_they_stand_for(scheme, size):
-    """As streams where their rows fit (128), else one product after the other."""
+@pytest.mark.parametrize("scheme, size, batch", [("int8", 64, 2), ("int4", 128, 2), ("nf4", 64, 2), ("int4", 128, SAME_BITS + 1)])
+def test_quantised_weights_compute_what_they_stand_for(scheme, size, batch):
+    """As streams where their rows fit (128) and are few, else one product after the other."""
     config = ModelConfig(80, size, 2, 4, 2, 2 * size, head_dim=64, max_seq_len=128)
-    quantised, prompts = quantize_model(random_model(config), scheme), prompts_of(5, 12)
+    quantised, prompts = quantize_model(random_model(config), scheme), prompts_of(*[5, 12, *[2] * batch][:batch])
     assert Engine(quantised, runner="fused").runner.streams == (scheme != "nf4")
-    wanted = logits_of(Engine(quantised, runner="cached"), prompts)
-    assert_as_good(logits_of(Engine(quantised, runner="fused"), prompts), wanted, 0.04)
+    wanted = logits_of(Engine(quantised, runner="cached", max_batch=batch), prompts)
+    assert_as_good(logits_of(Engine(quantised, runner="fused", max_batch=batch), prompts), wanted, 0.04)
 
 
 @pytest.mark.parametrize("size, head, vocab", [(192, "int4", 80), (256, "nf4", 81)])
@@ -166,7 +167,7 @@ def on_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache_dtype", [None, "int8"])
-@pytest.mark.parametrize("batch", [5, 20])
+@pytest.mark.parametrize("batch", [5, 12, 40])
 @pytest.mark.parametrize("runner", ["fused", "graphs", "early"])
 def test_on_a_gpu_every_rung_is_as_near_to_float32_as_pytorch(on_gpu, runner, batch, cache_dtype):
     prompts, options = prompts_of(*[*GPU_LENGTHS, *[7] * batch][:batch], vocab=4096), {"max_batch": batch, "cache_tokens": 8192}
@@ -177,24 +178,26 @@ def test_on_a_gpu_every_rung_is_as_near_to_float32_as_pytorch(on_gpu, runner, ba
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4", "nf4"])
-def test_on_a_gpu_quantised_weights_compute_what_they_stand_for(scheme):
-    quantised, prompts = quantize_model(random_model(GPU_CONFIG, std=0.04, device="cuda"), scheme, head="int8"), prompts_of(*GPU_LENGTHS, vocab=4096)
-    wanted = logits_of(Engine(quantised, runner="cached", cache_tokens=8192), prompts)
+@pytest.mark.parametrize("scheme, batch", [("int8", 5), ("fp8", 5), ("int4", 5), ("nf4", 5), ("int4", 12), ("int8", 40)])
+def test_on_a_gpu_quantised_weights_compute_what_they_stand_for(scheme, batch):
+    quantised = quantize_model(random_model(GPU_CONFIG, std=0.04, device="cuda"), scheme, head="int8")
+    prompts, options = prompts_of(*[*GPU_LENGTHS, *[7] * batch][:batch], vocab=4096), {"max_batch": batch, "cache_tokens": 8192}
+    wanted = logits_of(Engine(quantised, runner="cached", **options), prompts)
     for runner in ("graphs", "early"):
-        engine = Engine(quantised, runner=runner, cache_tokens=8192)
+        engine = Engine(quantised, runner=runner, **options)
         assert engine.runner.streams
         assert_as_good(logits_of(engine, prompts), wanted, 0.04)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("runner", ["graphs", "early"])
-def test_on_a_gpu_many_tokens_in_a_row_are_those_one_by_one(on_gpu, runner):
-    prompts, settings = prompts_of(*GPU_LENGTHS, vocab=4096), {"temperature": 0.8, "top_p": 0.9, "seed": 1}
-    for given in ({}, settings):
+@pytest.mark.parametrize("batch", [5, 12, 40])
+def test_on_a_gpu_many_tokens_in_a_row_are_those_one_by_one(on_gpu, runner, batch):
+    prompts = prompts_of(*[*GPU_LENGTHS, *[7] * batch][:batch], vocab=4096)
+    for given in ({}, {"temperature": 0.8, "top_p": 0.9, "seed": 1}):
         drawn = []
         for lookahead in (1, 7, 32):
-            engine = Engine(on_gpu, runner=runner, cache_tokens=8192, lookahead=lookahead)
+            engine = Engine(on_gpu, runner=runner, max_batch=batch, cache_tokens=64 * 150, lookahead=lookahead)
             drawn.append([one.tokens for one in engine.generate(prompts, 40, **given)])
             engine.cache.pages.check()
             assert engine.stats.free_pages == engine.stats.num_pages

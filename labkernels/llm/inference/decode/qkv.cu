@@ -51,8 +51,8 @@ struct Turned {
     }
 };
 
-// As gemv_quantised, with Whole<T> as gemv_stream; head_dim a multiple of 16.
-template <class Format, int TILES, int WARPS, int SHARE, int AHEAD, int BLOCKS>
+// As gemv_quantised, with Whole<T> as gemv_stream; head_dim a multiple of 16. NORM: of x, by norm_weight, which is not read otherwise.
+template <class Format, bool NORM, int TILES, int WARPS, int SHARE, int AHEAD, int BLOCKS>
 __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
     qkv_stream(const typename Format::T* x, const void* w, const void* scales, const float* codebook, const typename Format::T* norm_weight,
                typename Format::T* q, typename Format::T* k_cache, typename Format::T* v_cache, const float* turns, const int2* spots,
@@ -60,5 +60,5 @@ __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
     extern __shared__ __align__(16) unsigned char shared[];
     const Turned<typename Format::T> epilogue{q, k_cache, v_cache, turns, spots, places};
     constexpr bool NEXT_AT_ONCE = false;  // attention reads lengths before it waits
-    stream<Format, true, TILES, WARPS, SHARE, AHEAD, NEXT_AT_ONCE>(epilogue, x, w, scales, codebook, norm_weight, sizes, shared, table_bytes);
+    stream<Format, NORM, TILES, WARPS, SHARE, AHEAD, NEXT_AT_ONCE>(epilogue, x, w, scales, codebook, norm_weight, sizes, shared, table_bytes);
 }
