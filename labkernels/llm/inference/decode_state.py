@@ -6,7 +6,7 @@ it may be replayed without the CPU. Rows of length 0 are empty places: their key
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -40,10 +40,12 @@ class DecodeState:
         self.history = torch.zeros(steps + 1, rows, dtype=torch.int64, device=device)
         self.turns = torch.zeros(rows, head_dim, dtype=torch.float32, device=device)
         self._drawn = torch.zeros(steps + 1, rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._reads: list[tuple[int, torch.cuda.Event | None]] = []  # how many tokens each brought in all, and when they are there
 
     def fill(self, rows: Sequence[tuple[int, int, Sequence[int]]], requests: Sequence[Request] | None = None) -> None:
         """rows: of each sequence its last token, how many tokens the cache holds before it, its pages. `requests`: how to draw."""
         self._host.zero_()
+        self._reads.clear()
         host = self._numbers
         for row, (token, length, pages) in enumerate(rows):
             host["tokens"][row], host["lengths"][row] = token, length
@@ -54,12 +56,24 @@ class DecodeState:
             host["temperature"][row], host["top_p"][row], host["min_p"][row], host["top_k"][row] = p.temperature, p.top_p, p.min_p, p.top_k
         self._device.copy_(self._host, non_blocking=True)
 
-    def drawn(self, rows: int, count: int) -> list[list[int]]:
-        """The tokens that `count` steps drew, of each of the first `rows` sequences, after the beginning of one more. Waits for the GPU."""
-        self._drawn[: count + 1].copy_(self.history[: count + 1], non_blocking=True)
+    def read(self, count: int) -> None:
+        """Have the tokens brought that the steps up to now drew, `count` since `fill`, beside those that were brought before. Nobody waits."""
+        first = 1 + (self._reads[-1][0] if self._reads else 0)  # row 0 of the history is what was there before
+        self._drawn[first : count + 1].copy_(self.history[first : count + 1], non_blocking=True)
+        arrived = None
         if self._device.is_cuda:
-            torch.cuda.current_stream(self._device.device).synchronize()
-        return self._drawn[1 : count + 1, :rows].t().tolist()  # the first row is what was there before
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(self._device.device))
+        self._reads.append((count, arrived))
+
+    def portions(self, rows: int) -> Iterator[list[list[int]]]:
+        """What each `read` brings, of each of the first `rows` sequences, as soon as it is there."""
+        before = 0
+        for count, arrived in self._reads:
+            if arrived is not None:
+                arrived.synchronize()
+            yield self._drawn[before + 1 : count + 1, :rows].t().tolist()
+            before = count
 
     def begin(self, embedding: torch.Tensor, hidden: torch.Tensor, angles: torch.Tensor, bests: torch.Tensor | None = None) -> tuple:
         """The arguments of begin.cu, which is launched with `rows` blocks. bests: candidates (rows, n, 2) of the head, where it draws."""

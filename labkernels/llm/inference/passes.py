@@ -60,15 +60,22 @@ class Passes:
         return events
 
     def _took(self, request: Request, token: int, logprob=None, top=None) -> Event:
-        if token == NOT_DRAWN:
-            event = request.fail(f"the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
-            self.cache.pages.forget()  # what it wrote cannot be trusted
-        else:
-            event = request.take(token, logprob, top)
-            self._counts["generated_tokens"] += 1
-        if event.finish_reason:
-            self.scheduler.remove(request)
+        event = self._noted(request, token, logprob, top)
+        self._ended(event)
         return event
+
+    def _noted(self, request: Request, token: int, logprob=None, top=None) -> Event:
+        if token == NOT_DRAWN:
+            return request.fail(f"the logits of request {request.id} hold NaN or infinity after {request.length} tokens")
+        self._counts["generated_tokens"] += 1
+        return request.take(token, logprob, top)
+
+    def _ended(self, event: Event) -> None:
+        """If it is a request's last: its pages are free."""
+        if event.finish_reason == "error":
+            self.cache.pages.forget()  # what it wrote cannot be trusted
+        if event.finish_reason:
+            self.scheduler.remove(event.request)
 
     def _steps(self, requests: list[Request], busy: bool) -> int:
         """How many tokens in a row without looking: one where others wait for the pass, or where logits are wanted."""
@@ -77,16 +84,20 @@ class Passes:
         return self.scheduler.steps(requests, self.lookahead)
 
     def _decode_steps(self, requests: list[Request], count: int) -> list[Event]:
+        """The CPU looks at the first tokens while the last ones are drawn. Pages are given back when all have been."""
+        drawn: list[list[int]] = [request.upcoming(1) for request in requests]  # what is computed: each one's last token, then what is drawn
         for request in requests:
             self.cache.reserve(request.sequence, count)
-        drawn = self.runner.decode_steps(requests, count)  # a list of `count` tokens for each
         self._counts["passes"] += count
         events = []
+        for portion in self.runner.decode_steps(requests, count):  # some tokens of each
+            for tokens, new in zip(drawn, portion):
+                tokens += new
+            for new in zip(*portion):  # in the order in which they were drawn
+                events += [self._noted(request, token) for request, token in zip(requests, new) if request.state != "finished"]
         for request, tokens in zip(requests, drawn):
-            self.cache.settle(request.sequence, [*request.upcoming(1), *tokens[:-1]], count)
+            self.cache.settle(request.sequence, tokens[:-1], count)
             request.computed += count
-        for at in range(count):  # in the order in which they were drawn
-            going_on = [(request, tokens[at]) for request, tokens in zip(requests, drawn) if request.state != "finished"]
-            for request, token in going_on:
-                events.append(self._took(request, token))
+        for event in events:
+            self._ended(event)
         return events

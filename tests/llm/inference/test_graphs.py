@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from labkernels.llm.inference import graphs
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.graphs import GraphRunner
 from labkernels.llm.inference.prompt_state import MOST_TOKENS, PromptSize
@@ -89,6 +90,21 @@ def test_an_engine_and_its_graphs_are_gone_with_the_last_reference(model):
         gc.enable()
 
 
+def test_an_engine_captures_on_the_stream_of_one_that_is_gone_but_on_nobody_elses(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(graphs, "_free_streams", {})
+
+    class Runner:
+        device = torch.device("cuda", 0)
+
+    first, second = Runner(), Runner()
+    streams = [graphs._stream_for(each) for each in (first, second)]
+    assert streams[0] is not streams[1]
+    del first
+    assert graphs._stream_for(third := Runner()) is streams[0]
+    assert graphs._stream_for(fourth := Runner()) not in streams and third is not fourth
+
+
 @pytest.mark.parametrize("cache_dtype", [None, "int8"])
 def test_a_captured_pass_over_prompts_is_the_pass_itself(model, cache_dtype):
     """42 tokens in buffers for 48, three sequences in buffers for four, other ones each time."""
@@ -108,12 +124,12 @@ def test_sizes_of_passes_hold_them_with_little_padding():
     assert PromptSize.holding(MOST_TOKENS + 1, 1, 1024) is None and PromptSize.holding(100, 8, 131_072) is None
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 1}])
-def test_tokens_drawn_in_a_row_are_those_drawn_one_by_one(settings):
-    """Greedy ones by the head itself, others by their settings."""
-    model, prompts = random_model(std=0.3), prompts_of(5, 17, 2)
-    wanted = [one.tokens for one in Engine(model, runner="fused").generate(prompts, 9, **settings)]
-    engine = Engine(model, runner="fused", lookahead=4)
+@pytest.mark.parametrize("rows, settings", [(3, {}), (17, {}), (3, {"temperature": 0.8, "top_p": 0.9, "seed": 1})])
+def test_tokens_drawn_in_a_row_are_those_drawn_one_by_one(rows, settings):
+    """Greedy ones by the head itself, of more than sixteen sequences in the logits where they lie; others by their settings."""
+    model, prompts = random_model(std=0.3), prompts_of(*[5, 17, 2, *[3] * rows][:rows])
+    wanted = [one.tokens for one in Engine(model, runner="fused", max_batch=rows).generate(prompts, 9, **settings)]
+    engine = Engine(model, runner="fused", max_batch=rows, lookahead=4)
     engine.runner, engine.lookahead = Replayed(model, engine.cache), 4
     assert [one.tokens for one in engine.generate(prompts, 9, **settings)] == wanted
     assert {key[2] for key in engine.runner._graphs if not isinstance(key, PromptSize)} >= {"sampled" if settings else "likeliest"}
@@ -126,3 +142,18 @@ def test_a_row_with_nan_has_no_likeliest_token():
     model.embedding.weight[79] = torch.nan  # a row of the head, too
     answer = engine.generate([prompts_of(5)[0], [1, 2, 3]], 9)
     assert [one.finish_reason for one in answer] == ["error"] * 2
+
+
+def test_an_engine_answers_for_it_that_its_weights_rest_in_a_capture_too(monkeypatch):
+    from labkernels.cuda import settled
+
+    monkeypatch.setattr(settled, "can_launch_early", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    weight = torch.ones(3)
+    with settled.resting():
+        with settled.resting(False):
+            assert not settled.settled(weight), "a rung without early launches"
+        assert settled.settled(weight)
+    with pytest.raises(ZeroDivisionError), settled.resting():
+        1 / 0
+    assert not settled.settled(weight) and not settled.said_to_rest()

@@ -47,7 +47,8 @@ class Remembering:
                 token = next_token(self._read(pages.pages(request.sequence), at + 1))
                 own.append(token)
             drawn.append(own)
-        return drawn
+        for at in range(0, count, 3):  # in portions
+            yield [own[at : at + 3] for own in drawn]
 
     def _logits(self, tokens, step, ends):
         for slot, token in zip(step.slots.tolist(), tokens):
@@ -204,7 +205,13 @@ def test_a_request_whose_logits_hold_nan_ends_alone():
 def test_a_token_that_cannot_be_drawn_is_no_token_in_a_row_of_several_either():
     engine = engine_of(lookahead=4, cache_tokens=400)
     drawn = engine.runner.decode_steps
-    engine.runner.decode_steps = lambda requests, count: [[*tokens[:2], *[-1] * (count - 2)] for tokens in drawn(requests, count)]
+
+    def lost(requests, count):  # from the third on
+        tokens = [token for (portion,) in drawn(requests, count) for token in portion]
+        yield [tokens[:2]]
+        yield [[-1] * (count - 2)]
+
+    engine.runner.decode_steps = lost
     request = engine.submit([3, 4, 5], SamplingParams(max_new_tokens=9))
     engine.step()  # the prompt, and a token alone
     assert engine.step()[-1].finish_reason == "error" and "NaN" in request.error
