@@ -11,6 +11,7 @@ Notable:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -153,12 +154,13 @@ class AdamW(ExactState):
         (beta1, beta2), step = group["betas"], int(state["step"])
         numbers = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "decay": group["lr"] * group["weight_decay"]}
         same = p.device, beta1, beta2, step
-        if same not in corrections:
+        early = same in corrections  # then a weight of this step is before it, and no gradient is still to come
+        if not early:
             corrections[same] = self._corrections(*same)
         numbers["corrections"] = corrections[same]
         seed = hash((self.seed, step, number, self.shards.get(id(p), 0))) & 0xFFFFFFFF
         local = [getattr(t, "_local_tensor", t) for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state.get("master")) if t is not None]
-        update = adamw_kernel if p.is_cuda else adamw_torch
+        update = functools.partial(adamw_kernel, early=early) if p.is_cuda else adamw_torch
         update(*local[:4], local[4] if len(local) > 4 else None, factor, self.master == "stochastic", seed, **numbers)
 
 
@@ -172,8 +174,9 @@ class AdamW(ExactState):
         return (1 - betas ** (step - skipped).clamp(min=1)).pow(exponents).float()
 
 
-def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, corrections) -> None:
-    """One step of adamw.cu, in place. All tensors have the weight's shape; `factor` is one float32 number or None, `corrections` are two."""
+def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, corrections, early=False) -> None:
+    """One step of adamw.cu, in place. All tensors have the weight's shape; `factor` is one float32 number or None, `corrections` are two. `early`: what it
+    reads is there before the kernel launched before it ends."""
     tensors = [_dense(name, t) for name, t in (("weight", weight), ("m", m), ("v", v), ("master", master)) if t is not None]
     grad = grad.contiguous()
     if grad.data_ptr() % 16 or any(t.data_ptr() % 16 for t in tensors):
@@ -183,7 +186,7 @@ def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, be
     count = weight.numel()
     numbers = (lr, beta1, beta2, eps, decay)
     if count:
-        step(ceil_div(count, PER_BLOCK), 256, (weight, master, grad, m, v, factor, corrections, count, *numbers, seed))
+        step(ceil_div(count, PER_BLOCK), 256, (weight, master, grad, m, v, factor, corrections, count, *numbers, seed), early=early)
 
 
 def adamw_torch(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, corrections) -> None:
