@@ -32,13 +32,15 @@ def shared_mem(head_dim: int) -> int:
     return tiles + rows * head_dim * 4 + 4 * rows * 4 + 8 * 9
 
 
-def backward(grad, q, k, v, out, lse, causal=False, scale=None, *, window=None, mask=None, deterministic=False, packed=None):
+def backward(grad, q, k, v, out, lse, causal=False, scale=None, *, window=None, mask=None, deterministic=False, packed=None, into=None, finish=None):
+    """`into`: where dk and dv are written. finish(sums, scale): what makes dq of its sums, in the place of attention_backward_finish; then dq is None."""
     cu_q, cu_k, seq_len, kv_len = packed or (None, None, q.shape[2], k.shape[2])
     batches = len(cu_q) - 1 if packed else q.shape[0]
-    results = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    results = [None if finish else torch.empty(q.shape, dtype=q.dtype, device=q.device)]
+    results += into or [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v)]
     dq, dk, dv = results
     if packed:
-        grad, q, k, v, out, dq, dk, dv = (x.transpose(0, 1)[None] for x in (grad, q, k, v, out, dq, dk, dv))
+        grad, q, k, v, out, dq, dk, dv = (None if x is None else x.transpose(0, 1)[None] for x in (grad, q, k, v, out, dq, dk, dv))
         lse = lse[None]
     heads, head_dim, kv_heads = q.shape[1], q.shape[3], k.shape[1]
     padded, rows = 64 * ceil_div(head_dim, 64), block_q(head_dim)
@@ -65,6 +67,9 @@ def backward(grad, q, k, v, out, lse, causal=False, scale=None, *, window=None, 
     )  # fmt: skip
     main = _kernel("attention_backward_hopper", q.dtype, padded, rows, kind, deterministic)
     main((ceil_div(kv_len, BLOCK_K), batches * kv_heads), 384, args, shared_mem(padded))
-    finish = _kernel("attention_backward_finish", q.dtype, padded, rows)
-    finish((tiles, batches * heads), 256, (sums, dq, strides(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale))
+    if finish is not None:
+        finish(sums, scale)
+        return tuple(results)
+    to_rows = _kernel("attention_backward_finish", q.dtype, padded, rows)
+    to_rows((tiles, batches * heads), 256, (sums, dq, strides(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale))
     return tuple(results)
