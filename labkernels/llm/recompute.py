@@ -17,7 +17,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from labkernels.errors import ArgumentError
 
 MODES = ("none", "selective", "full")
-OURS = ("attention", "attention_varlen", "rope_attention", "matmul", "linear", "ffn", "swiglu_ffn", "fp8_linear", "fp8_ffn")  # that are dear
+OURS = (  # that are dear
+    "attention", "attention_varlen", "rope_attention", "projected_attention", "matmul", "linear", "ffn", "swiglu_ffn", "fp8_linear", "fp8_ffn",
+)  # fmt: skip
 _aten, _ours = torch.ops.aten, torch.ops.labkernels
 
 
@@ -41,6 +43,7 @@ def _kept() -> frozenset:
     """Operators whose results are dear: products and attention, PyTorch's and ours."""
     import labkernels.llm.kernels
     import labkernels.llm.training.fp8_linear
+    import labkernels.llm.training.packed_attention
     import labkernels.llm.training.packed_swiglu  # noqa: F401  define ours
 
     names = ("cudnn", "efficient", "flash")

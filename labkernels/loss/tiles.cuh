@@ -14,15 +14,22 @@ constexpr int TILE_ROWS = 128, CONSUMERS = 2, TILE_SLABS = 4, OWN_SLABS = TILE_S
 template <int COLUMNS>
 constexpr int tile_stages = COLUMNS == 128 ? 6 : 4;
 
+struct Nothing {
+    __device__ void operator()(int, int, int) const {}
+};
+
 // A (m, k) with k dense, or with m dense (A_COLUMNS); B (k, n) with k dense, or with n dense (B_ROWS). What A has along its dense axis from `split` on, a
-// multiple of 128, lies in `a_high`. A tile's k is shared out to `shares` blocks. Shared memory as Layout<T, 128, COLUMNS, tile_stages<COLUMNS>, 4>.
-// finish(sums, row, column, slabs, slab): sums from (row, column) on; `slab` counts what has been stored through slabs.
-template <class T, bool A_COLUMNS, bool B_ROWS, int COLUMNS, int LAG, class Finish>
+// multiple of 128, lies in `a_high`. A tile's k is shared out to `shares` blocks. Shared memory as Layout<T, 128, COLUMNS, STAGES, SLABS>.
+// finish(sums, row, column, slabs, slab): sums from (row, column) on; `slab` counts what has been stored through slabs. HALVES: B (n, k) has two halves of
+// n / 2 rows, and a tile COLUMNS / 2 of each, side by side. between(step, row, column) is called while each stage of a tile is multiplied.
+template <class T, bool A_COLUMNS, bool B_ROWS, int COLUMNS, int LAG, int STAGES = tile_stages<COLUMNS>, int SLABS = TILE_SLABS, bool HALVES = false,
+          class Finish, class Between = Nothing>
 __device__ __forceinline__ void walk_tiles(const TensorMap& a, const TensorMap& a_high, const TensorMap& b, int m, int n, int k, int split, int shares,
-                                           int band, char* shared, Finish finish) {
+                                           int band, char* shared, Finish finish, Between between = {}) {
     constexpr bool TURNS = COLUMNS < 256;
-    constexpr int STAGES = tile_stages<COLUMNS>, PARTS = TURNS ? 2 : 1;  // of 64 rows, that a warpgroup has
-    using Memory = Layout<T, TILE_ROWS, COLUMNS, STAGES, TILE_SLABS>;
+    static_assert(LAG <= STAGES, "the first warpgroup would wait for stages that the second one has not begun with");
+    constexpr int PARTS = TURNS ? 2 : 1;  // of 64 rows, that a warpgroup has
+    using Memory = Layout<T, TILE_ROWS, COLUMNS, STAGES, SLABS>;
     constexpr int DEPTH = Memory::DEPTH, PANEL = ROW_BYTES / sizeof(T);
     const Memory memory(shared);
     Mbarrier *full = memory.full(), *empty = memory.empty();
@@ -60,6 +67,9 @@ __device__ __forceinline__ void walk_tiles(const TensorMap& a, const TensorMap& 
                 if (B_ROWS) {
                     for (int i = 0; i < COLUMNS / PANEL; ++i)
                         tma_load(memory.b(ring.stage) + i * DEPTH * ROW_BYTES, b, arrived, column + i * PANEL, depth);
+                } else if (HALVES) {
+                    tma_load(memory.b(ring.stage), b, arrived, depth, column / 2);
+                    tma_load(memory.b(ring.stage) + Memory::B_BYTES / 2, b, arrived, depth, (n + column) / 2);
                 } else {
                     tma_load(memory.b(ring.stage), b, arrived, depth, column);
                 }
@@ -102,6 +112,7 @@ __device__ __forceinline__ void walk_tiles(const TensorMap& a, const TensorMap& 
                     wgmma<T, A_COLUMNS, B_ROWS>(d[part], slab_a + (i * NEXT_A >> 4), slab_b + (i * NEXT_B >> 4), step > first || i > 0);
                 }
             wgmma_commit();
+            between(step - first, tile.row * TILE_ROWS + 64 * warpgroup, tile.column * COLUMNS);
             if (LAG > 0 && index == blockIdx.x && warpgroup == 0 && step == min(first + LAG, last) - 1) named_barrier_arrive(LAG_BARRIER, CONSUMERS * GROUP);
             if (TURNS && step == last - 1 && index + gridDim.x < items) named_barrier_arrive(TURN_BARRIER + 1 - warpgroup, CONSUMERS * GROUP);
             wgmma_wait<1>();
@@ -114,7 +125,8 @@ __device__ __forceinline__ void walk_tiles(const TensorMap& a, const TensorMap& 
         done += last - first;
 #pragma unroll
         for (int part = 0; part < PARTS; ++part)
-            finish(d[part], tile.row * TILE_ROWS + 64 * (TURNS ? part : warpgroup), tile.column * COLUMNS, memory.slab(warpgroup * OWN_SLABS), slab);
+            finish(d[part], tile.row * TILE_ROWS + 64 * (TURNS ? part : warpgroup), tile.column * COLUMNS, memory.slab(warpgroup * (SLABS / CONSUMERS)),
+                   slab);
     }
     if (threadIdx.x % GROUP == 0) tma_wait_read<0>();
 }

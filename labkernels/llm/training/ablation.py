@@ -31,7 +31,7 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.training.monitor import mfu, peak_tflops
 from labkernels.llm.data.shards import TokenDataset
 from labkernels.llm.training.train import TrainConfig, Trainer
-from labkernels.llm.training.train_parts import FASTEST, OURS
+from labkernels.llm.training.train_parts import CUBLAS, FASTEST, FUSED, OURS
 
 WARM_UP = 3  # steps that are not timed
 HEAT_MS = 1000.0  # of work before those that are
@@ -65,15 +65,18 @@ LADDER = {
         Row("our_attention", "rotation and attention as one operator, by our kernels", "flash", {"kernels": _ATTENTION}, None, 3),
         Row("our_loss", "head and cross-entropy in chunks", "our_attention", {"kernels": _ATTENTION | {"loss": "labkernels"}}, None, 3),
         Row("our_kernels", "products, norms, SwiGLU and embedding by our kernels, too", "our_loss", {"kernels": OURS}, None, 2),
-        Row("cublas", "products of the layers by cuBLAS again, the rest ours", "our_kernels", {"kernels": FASTEST}, None, 0),
-        Row("stochastic", "no masters: stochastic rounding, bfloat16 moments", "cublas", _BARE, None, 1),
-        Row("selective", "selective activation checkpointing", "cublas", {"checkpointing": "selective"}, None, 4),
-        Row("full", "full activation checkpointing", "cublas", {"checkpointing": "full"}, None, 4),
-        Row("fp8", "products of the layers in fp8, scales of the steps before", "cublas", {"fp8": "delayed"}, None, 0),
+        Row("cublas", "products of the layers by cuBLAS again, the rest ours", "our_kernels", {"kernels": CUBLAS}, None, 0),
+        Row("fused_products", "SwiGLU and RoPE by the products that make their sums, ours", "cublas", {"kernels": FUSED}, None, 1),
+        Row("cudnn_attention", "attention's forward pass by cuDNN", "fused_products", {"kernels": FASTEST}, None, 1),
+        Row("stochastic", "no masters: stochastic rounding, bfloat16 moments", "cudnn_attention", _BARE, None, 0),
+        Row("kept", "the hidden layer kept for the backward pass", "stochastic", {"kernels": FASTEST | {"activation": "kept"}}, None, 1),
+        Row("selective", "selective activation checkpointing", "cudnn_attention", {"checkpointing": "selective"}, None, 4),
+        Row("full", "full activation checkpointing", "cudnn_attention", {"checkpointing": "full"}, None, 4),
+        Row("fp8", "products of the layers in fp8, scales of the steps before", "cudnn_attention", {"fp8": "delayed"}, None, 0),
         Row("fp8_stochastic", "fp8, and no masters", "fp8", _BARE, None, 1),
-        Row("fp8_tensor", "fp8, a scale a tensor, found anew in each step", "cublas", {"fp8": "tensor"}, None, 5),
-        Row("fp8_rows", "fp8, a scale a row, found anew in each step", "cublas", {"fp8": "row"}, None, 5),
-        Row("muon", "Muon for the blocks' matrices", "cublas", {"optimizer": "muon"}, None, 2),
+        Row("fp8_tensor", "fp8, a scale a tensor, found anew in each step", "cudnn_attention", {"fp8": "tensor"}, None, 5),
+        Row("fp8_rows", "fp8, a scale a row, found anew in each step", "cudnn_attention", {"fp8": "row"}, None, 5),
+        Row("muon", "Muon for the blocks' matrices", "cudnn_attention", {"optimizer": "muon"}, None, 2),
     )
 }  # fmt: skip
 PEER_ROWS = {

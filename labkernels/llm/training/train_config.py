@@ -45,7 +45,7 @@ class TrainConfig:
     # The model
     preset: str = "10m"  # a name in labkernels.llm.config.PRESETS
     model: dict[str, Any] = field(default_factory=dict)  # single fields of the preset's ModelConfig to change, {"num_layers": 2}
-    kernels: Any = "auto"  # "torch", "labkernels", "auto": what was fastest, or a mapping of the model's operations to the first two
+    kernels: Any = "auto"  # "torch", "labkernels", "auto": what was fastest, or a mapping of operations to the first two (and train_parts.EXTRAS)
     # The data
     corpus: str = "stdlib"  # a name or a folder that labkernels.llm.data.corpora knows
     max_bytes: int | None = None  # of text to take; None: all there is

@@ -4,7 +4,7 @@ import pandas
 import pytest
 import torch
 
-from labkernels.errors import LabKernelsError
+from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.llm.training import ablation
 from labkernels.llm.training.ablation import LADDER, ROWS, main, measure, measure_all, options_of
 from labkernels.llm.data.corpora import corpus
@@ -41,6 +41,15 @@ def test_the_rows_agree_on_the_loss_hugging_face_among_them(data):
     assert all(row["tokens_per_s"] > 0 and row["batch"] == 2 and row["steps"] == 5 for row in found.values())
     other = measure("float32", data, **{**SMALL, "steps": 4})
     assert other["loss"] != pytest.approx(exact, rel=1e-3)  # a loss after other tokens is another one
+
+
+def test_rows_of_what_products_do_themselves_agree_with_those_before(data):
+    torch.set_num_threads(1)
+    found = {name: measure(name, data, **{**SMALL, "steps": 3}) for name in ("cublas", "cudnn_attention", "kept")}
+    assert all(row["loss"] == pytest.approx(found["cublas"]["loss"], rel=0.01) for row in found.values())
+    for extras in ({"activation": "melted"}, {"attention forward": "flash"}):
+        with pytest.raises(ArgumentError, match=next(iter(extras))):
+            measure("cublas", data, **{**SMALL, "kernels": extras})
 
 
 def test_what_is_not_measured_is_said(data, monkeypatch):
