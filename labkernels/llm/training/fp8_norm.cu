@@ -3,7 +3,7 @@
 //             register, and writes fp8 from there. Four rows are what it takes to turn 4 x 4 bytes round in registers; a block has 32 rows,
 //             whose columns leave through shared memory in pieces of 32 bytes.
 //   Predicts  4 passes over 16-bit rows (two read, the sum and both fp8 orders written) where there were 6: 94 us for 32768 x 1536, not 141.
-//   Measured  Not recorded yet; it is part of the row fp8 of data/measured/h200/training.csv.
+//   Measured  Not alone: it is part of the row fp8 of data/measured/h200/training.csv.
 //   Wastes    Half of each 64 bytes that DRAM writes at a time, if the neighbouring block is too late for L2 to join them.
 #include "fp8_tile.cuh"
 #include "../../norm/packed.cuh"

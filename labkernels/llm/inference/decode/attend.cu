@@ -2,7 +2,7 @@
 //   Idea      All keys and values but the newest were written tokens ago. A warp asks for its first 16 tokens at once, and waits for the kernel
 //             before only where it needs the queries, or the newest token.
 //   Predicts  The way of the keys from memory, 1 us of 4, falls under the end of the projection.
-//   Measured  Not recorded yet; to be in data/measured/h200/engine.csv.
+//   Measured  Not alone: data/measured/h200/engine.csv has whole steps, 0.68 ms of 82 launches, with it (`early`).
 //   Wastes    One sequence with 8 heads keeps 64 of 132 multiprocessors busy; the next kernel's weights come meanwhile.
 #include "../../../kvcache/cluster_merge.cuh"
 #include "fence.cuh"
