@@ -89,13 +89,14 @@ def training_memory(
     `state_dtype`; activations, what autograd keeps; loss, the most that the head and the loss have besides; workspace, what a block's backward pass makes. With
     `accumulate` the gradients are kept from one backward pass to the next, and stand beside all activations; else they grow as activations go, and the peak
     is where the backward pass begins, at the last block, the head's gradient made, or where it ends, at the first block, all other gradients made.
+    `kernels`: the model's operations, and of what TrainConfig has beside them "activation" and "attention forward".
     """
     if optimizer not in OPTIMIZER_STATES:
         raise ArgumentError(f"training_memory: optimizer is {optimizer!r}; it must be one of {', '.join(map(repr, OPTIMIZER_STATES))}")
     count, table, tokens = parameters(config), parameter_table(config), batch * seq_len
     in_matrices, others = OPTIMIZER_STATES[optimizer]
     matrices = table["attention"] + table["ffn"]
-    kernels, size = resolve(kernels), dtype.itemsize
+    kernels, size = with_extras(kernels), dtype.itemsize
     kept, block = activation_bytes(config, tokens, dtype, kernels, checkpointing), block_bytes(config, tokens, dtype, kernels)
     again = {"none": 0, "selective": max(0, block - product_bytes(config, tokens, dtype, kernels)), "full": block}[checkpointing]
     parts = {
@@ -112,6 +113,12 @@ def training_memory(
     last = parts["gradients"] - (0 if config.tie_embeddings else head) + kept // config.num_layers + parts["workspace"]
     always = parts["weights"] + parts["master"] + parts["optimizer"]
     return Memory(parts, always + (parts["gradients"] + first if accumulate else max(first, last)))
+
+
+def with_extras(kernels: str | Mapping[str, str]) -> dict[str, str]:
+    """What each operation runs on, and what the trainer has beside the model's operations (labkernels.llm.training.train_parts)."""
+    extras = {} if isinstance(kernels, str) else {name: kernels[name] for name in ("activation", "attention forward") if name in kernels}
+    return resolve(kernels if isinstance(kernels, str) else {name: choice for name, choice in kernels.items() if name not in extras}) | extras
 
 
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str], checkpointing: str = "none") -> int:
@@ -131,7 +138,8 @@ def product_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels:
     """What one block keeps with selective checkpointing, beside the stream before it: the results of products and of attention."""
     c, q = config, config.num_heads * config.head_dim
     elements = c.qkv_dim + q + c.embed_dim + (2 if c.gated else 1) * c.ffn_dim + c.embed_dim
-    elements += q + c.num_kv_heads * c.head_dim if fused(c, kernels) else 0  # q and k, turned: one operator's results with the others
+    turned = fused(c, kernels) and not turned_in_place(c, kernels)
+    elements += q + c.num_kv_heads * c.head_dim if turned else 0  # q and k, turned: one operator's results with the others
     return tokens * (elements * dtype.itemsize + FLOAT32 * c.num_heads)
 
 
@@ -140,16 +148,24 @@ def fused(config: ModelConfig, kernels: Mapping[str, str]) -> bool:
     return kernels["rope"] == kernels["attention"] == "labkernels" and not config.qk_norm
 
 
+def turned_in_place(config: ModelConfig, kernels: Mapping[str, str]) -> bool:
+    """Are queries and keys there once, turned? (labkernels.llm.training.packed_attention)"""
+    told = kernels.get("activation") in ("fused", "kept") or kernels.get("attention forward") == "cudnn"
+    return told and fused(config, kernels) and kernels["linear"] == "torch"
+
+
 def block_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, kernels: Mapping[str, str]) -> int:
     """What one block keeps without checkpointing."""
     c, q, kv = config, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     elements = 4 * c.embed_dim  # the stream and its norm, twice
-    elements += c.qkv_dim + q + kv + q  # the projections, which v is part of; q and k turned; the result
+    elements += c.qkv_dim + q  # the projections; the result
+    elements += 0 if turned_in_place(c, kernels) else q + kv  # q and k, turned
     if kernels["attention"] == "labkernels" and dtype == torch.float32 and not fused(config, kernels):
         elements += q  # whose heads are joined in a copy
     others = FLOAT32 * c.num_heads  # log-sum-exps
-    if kernels["ffn"] == "labkernels":
-        elements += (2 if c.gated else 1) * c.ffn_dim
+    packed = c.activation == "swiglu" and kernels.get("activation", "torch") != "torch"  # labkernels.llm.training.packed_swiglu
+    if kernels["ffn"] == "labkernels" or packed:
+        elements += (2 if c.gated else 1) * c.ffn_dim + (c.ffn_dim if packed and kernels["activation"] == "kept" else 0)
     else:
         elements += (4 if c.gated else 2) * c.ffn_dim  # gate and up, silu(gate), what down_proj multiplies
     if kernels["norm"] == "torch":

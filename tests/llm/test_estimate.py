@@ -13,9 +13,12 @@ from labkernels.errors import ArgumentError
 from labkernels.llm.config import PRESETS, ModelConfig
 from labkernels.llm.estimate import (
     activation_bytes, cache_bytes, flop_table, flops_per_token, inference_memory, loss_bytes, parameters, prompt_bytes, training_memory, weight_bytes,
+    with_extras,
 )  # fmt: skip
-from labkernels.llm.kernels import chunk_tokens, resolve
+from labkernels.llm.kernels import OPERATIONS, chunk_tokens, resolve
 from labkernels.llm.model import Transformer
+from labkernels.llm.training import packed_attention, packed_swiglu
+from labkernels.llm.training.train_parts import FASTEST
 
 SHAPES = {
     "grouped": ModelConfig(vocab_size=97, embed_dim=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=48, max_seq_len=32),
@@ -101,6 +104,21 @@ def test_our_kernels_keep_what_is_estimated(name, checkpointing):
     assert kept_bytes(model, *tokens_of(config)) == want
 
 
+@pytest.mark.parametrize("activation", ["labkernels", "fused", "kept"])
+def test_what_the_trainer_packs_keeps_what_is_estimated(activation):
+    config = SHAPES["grouped"]
+    kernels = dict.fromkeys(OPERATIONS, "labkernels") | {"linear": "torch", "ffn": "torch"}
+    model = packed_swiglu.convert(Transformer(config, kernels), activation != "labkernels", activation == "kept")
+    if activation != "labkernels":
+        packed_attention.convert(model, True)
+    told, tokens = with_extras(kernels | {"activation": activation}), BATCH * SEQ
+    chunk = min(chunk_tokens(config.vocab_size, torch.float32), tokens) * config.vocab_size * 4
+    want = activation_bytes(config, tokens, torch.float32, told) + loss_bytes(config, tokens, torch.float32, told) - chunk + 4  # the loss
+    assert kept_bytes(model, *tokens_of(config)) == want
+    with pytest.raises(ArgumentError, match="kernels has 'activatoin'"):
+        with_extras(kernels | {"activatoin": activation})
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_pytorch_keeps_what_is_estimated_and_what_only_its_cpu_operations_keep(name):
     config, c = SHAPES[name], SHAPES[name]
@@ -159,6 +177,8 @@ def test_peaks_are_those_that_an_h200_had():
     bare = {"master_weights": False, "state_dtype": torch.bfloat16}
     for want, options in ((42.1, {}), (39.8, {"checkpointing": "selective"}), (36.9, bare)):
         assert training_memory(config, 16, 2048, **options).peak / 1e9 == pytest.approx(want, rel=0.01)
+    for want, activation in ((33.6, "fused"), (40.3, "kept")):
+        assert training_memory(config, 16, 2048, kernels=FASTEST | {"activation": activation}, **bare).peak / 1e9 == pytest.approx(want, rel=0.015)
     full = training_memory(few, 8, 1024, checkpointing="full", **bare)
     assert full.peak / 1e9 == pytest.approx(2.306, rel=0.03)
     begins = full["activations"] + max(full["loss"], full["workspace"])

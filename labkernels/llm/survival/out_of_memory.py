@@ -15,8 +15,7 @@ import torch
 
 from labkernels.errors import LabKernelsError
 from labkernels.llm.config import ModelConfig
-from labkernels.llm.estimate import training_memory
-from labkernels.llm.kernels import resolve
+from labkernels.llm.estimate import training_memory, with_extras
 
 _GB = 1e9
 _WASTED = 0.1  # of what is reserved and not in use, from where fragmentation is worth a word
@@ -58,7 +57,7 @@ def remedies_for(config: ModelConfig, batch: int, seq_len: int, **options) -> li
     """(what to change, estimated peak in bytes) of every change that needs less than what there is, alone, then together."""
     now = training_memory(config, batch, seq_len, **options)
     changes: list[tuple[str, int, dict]] = []
-    kernels = resolve(options.get("kernels", "labkernels"))
+    kernels = with_extras(options.get("kernels", "labkernels"))
     if kernels["loss"] == "torch":
         ours = {"kernels": {**kernels, "loss": "labkernels"}}
         changes.append(('kernels={"loss": "labkernels", ...}, which never holds the logits', batch, ours))

@@ -52,6 +52,7 @@ class Trainer(Parts, Resumable):
         self, config: TrainConfig, data: TokenDataset | None = None, model: Transformer | None = None, rank: int = 0, world_size: int = 1
     ):
         self.config, self.rank, self.world_size = config, rank, world_size
+        config.check_device()
         self.device = self.build_device()
         torch.manual_seed(config.seed)
         if config.deterministic:
@@ -124,7 +125,7 @@ class Trainer(Parts, Resumable):
             self.seq_len,
             self.device,
             dtype=c.dtype,
-            kernels=self.model.kernels,
+            kernels=self.model.kernels | self.extras,
             checkpointing=c.checkpointing,
             optimizer="muon" if c.optimizer == "muon" else "adamw",
             state_dtype=torch.float32 if c.moments == "float32" else torch.bfloat16,

@@ -80,7 +80,7 @@ class Parts:
         if self.seq_len > self.model.config.max_seq_len:
             raise ArgumentError(f"Trainer: seq_len is {self.seq_len}; the model takes at most {self.model.config.max_seq_len}, its max_seq_len")
         self.build_loader("validation").one_batch_at_least()  # else it would be missed at the end
-        kernels = self.config.kernels
+        kernels, self.extras = self.config.kernels, {}
         if kernels == "auto":
             hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 9
             kernels = FASTEST if hopper else "torch"
@@ -97,6 +97,7 @@ class Parts:
         for name, choice in found.items():
             if choice not in EXTRAS[name]:
                 raise ArgumentError(f"TrainConfig: kernels[{name!r}] is {choice!r}; it must be one of {', '.join(map(repr, EXTRAS[name]))}")
+        self.extras = found if self.config.fp8 == "none" else {}  # which layers of fp8 do not take
         activation, cudnn = found["activation"], found["attention forward"] == "cudnn"
         fused = activation in ("fused", "kept")
         if activation != "torch":
