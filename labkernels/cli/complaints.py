@@ -1,21 +1,26 @@
-"""What is shown of a mistake: one message, and exit status 1; a traceback is for mistakes of ours."""
+"""What is shown of a mistake: one message, and exit status 1; a traceback is for mistakes of ours. Of a warning of ours: its text."""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from labkernels.errors import LabKernelsError
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 @contextmanager
 def complaints() -> Iterator[None]:
     """What the package raises on purpose, memory that runs out, files that cannot be read: the command ends with a message and status 1."""
     try:
-        yield
+        with plain_warnings():
+            yield
     except LabKernelsError as error:
         _end(str(error))
     except BrokenPipeError:  # whoever read has had enough: `labkernels generate ... | head`
@@ -32,6 +37,22 @@ def complaints() -> Iterator[None]:
             f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}; take a smaller --batch-size or context, "
             "--quantize int4 or --optimize-memory (`labkernels estimate-memory` says what each needs)"
         )
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of this package without file and line, which are for those who write programs."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message, category, filename, lineno, file=None, line=None) -> None:
+            if Path(filename).is_relative_to(_PACKAGE):
+                typer.echo(str(message), err=True)
+            else:
+                shown(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def out_of_memory(error: BaseException) -> bool:

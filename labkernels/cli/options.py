@@ -118,6 +118,8 @@ class Choices:
             raise ArgumentError(f"--device is {self.device!r}; it must be cuda, cuda:NUMBER or cpu")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ArgumentError(f"--device is {self.device!r}, and torch sees no NVIDIA GPU here")
+        if kind == "cuda" and (torch.device(self.device or "cuda").index or 0) >= torch.cuda.device_count():
+            raise ArgumentError(f"--device is {self.device!r}, and torch sees {torch.cuda.device_count()} NVIDIA GPUs here, from cuda:0 on")
         return kind == "cuda"
 
     @property

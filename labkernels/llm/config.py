@@ -6,7 +6,7 @@ a published shape or says what it is for; a shape that cannot be is refused here
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from labkernels.errors import ArgumentError
@@ -50,8 +50,12 @@ class ModelConfig:
         if self.activation not in ACTIVATIONS:
             raise ArgumentError(f"ModelConfig: activation is {self.activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
         for name in ("rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"ModelConfig: {name} is {getattr(self, name)!r}; it must be positive")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ArgumentError(f"ModelConfig: {name} is {value!r}; it must be a positive number")
+        for name in ("qk_norm", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(f"ModelConfig: {name} is {getattr(self, name)!r}; it must be True or False")
         rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)  # refuses a scaling that it does not know
 
     @property
@@ -69,6 +73,10 @@ class ModelConfig:
         """PRESETS[name], with `changes` to single fields: `ModelConfig.preset("645m", num_layers=2)`."""
         if name not in PRESETS:
             raise ArgumentError(f"ModelConfig.preset: name is {name!r}; it must be one of {', '.join(map(repr, PRESETS))}")
+        known = [each.name for each in fields(cls)]
+        for changed in changes:
+            if changed not in known:
+                raise ArgumentError(f"ModelConfig.preset: there is no field {changed!r}; there are {', '.join(known)}")
         return replace(PRESETS[name], **changes)
 
 

@@ -36,6 +36,8 @@ def test_it_cannot_be_changed_but_copied():
         ({"activation": "relu"}, "activation is 'relu'; it must be one of 'swiglu', 'gelu', 'gelu_tanh'"),
         ({"rope_theta": 0.0}, "rope_theta is 0.0"),
         ({"norm_eps": -1e-5}, "norm_eps is -1e-05"),
+        ({"rope_theta": "1e4"}, "rope_theta is '1e4'; it must be a positive number"),
+        ({"tie_embeddings": "yes"}, "tie_embeddings is 'yes'; it must be True or False"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
     ],
@@ -48,3 +50,5 @@ def test_what_cannot_be_is_refused(changes, message):
 def test_an_unknown_preset_is_told_those_that_there_are():
     with pytest.raises(ArgumentError, match="name is '1b'; it must be one of '10m', '645m'"):
         ModelConfig.preset("1b")
+    with pytest.raises(ArgumentError, match="there is no field 'layers'; there are vocab_size, embed_dim, num_layers"):
+        ModelConfig.preset("10m", layers=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from labkernels.errors import ArgumentError
+from labkernels.llm.config import ModelConfig
 from labkernels.llm.training.optim import MASTERS, SCHEDULES
 
 CHOICES = {
@@ -108,6 +110,9 @@ class TrainConfig:
             value = getattr(self, each.name)
             if each.type in ("int", "int | None") and value is not None and not isinstance(value, int):
                 raise ArgumentError(f"TrainConfig: {each.name} is {value!r}; it must be a whole number")
+        ModelConfig.preset(self.preset, **self.model)  # refuses here what else would be refused when the data are there
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ArgumentError(f"TrainConfig: device is {self.device!r}; it must be auto, cpu, cuda or cuda:NUMBER")
         for name in ("steps", "minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -129,6 +134,13 @@ class TrainConfig:
             if name in found:
                 raise ArgumentError(f"TrainConfig: the checkpoint has {found[name]}; both must be equal, or take another folder")
         return "; ".join(text for name, text in found.items() if name not in MAY_DIFFER)
+
+    def check_device(self) -> None:
+        """Raises ArgumentError where this machine lacks the GPU."""
+        if self.device.startswith("cuda"):
+            number, there = int(self.device.partition(":")[2] or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if number >= there:
+                raise ArgumentError(f"TrainConfig: device is {self.device!r}, and torch sees {there or 'no'} NVIDIA GPUs here")
 
     @property
     def dtype(self) -> torch.dtype:

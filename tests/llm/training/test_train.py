@@ -212,6 +212,30 @@ def test_wrong_options_are_named(changes, words):
         config(**changes)
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model": {"layers": 2}}, "there is no field 'layers'"),
+        ({"model": {"num_layers": "abc"}}, "num_layers is 'abc'; it must be an int of at least 1"),
+        ({"preset": "11m"}, "name is '11m'"),
+        ({"device": "tpu"}, "device is 'tpu'; it must be auto, cpu, cuda or cuda:NUMBER"),
+    ],
+)
+def test_a_model_or_a_machine_that_cannot_be_is_told_before_text_becomes_tokens(changes, words):
+    with pytest.raises(ArgumentError, match=words):
+        config(**changes)
+
+
+def test_a_gpu_that_is_not_there_is_told(data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ArgumentError, match="device is 'cuda', and torch sees no NVIDIA GPUs here"):
+        Trainer(config(device="cuda"), data)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ArgumentError, match="device is 'cuda:2', and torch sees 2 NVIDIA GPUs here"):
+        Trainer(config(device="cuda:2"), data)
+
+
 def test_what_would_fail_at_the_end_is_refused_at_the_beginning(data, tmp_path):
     with pytest.raises(ArgumentError, match="Trainer: seq_len is 65; the model takes at most 64"):
         Trainer(config(seq_len=65, boundaries=True), data)
@@ -250,6 +274,11 @@ def test_the_command_trains_and_continues(data, tmp_path):
     assert loaded.config.num_layers == 1 and tokenizer.vocab_size <= loaded.config.vocab_size and tokenizer.encode("number 1")
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2]
+    newest = tmp_path / "run" / "checkpoints" / "000002-step-3" / "model.safetensors"
+    os.truncate(newest, 100)
+    broken = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert broken.exit_code == 0 and "because newer checkpoints are broken" in broken.output and "after step 2" in broken.output
+    assert "UserWarning" not in broken.output and ".py" not in broken.output
     wrong = CliRunner().invoke(app, [*command, "--optimizer", "sgd"])
     assert wrong.exit_code == 1 and "optimizer is 'sgd'" in wrong.output
 
