@@ -115,7 +115,7 @@ def chat(
         if context is None:
             choices = replace(choices, context=min(describe(model)[0].max_seq_len, 8192))
         engine = load_engine(model, choices)
-        if engine.tokenizer is None or not engine.tokenizer.has_chat_template:
+        if not engine.tokenizer.has_chat_template:
             raise ArgumentError(
                 f"{model} has no chat template, so it was not made for conversations; `labkernels generate` continues a text"
             )

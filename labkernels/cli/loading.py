@@ -116,8 +116,11 @@ def check_memory(model: str, choices: Choices) -> None:
     raise TooLittleMemory(message + ("" if other <= free else "; take a smaller model"))
 
 
-def load_engine(model: str, choices: Choices, show: bool = True):
-    """The engine of a folder, or of a hub's model. Raises what `Engine.from_pretrained` does, and TooLittleMemory before it has begun."""
+def load_engine(model: str, choices: Choices, show: bool = True, text: bool = True):
+    """The engine of a folder, or of a hub's model. Raises what `Engine.from_pretrained` does, and TooLittleMemory before it has begun.
+
+    text: it will be given text, so a tokenizer must be there.
+    """
     import torch
 
     from labkernels.llm.inference.cached import CachedRunner
@@ -130,6 +133,8 @@ def load_engine(model: str, choices: Choices, show: bool = True):
         raise ArgumentError(f"{model} is a shape without weights, for estimate-memory, bench and train; give a folder, or a hub's name")
     if choices.context is not None and choices.context > config.max_seq_len:
         raise ArgumentError(f"--context is {choices.context}; {model} takes at most {config.max_seq_len} tokens")
+    if text and Path(model).is_dir() and not (folder / "tokenizer.json").is_file():
+        raise _no_tokenizer(model)
     check_memory(model, choices)
     if choices.on_gpu and choices.device not in (None, "cuda"):
         torch.cuda.set_device(choices.device)
@@ -140,9 +145,18 @@ def load_engine(model: str, choices: Choices, show: bool = True):
         engine = Engine.from_pretrained(
             model, scheme, device="cuda" if choices.device is None and choices.on_gpu else choices.device, **choices.engine_options()
         )
+    if text and engine.tokenizer is None:  # of a hub's model
+        raise _no_tokenizer(model)
     if choices.flash_attention and isinstance(engine.runner, CachedRunner):
         raise ArgumentError(f"--flash-attention: the engine {FusedRunner.refusal(engine.model, engine.cache)}; leave the option out")
     return engine
+
+
+def _no_tokenizer(model: str) -> ArgumentError:
+    return ArgumentError(
+        f"{model}: there is no tokenizer.json, so text cannot become tokens; put the model's own there, and its tokenizer_config.json "
+        "(where it came with a tokenizer.model alone, transformers' AutoTokenizer writes both)"
+    )
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def measure(model: str, choices: Choices, prompt_tokens: int, new_tokens: int, r
             made = random_model(config, torch.bfloat16 if choices.on_gpu else torch.float32, on, choices.scheme)
         engine = Engine(made, None, **choices.engine_options())
     else:
-        engine = load_engine(model, choices)
+        engine = load_engine(model, choices, text=False)
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in tqdm(range(runs + 1), desc="runs", leave=False, disable=None):

@@ -283,6 +283,13 @@ def test_options_that_cannot_be(folder, tmp_path):
         assert "torch sees no NVIDIA GPU here" in failing("generate", folder, "x", "--device", "cuda")
 
 
+def test_a_model_without_a_tokenizer_writes_no_text_but_is_timed(copy):
+    (copy / "tokenizer.json").unlink()
+    for command in (["generate", copy, "x"], ["chat", copy], ["serve", copy]):
+        assert f"{copy}: there is no tokenizer.json, so text cannot become tokens" in failing(*command, *CPU)
+    assert run("bench", "--model", copy, "--prompt-tokens", 4, "--new-tokens", 2, "--json", *CPU)[0] == 0
+
+
 def test_a_model_without_a_template_does_not_chat(copy):
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     settings.pop("chat_template")
