@@ -81,3 +81,36 @@ def test_writing_twice_changes_nothing(tmp_path):
 def test_a_marker_that_asks_for_what_is_not_there_is_an_error(old, new, error, message):
     with pytest.raises(error, match=message):
         tables.with_tables(TEXT.replace(old, new))
+
+
+ROWS = "<!-- rows: engine batch=1 columns=runner,weights,tokens_per_s,share_of_limit -->\nold\n<!-- /rows -->\n"
+
+
+@pytest.fixture
+def engine(tmp_path):
+    rows = [("naive", 1, 16.0, 0.01), ("early", 1, 1461.4, 0.783), ("peer", 1, 858.0, math.nan), ("early", 16, 13000.0, 0.5), ("tried", 1, math.nan, math.nan)]
+    told = {"weights": "bf16", "gpu": "NVIDIA H200", "commit": "0123abcd", "date": "2026-01-02"}
+    frame = pandas.DataFrame(rows, columns=["runner", "batch", "tokens_per_s", "share_of_limit"]).assign(**told)
+    frame.to_csv(tmp_path / "measured" / "h200" / "engine.csv", index=False)
+
+
+def test_rows_that_are_no_operations_are_shown_as_they_are(engine):
+    assert tables.with_tables(ROWS).splitlines()[1:-1] == [
+        "|  | weights | tokens/s | of the limit |",
+        "| --- | --- | --- | --- |",
+        "| `naive` | bf16 | 16 | 1% |",
+        "| `early` | bf16 | 1,461 | 78% |",
+        "| `peer` | bf16 | 858 |  |",
+        "",
+        "Recorded on NVIDIA H200, 2026-01-02, commit 0123abcd.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [("columns=runner", "columns=mood", "mood is not recorded"), (" columns=", " runner=", "columns=... is missing"), ("batch=1", "batch=3", "no recorded row"),
+     ("<!-- /rows -->", "", "has no <!-- /rows -->")],
+)  # fmt: skip
+def test_a_marker_of_rows_that_asks_for_what_is_not_there_is_an_error(engine, old, new, message):
+    with pytest.raises(BookError, match=message):
+        tables.with_tables(ROWS.replace(old, new))
