@@ -65,8 +65,7 @@ print(f"{sum(weight.numel() for weight in llama.parameters()):,} parameters")
 lk.draw.parameter_budget()
 
 # %% [markdown]
-# In small models the vocabulary is dear, in large ones two thirds and more are FFN. Attention's share shrinks where many heads of queries share
-# their keys.
+# In small models the vocabulary is dear. In large ones nearly everything is blocks, and most of a block is its FFN.
 #
 # ## What a token costs
 # A token is multiplied by each weight once: 2 FLOPs, a multiplication and an addition. The way back has two such products for each, one for
@@ -98,7 +97,8 @@ for length in (2048, 17_500, 131_072):
     print(f"{length:>7} tokens: {sum(parts.values()) / 1e9:5.1f} GFLOP a token,", ", ".join(f"{n} {f / sum(parts.values()):.0%}" for n, f in parts.items()))
 
 # %% [markdown]
-# At 2048 tokens attention is a tenth of the arithmetic. Of the time it is more, for no attention kernel reaches a matmul's FLOP/s.
+# At 2048 tokens attention between its projections, `scores`, is a tenth of the arithmetic. Of the time it is more, for no attention kernel
+# reaches a matmul's FLOP/s.
 #
 # ## Attention between its projections
 # Three products make queries, keys and values of the same input. One product with the three weights stacked reads that input once, and is larger,
@@ -431,10 +431,11 @@ for operation in model.kernels:
 # %% [markdown]
 # Without a GPU all of these kernels ran in the emulator: the same CUDA C++, forward and backward, for a whole language model.
 #
-# And what do they gain? `torch.compile` takes the model as one graph with either set: the kernels are operators that it knows the shapes and
-# gradients of. But it does not see into them, and cannot fuse what stands next to them. So an operation gains where a kernel written by hand
-# beats what the compiler makes of it *and of its neighbours*. Two of ours that are neighbours can become one: `rope and attention` reads the
-# projection where it lies, and writes its gradient where it belongs. On an H200, twelve layers of `645m`, 16 x 2048 tokens, forward and backward:
+# And what do they gain? `torch.compile` takes a block as one graph with either set: the kernels are operators that it knows the shapes and
+# gradients of. But it does not see into them, and cannot fuse them with what stands next to them. So an operation gains where a kernel written by
+# hand beats what the compiler makes of it *and of its neighbours*. `rope and attention`, switched together, are one operator, which reads the
+# projection where it lies, and writes its gradient where it belongs. On an H200, twelve layers of `645m`, 16 x 2048 tokens, forward and backward;
+# what is below zero is lost:
 
 # %%
 from labkernels.lab.measured import NotRecorded
@@ -446,10 +447,15 @@ except NotRecorded:
     print("not recorded yet: python -m labkernels.llm.switched --record data/measured/h200")
 
 # %% [markdown]
+# By far the most is gained by the loss, in memory too: lab 09's never holds all logits. The other switches gain little, and some lose. Run alone, our
+# norm is as fast as the compiler's or faster, our products are level with cuBLAS's (labs 09 and 07). So a benchmark of one operation does not say
+# what a model gains by it: in a model it has neighbours, and a GPU that trains is held by its power limit, at which another kernel may be the
+# faster one. All switches together gain more than they do one by one.
+#
 # ## Still wasted
 # - **Weights that are read for one use.** Norm and projection are two trips; a kernel that normalises while it multiplies would make one.
-# - **What is kept for the way back.** A token leaves some 20 000 numbers behind in each layer of `645m`. The next lab decides which of them
-#   to compute again.
+# - **What is kept for the way back.** With our kernels a token leaves some 20 000 numbers behind in each layer of `645m`. The next lab
+#   decides which of them to compute again.
 # - **All tokens, for one.** To write the next token, this model computes all of those before it again. Lab 11's cache is not built in; lab 15 does that.
 #
 # What would you add next? A hint: of all operations above, which has the most bytes for the fewest FLOPs, and who are its neighbours?

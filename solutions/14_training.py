@@ -59,8 +59,9 @@ loss_curve(trainer.rows)
 
 # %% [markdown]
 # At first every token is as likely as any other, and the loss is $\ln 1024 = 6.9$. Then the model learns which tokens are frequent, then
-# which follow which. In these few steps it sees no more than a few pages, and where the validation loss stands below the training loss, that is
-# chance: it comes from three documents. A model of ten million weights, for a minute:
+# which follow which. In these few steps it sees some twenty pages, and where the validation loss stands below the training loss, that is
+# chance: it comes from three documents. *Bits per byte* is the same loss in bits, spread over the bytes of the text, so that models with
+# other vocabularies can be compared. A model of ten million weights, for a minute:
 #
 # ```sh
 # labkernels train --preset 10m --minutes 1 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --lr 2e-3 --warmup 10
@@ -146,7 +147,7 @@ for cuts in [(6,), (1, 5), (2, 2, 2), (1, 1, 1, 3)]:
 
 # %% [markdown]
 # ## Where the memory goes
-# Weights in bfloat16 have 8 bits of precision: a step below 1/256 of a weight is rounded away. So the optimiser keeps a *master* of each
+# Weights in bfloat16 have 8 bits of precision: a step below 1/512 of a weight is rounded away. So the optimiser keeps a *master* of each
 # weight in float32, changes that, and rounds a copy for the products. AdamW keeps two *moments* of each gradient besides, its mean and its
 # mean square, in float32.
 #
@@ -164,7 +165,7 @@ large_gb = 6.74 * (2 + 2 + 4 + 4 + 4)
 lk.check_prediction("training memory", small_gb, large_gb)
 
 # %% [markdown]
-# That is before the first token. Then there are the activations, which grow with the batch:
+# That is before the first token. Then there are the activations, which grow with the batch. Here is what PyTorch keeps when nothing is compiled:
 
 # %%
 model = ModelConfig.preset("645m")
@@ -178,7 +179,8 @@ estimates = {
 lk.draw.training_memory(estimates, limit_gb=141)
 
 # %% [markdown]
-# The first row holds 32768 tokens times 32768 words of float32 logits, twice; lab 09's loss never does. *Activation checkpointing* keeps
+# The first row holds numbers for 32768 tokens times 32768 words in float32, three times: log-softmax, its gradient, and that of the logits. Lab
+# 09's loss never does. *Activation checkpointing* keeps
 # less and computes it again when the backward pass comes by. *Selective*: what products and attention made is kept, norms and activations
 # are computed again, and cost little. *Full*: a block keeps its input alone, and is computed once more.
 #
@@ -217,7 +219,8 @@ print(f"{parameters(model) / 1e6:.0f} million weights, {flops_per_token(model, 2
 
 # %% [markdown]
 # Half is a good value, all of it out of reach. What does each optimisation add? All rows below train this model, on the same tokens, from the
-# same weights.
+# same weights. Those named `hf_` are Hugging Face's model of the same shape; compiled, it would hand attention a mask and miss the fast causal
+# path, which is mended. A row without figures was not measured: the time on the GPU was spent.
 
 # %%
 ladder = recorded.ladder()
@@ -227,24 +230,33 @@ recorded.table(ladder) if ladder is not None else None
 lk.draw.ablation(ladder[ladder["preset"].eq("645m")]) if ladder is not None else None
 
 # %% [markdown]
-# Read the loss beside the speed: a row that is faster and learns less has won nothing. And do not trust it: after a dozen steps even the
-# noise of 8-bit numbers may look like learning. Checkpointing costs time, and buys room for a larger batch or a larger model.
+# The largest step is `flash`: before it all scores of attention go through memory, as in lab 04, which Hugging Face's rows never do.
+# Of our own rows each stands on the one above, as far as `stochastic`. Those with checkpointing, fp8 or Muon keep float32 masters: they stand on
+# the row before `stochastic`, but for `fp8_stochastic`.
 #
-# **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448: so each tensor is
-# scaled by the largest number that it had in the steps before, since to look for today's would take a pass over memory of its own. All three
-# products of a linear layer are made this way, but a tensor core takes 8-bit operands in one order alone, so each tensor is written twice, as
-# it is and turned round, in one pass.
+# What norms and SwiGLU gain in `our_kernels`, its products lose; `cublas` gives the layers' products back and keeps the gain. Yet in lab 07 our
+# product was level with cuBLAS's. A GPU that trains is held by its power limit, not by its clock, and there cuBLAS's is ahead.
+#
+# Read the loss beside the speed: a row that is faster and learns less has won nothing. And do not trust it: after a dozen steps even the
+# noise of 8-bit numbers may look like learning. Checkpointing costs time, and buys room for a larger batch or a larger model. GB are fewer than
+# estimated above, for the compiler computes again what is cheap.
+#
+# **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448. So each tensor is scaled, by
+# the largest number that it had in the steps before: to look for today's takes a pass over memory of its own, as in `fp8_tensor` and
+# `fp8_rows`. All three products of a linear layer are made this way, but a tensor core takes 8-bit operands in one order alone. So each tensor is
+# written twice, as it is and turned round, in one pass. MFU counts against what bfloat16 could do, here too.
 #
 # ## A step of the same size in all directions
 # AdamW divides each number of a gradient by its usual size. *Muon* looks at a weight as what it is, a matrix. The momentum $M = U S V^T$
-# has a few large singular values, and most of what it says lies in the small ones. Muon steps along $U V^T$, where all of them are 1.
+# has a few large singular values, and most of what it says lies in the small ones. Muon steps along $U V^T$, where all of them are 1. In the
+# table above it costs time, and after equal steps at the same learning rate has learned the most.
 #
 # A singular value decomposition would take longer than the step. But a polynomial of odd powers acts on the singular values alone,
 # $x \mapsto a x + b x^3 + c x^5$, and so does
 #
 # $$ X \mapsto a X + b\,(X X^T) X + c\,(X X^T)^2 X $$
 #
-# With $a = 3.4445$, $b = -4.775$, $c = 2.0315$ small values grow more than threefold, and those near 1 stay near. Five times is enough.
+# With $a = 3.4445$, $b = -4.775$, $c = 2.0315$ small values grow more than threefold, and those near 1 stay near. Muon does it five times.
 #
 # **Write** one step. It takes three products.
 
@@ -279,7 +291,7 @@ lk.check_against(polynomial_of_singular_values, from_unit, cases, mistakes={"the
 
 # %% [markdown]
 # Here is a gradient of the model that you trained, and what five steps make of its singular values. Each step lifts the small ones by the
-# same factor, 3.44, until they come near 1:
+# same factor, 3.44, until they come near 1. The smallest do not arrive, and need not: they began a thousand times smaller than the largest.
 
 # %%
 batch = next(trainer.loader)

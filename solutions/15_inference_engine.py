@@ -249,7 +249,7 @@ for name, seen in {"the package's v2": one_token("cached", invariant=False), "v3
     print(f"{name:<17}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB  ", dict(seen.by_name.most_common(5)))
 
 # %% [markdown]
-# Five a layer now, one that begins the step, the head. The rest is the draw, which the CPU makes of small operations, and a GPU in one.
+# Five a layer now, one that begins the step, the head. The rest is the draw, of small operations here.
 #
 # **Predict.** Llama 3.2 1B has 16 layers. How many launches has a token of yours, with 30 a layer, and of v3 with 5? Both have three more:
 # the embedding with what begins a step, the head with the norm before it, and the draw. And if Python needs 15 µs to launch one of v3's
@@ -385,14 +385,15 @@ losses = {scheme or "as trained": loss_of(scheme) for scheme in (None, "int8", "
 pandas.DataFrame({"loss": losses}).style.format("{:.4f}")
 
 # %% [markdown]
-# A model as small and as little trained as the one of these pages hardly notices. Large ones do: lab 10 has the errors.
+# A model that has learned as little as this one hardly notices. One that has learned more has more to lose: lab 10 has the errors.
 #
 # ## v6: never a pause
 # Between two kernels of a graph memory stands idle for a microsecond or two: the last blocks of one finish, the first of the next begin,
 # and ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, the last row above. It asks for its
 # first weights, which do not depend on anybody, and only then waits.
 #
-# All of it on an H200: Llama 3.2 1B's shape, a prompt of 64 tokens, one sequence.
+# All of it on an H200: Llama 3.2 1B's shape, one sequence, a prompt of 64 tokens. `naive` to `graphs` are v1 to v4; `early` is v6, at first in
+# bfloat16, then with v5's weights. In grey is what `torch.compile` makes, with CUDA graphs of its own, of a plain module and of Hugging Face's model.
 
 # %%
 rungs = recorded.ladder()
@@ -403,8 +404,13 @@ if rungs is not None:
 
 # %% [markdown]
 # The cache alone wins nothing here: for some hundred tokens an H200 computes everything again in less time than Python needs for the launches,
-# and v2 has more of them. With numbers of 4 bits a step reads a third of the bytes and takes more than half of the time: what is left is the
-# way from one kernel to the next, 82 times a token.
+# and the package's v2 has more of them. v3 has those that you counted, and a few. But divide its time by them: for each of them Python takes not
+# 15 µs, but several times that. v4 has the same kernels without Python, and one launch fewer than you counted, for the head itself finds the
+# likeliest token.
+#
+# With numbers of 4 bits a step reads a third of the bytes and takes more than half of the time: most of what is left is the way from one
+# kernel to the next, after each of its launches. Nor are bytes all. int8 and int4 are whole numbers, which tensor cores multiply as bytes. fp8 and nf4 must
+# become 16-bit numbers first, one by arithmetic, one by a table. So fp8 is slower than int8 for as many bytes, and nf4 for fewer.
 #
 # A model of 8 billion weights is nearer to its limit, since each kernel has more to read. A prompt of 8192 tokens is another thing
 # altogether: all of its tokens are computed at once, and arithmetic is the limit.
@@ -415,7 +421,8 @@ if others is not None:
     display(recorded.table(others, "model", "runner", "weights", "prompt", "tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb"))
 
 # %% [markdown]
-# Five kinds of answer, from the prompt to the last token. An engine that others have published writes 22.7 tokens/s of the same shape:
+# Five kinds of answer, from the prompt to the last token, as long as in a table that others have published. Theirs says 22.7 tokens/s; that was not
+# measured here:
 
 # %%
 answers = recorded.answers()
@@ -431,6 +438,9 @@ many = recorded.many()
 many.style.format("{:,.0f}", na_rep="") if many is not None else None
 
 # %% [markdown]
+# Weights of 4 bits win much for one sequence, and little for many. At 16 prompts of 8192 tokens they win nothing, though there are still fewer
+# bytes to read: most are keys and values then, in 16 bits.
+#
 # The art is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass
 # who is in it.
 #
@@ -530,7 +540,7 @@ for game in range(40):
 
 # %% [markdown]
 # The package's engine does the same, with chunks of prompts and real pages. Five requests, of which two come later, in a cache of 11 pages
-# of 4 tokens. A pass that reads a prompt draws the first token, too:
+# of 4 tokens. Prompts are read first, then all who run get a token; so who reads a prompt gets two:
 
 # %%
 engine = Engine(model, runner="cached", invariant=True, max_batch=4, cache_tokens=44, page_size=4, share_prefixes=False)
@@ -543,14 +553,16 @@ while not engine.idle or not requests or any(at >= len(pages) for at in later):
         own = [(37 * at + ord(name) + seed) % 250 for at in range(length)]
         requests[name] = engine.submit(own, SamplingParams(max_new_tokens=answer, ignore_eos=True))
         rows[name] = " " * len(pages)
-    before = {name: (each.state, each.preemptions) for name, each in requests.items()}
+    before = {name: (each.state, each.preemptions, len(each.tokens)) for name, each in requests.items()}
     engine.step()
     for name, each in requests.items():
-        state, preempted = before[name]
-        if each.preemptions > preempted or each.state == "waiting":
-            rows[name] += "x" if each.preemptions > preempted else "w"
+        state, preempted, had = before[name]
+        if each.preemptions > preempted:
+            rows[name] += "x"
+        elif len(each.tokens) == had:
+            rows[name] += " " if state == "finished" else "w"
         else:
-            rows[name] += {"waiting": "p", "running": "d", "finished": " "}[state]
+            rows[name] += "p" if state == "waiting" else "d"
     pages.append(engine.stats.num_pages - engine.stats.free_pages)
 lk.draw.batch_timeline(rows, pages, engine.stats.num_pages)
 

@@ -153,9 +153,9 @@ eight_gpus = 2 * 7 / 8 * 1.29
 lk.check_prediction("ring bytes", two_gpus, eight_gpus)
 
 # %% [markdown]
-# It hardly depends on the number of GPUs. At 400 GB/s it takes some 6 ms, where the step takes 285. And most of it can hide: the last
-# layer's gradients are there first, and travel while the others are still being computed. PyTorch's DistributedDataParallel collects them
-# in *buckets* of 25 MB, and sends each as soon as it is full.
+# However many GPUs there are, it stays below twice the tensor. At 400 GB/s 8 of them need some 6 ms, where a step of lab 14 takes more than a
+# quarter of a second. And most of it can hide: the last layer's gradients are there first, and travel while the others are still being computed.
+# PyTorch's DistributedDataParallel, DDP, collects them in *buckets* of 25 MB, and sends each as soon as it is full.
 #
 # ## Share the data
 # *Data parallelism*: each rank has the whole model and its own part of the batch. The gradients are made the same, so the weights stay the
@@ -287,7 +287,8 @@ lk.draw.memory_per_rank({mode: traffic.memory_per_rank(llama, mode, 8) for mode 
 
 # %% [markdown]
 # ## Share the matrices
-# The third row is *tensor parallelism*: each rank has a part of each matrix, all take the same tokens, and also share the work of a single one.
+# FSDP's green part are blocks that are whole for a while. The third row is *tensor parallelism*: each rank has a part of each matrix of the blocks,
+# all take the same tokens, and also share the work of a single one.
 # Where can a layer be cut, so that little is sent? An FFN is two products with an activation between. The first matrix is cut by rows:
 # each rank makes some of the hidden numbers, and the activation needs no others. The second is cut by columns, which are what these
 # numbers are multiplied by. Each rank then has a part of the sum, and one all-reduce ends the layer:
@@ -376,7 +377,8 @@ for mode, (found, _) in shared.items():
     assert torch.allclose(torch.tensor(found), torch.tensor(one), rtol=1e-3), mode
 
 # %% [markdown]
-# What was sent in a step, beside what the formulas of this lab say:
+# How large were the tensors that a step's collectives took, and what do the formulas of this lab say? What `tensor` gathers is a gradient: each rank
+# has the head and the loss of its own tokens alone.
 
 # %%
 import pandas
@@ -399,8 +401,8 @@ for mode in traffic.MODES:
     print(f"{mode:7} {traffic.step_bytes(model, mode, 4, 16 * 2048) / 1e9:5.1f} GB")
 
 # %% [markdown]
-# On real links, how close do they come? A bus bandwidth is those bytes over the time. *Weak scaling* gives each GPU the same batch, however
-# many there are; its efficiency is the tokens a second over those of as many GPUs alone.
+# And on real links? *Weak scaling* gives each GPU the same batch, however many there are; its efficiency is the tokens a second over those of as
+# many GPUs alone. `alone` is one GPU while the others rest, `apart` are all of them, each for itself. With `tensor` all share one batch.
 
 # %%
 from labkernels.llm.parallel.scaling import recorded
