@@ -26,6 +26,7 @@
 #include "../attention/hopper.cuh"
 #include "backward.cuh"
 #include "setmaxnreg.cuh"
+#include "sums.cuh"
 
 constexpr int BLOCK_K = 128, STAGES = 2, CONSUMERS = 2;
 
@@ -308,33 +309,24 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     }
 }
 
-// dq from its sums, which lie as the warpgroups' accumulators: warpgroup after warpgroup, four sums of a thread together. One block of two
-// warpgroups makes rows of them, by way of shared memory.
+// dq from its sums (sums.cuh). One block of two warpgroups makes rows of them, by way of shared memory.
 template <class T, int HEAD_DIM, int BLOCK_Q>
 __global__ void __launch_bounds__(CONSUMERS* GROUP)
     attention_backward_finish(const float* sums, T* dq, Strides strides, const int* cu_seqlens_q, int heads, int seq_len, int head_dim, int row_tiles,
                               float scale) {
-    constexpr int COLUMNS = BLOCK_Q == 64 ? HEAD_DIM / 2 : HEAD_DIM, PIECES = HEAD_DIM / 8, STRIDE = HEAD_DIM * 2 + 16;
-    __shared__ __align__(16) char tile[BLOCK_Q * STRIDE];
+    using Rows = SumsAsRows<T, HEAD_DIM, BLOCK_Q>;
+    constexpr int PIECES = HEAD_DIM / 8;
+    __shared__ __align__(16) char tile[Rows::BYTES];
     const int batch = blockIdx.y / heads, head = blockIdx.y % heads, queries = static_cast<int>(blockIdx.x) * BLOCK_Q;
     const Bounds bounds = bounds_of(cu_seqlens_q, nullptr, batch, seq_len, 0);
     if (queries >= bounds.seq_len) return;
     const RowTiles rows{cu_seqlens_q ? bounds.first_query / BLOCK_Q + batch : 0, row_tiles, cu_seqlens_q ? 0 : batch * heads};
-    const int warpgroup = threadIdx.x / GROUP, thread = threadIdx.x % GROUP, lane = thread % 32;
-    const float4* own = reinterpret_cast<const float4*>(sums + rows.index(head, blockIdx.x) * BLOCK_Q * HEAD_DIM) + warpgroup * 16 * COLUMNS + thread;
-    const int row = (BLOCK_Q == 64 ? 0 : warpgroup * 64) + thread / 32 * 16 + lane % 16, first_column = BLOCK_Q == 64 ? warpgroup * COLUMNS : 0;
-#pragma unroll
-    for (int i = 0; i < COLUMNS / 16; ++i) {
-        const float4 left = own[2 * i * GROUP], right = own[(2 * i + 1) * GROUP];
-        const unsigned packed[4] = {pack_pair<T>(left.x * scale, left.y * scale), pack_pair<T>(left.z * scale, left.w * scale),
-                                    pack_pair<T>(right.x * scale, right.y * scale), pack_pair<T>(right.z * scale, right.w * scale)};
-        stmatrix(tile + row * STRIDE + (first_column + 16 * i + lane / 16 * 8) * 2, packed);
-    }
+    Rows::write(sums + rows.index(head, blockIdx.x) * BLOCK_Q * HEAD_DIM, scale, tile);
     __syncthreads();
     T* out = head_matrix(dq, strides, cu_seqlens_q ? 0 : batch, head) + (bounds.first_query + queries) * strides.seq;
     for (int i = threadIdx.x; i < BLOCK_Q * PIECES; i += CONSUMERS * GROUP) {
         const int r = i / PIECES, piece = i % PIECES;
         if (queries + r < bounds.seq_len && piece * 8 < head_dim)
-            *reinterpret_cast<int4*>(out + r * strides.seq + piece * 8) = *reinterpret_cast<const int4*>(tile + r * STRIDE + piece * 16);
+            *reinterpret_cast<int4*>(out + r * strides.seq + piece * 8) = *reinterpret_cast<const int4*>(tile + r * Rows::STRIDE + piece * 16);
     }
 }

@@ -7,31 +7,22 @@
 //             layer, 16 x 2048 tokens on an H200: 1.469 -> 1.414 ms.
 //   Wastes    The sums go through memory: nobody but the last block that adds to a tile could have turned it.
 #include "../attention_backward/backward.cuh"
+#include "../attention_backward/sums.cuh"
 #include "../rope/rope.cuh"
-#include "ldmatrix.cuh"
-#include "warpgroups.cuh"
 
-// sums as attention_backward_finish (v3_hopper.cu) reads them; grad (batch, seq, heads + 2 kv_heads, HEAD_DIM), dense, has dk where it belongs. angles
+// sums as in sums.cuh; grad (batch, seq, heads + 2 kv_heads, HEAD_DIM), dense, has dk where it belongs. angles
 // (angle_rows, HEAD_DIM): cosines, then sines. Launch (tiles of BLOCK_Q, batch * (heads + kv_heads)) blocks of two warpgroups.
 template <class T, int HEAD_DIM, int BLOCK_Q>
 __global__ void __launch_bounds__(2 * GROUP)
     rope_backward(const float* sums, T* grad, const float* angles, const void* positions, Positions layout, int angle_rows, int heads, int kv_heads,
                   int seq_len, float scale) {
-    constexpr int COLUMNS = BLOCK_Q == 64 ? HEAD_DIM / 2 : HEAD_DIM, PIECES = HEAD_DIM / 16, STRIDE = HEAD_DIM * 2 + 16;  // PIECES: of half a head
-    __shared__ __align__(16) char tile[BLOCK_Q * STRIDE];
+    using Rows = SumsAsRows<T, HEAD_DIM, BLOCK_Q>;
+    constexpr int PIECES = HEAD_DIM / 16;  // of half a head
+    __shared__ __align__(16) char tile[Rows::BYTES];
     const int all = heads + kv_heads, batch = blockIdx.y / all, head = blockIdx.y % all, first = static_cast<int>(blockIdx.x) * BLOCK_Q;
     if (head < heads) {
-        const int warpgroup = threadIdx.x / GROUP, thread = threadIdx.x % GROUP, lane = thread % 32;
         const long long index = static_cast<long long>(batch * heads + head) * gridDim.x + blockIdx.x;
-        const float4* own = reinterpret_cast<const float4*>(sums + index * BLOCK_Q * HEAD_DIM) + warpgroup * 16 * COLUMNS + thread;
-        const int row = (BLOCK_Q == 64 ? 0 : warpgroup * 64) + thread / 32 * 16 + lane % 16, first_column = BLOCK_Q == 64 ? warpgroup * COLUMNS : 0;
-#pragma unroll
-        for (int i = 0; i < COLUMNS / 16; ++i) {
-            const float4 left = own[2 * i * GROUP], right = own[(2 * i + 1) * GROUP];
-            const unsigned packed[4] = {pack_pair<T>(left.x * scale, left.y * scale), pack_pair<T>(left.z * scale, left.w * scale),
-                                        pack_pair<T>(right.x * scale, right.y * scale), pack_pair<T>(right.z * scale, right.w * scale)};
-            stmatrix(tile + row * STRIDE + (first_column + 16 * i + lane / 16 * 8) * 2, packed);
-        }
+        Rows::write(sums + index * BLOCK_Q * HEAD_DIM, scale, tile);
     }
     __syncthreads();
     const long long of_token = static_cast<long long>(all + kv_heads) * HEAD_DIM;
@@ -44,7 +35,7 @@ __global__ void __launch_bounds__(2 * GROUP)
         const bool known = position >= 0 && position < angle_rows;
         const float* const turns = angles + (known ? position : 0) * HEAD_DIM + column;
         T* const target = out + r * of_token + column;
-        const T* const source = head < heads ? reinterpret_cast<const T*>(tile + r * STRIDE) + column : target;
+        const T* const source = head < heads ? reinterpret_cast<const T*>(tile + r * Rows::STRIDE) + column : target;
         float low[8], high[8], cosine[8], sine[8];
         load_vector(source, low);
         load_vector(source + HEAD_DIM / 2, high);
