@@ -1,4 +1,7 @@
-"""What was recorded of trainings on a GPU, for the lab: the ablation ladder, and the run of a quarter of an hour. `None` where nothing is recorded yet."""
+"""What was recorded of trainings on a GPU, for the lab: the ablation ladder, other models beside what others published, and the run of a quarter of an hour.
+
+`None` where nothing is recorded yet.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 import pandas
 
 from labkernels.lab.measured import FOLDERS, NotRecorded, label, measured_file
+from labkernels.lab.published import published
 
 COLUMNS = {
     "row": "row", "adds": "what it adds", "tokens_per_s": "tokens/s", "ms_per_step": "ms a step", "mfu": "MFU", "peak_gb": "GB", "loss": "loss",
@@ -28,6 +32,25 @@ def table(frame: pandas.DataFrame):
     shown = frame[frame["preset"].eq("645m") | frame["preset"].isna()].rename(columns=COLUMNS)[list(COLUMNS.values())]
     formats = {"tokens/s": "{:,.0f}", "ms a step": "{:.0f}", "MFU": "{:.1%}", "GB": "{:.1f}", "loss": "{:.3f}"}
     return shown.style.format(formats, na_rep="").hide(axis="index").set_caption(label(frame))
+
+
+def shapes(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Models of other shapes than the ladder's, and below ours what others published of theirs: model, step, GPU, steps/s, tokens/s, GB."""
+    others, rows = published("training"), []
+    for model, ours in frame[frame["preset"].notna() & frame["preset"].ne("645m")].groupby("preset", sort=False):
+        for row in ours.itertuples():
+            rate = 1e3 / row.ms_per_step
+            rows.append((model, _step(row.batch, row.seq_len), row.gpu, f"{rate:.2f}", f"{row.tokens_per_s:,.0f}", f"{row.peak_gb:.0f}"))
+        for row in others[others["model"].eq(model)].itertuples():
+            rates = list(dict.fromkeys((row.lowest_steps_per_s, row.highest_steps_per_s)))
+            tokens = [f"{rate * row.batch * row.seq_len:,.0f}" for rate in rates] if row.seq_len == row.seq_len else []
+            memory = f"{row.peak_gb:.0f}" if row.peak_gb == row.peak_gb else ""
+            rows.append((model, _step(row.batch, row.seq_len), f"{row.gpu}, published", " to ".join(map(str, rates)), " to ".join(tokens), memory))
+    return pandas.DataFrame(rows, columns=["model", "a step", "GPU", "steps/s", "tokens/s", "GB"])
+
+
+def _step(batch: float, seq_len: float) -> str:
+    return f"{batch:.0f} x {seq_len:.0f} tokens" if seq_len == seq_len else f"{batch:.0f} sequences"
 
 
 def trained(name: str) -> Path | None:
