@@ -31,6 +31,7 @@ from labkernels.llm import Engine, ModelConfig, Tokenizer, TrainConfig, Trainer,
 from labkernels.llm.inference import recorded
 from labkernels.llm.inference.counted import counted
 from labkernels.llm.inference.requests import SamplingParams
+from labkernels.llm.quantisation import pareto
 from labkernels.nn import QuantLinear
 from labkernels.quant import quantize
 
@@ -385,8 +386,14 @@ losses = {scheme or "as trained": loss_of(scheme) for scheme in (None, "int8", "
 pandas.DataFrame({"loss": losses}).style.format("{:.4f}")
 
 # %% [markdown]
-# A model that has learned as little as this one hardly notices. One that has learned more has more to lose: lab 10 has the errors.
-#
+# A model that has learned as little as this one hardly notices. One that has learned more has more to lose: lab 10 has the errors, and here is the
+# model of lab 14's long run, on text that was kept from it. A line joins those than which no other is both better and smaller, or faster.
+
+# %%
+quality = pareto.recorded()
+pareto.plot(quality) if quality is not None else None
+
+# %% [markdown]
 # ## v6: never a pause
 # Between two kernels of a graph memory stands idle for a microsecond or two: the last blocks of one finish, the first of the next begin,
 # and ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, the last row above. It asks for its
