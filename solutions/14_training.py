@@ -241,6 +241,12 @@ lk.draw.ablation(ladder[ladder["preset"].eq("645m")]) if ladder is not None else
 # noise of 8-bit numbers may look like learning. Checkpointing costs time, and buys room for a larger batch or a larger model. GB are fewer than
 # estimated above, for the compiler computes again what is cheap.
 #
+# Two other shapes, and what others have published of theirs, on GPUs of their own:
+
+# %%
+recorded.shapes(ladder).style.hide(axis="index") if ladder is not None else None
+
+# %% [markdown]
 # **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448. So each tensor is scaled, by
 # the largest number that it had in the steps before: to look for today's takes a pass over memory of its own, as in `fp8_tensor` and
 # `fp8_rows`. All three products of a linear layer are made this way, but a tensor core takes 8-bit operands in one order alone. So each tensor is
