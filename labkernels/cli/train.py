@@ -2,14 +2,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
+import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from labkernels.cli.complaints import complaints
+from labkernels.cli.options import Json
 from labkernels.errors import ArgumentError
 
 _AS_PAIRS = ("model", "kernels")  # fields that take NAME=VALUE, several times
@@ -18,10 +23,29 @@ _FIELD = re.compile(r"^    # (?P<panel>.+)$|^    (?P<name>\w+): (?P<kind>[^=\n]+
 _KINDS = {"str": str, "int": int, "float": float, "bool": bool, "Any": str, "dict[str, Any]": str, "tuple[float, float]": tuple[float, float]}
 
 
-def train(**options: Any) -> None:
+def train(as_json: bool, **options: Any) -> None:
     """Train a model on this machine; with checkpoints in --folder the same command continues it."""
     with complaints():
-        train_with(options)
+        if not as_json:
+            train_with(options)
+            return
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer = train_with(options)
+        if int(os.environ.get("RANK", "0")) == 0:
+            typer.echo(json.dumps(described(trainer)))
+
+
+def described(trainer) -> dict[str, Any]:
+    """What a training has come to, for programs; of the validation the last."""
+    seen = next((row for row in reversed(trainer.rows) if "validation_loss" in row), {})
+    losses = [row["loss"] for row in trainer.rows if "loss" in row]
+    folder = trainer.config.folder
+    exported = Path(folder) / "model" if folder else None
+    return {
+        "model": str(exported) if exported and (exported / "config.json").is_file() else None, "step": trainer.step, "tokens": trainer.tokens,
+        "seconds": trainer.seconds, "loss": losses[-1] if losses else None, "validation_loss": seen.get("validation_loss"),
+        "bits_per_byte": seen.get("bits_per_byte"),
+    }  # fmt: skip
 
 
 def train_with(options: dict[str, Any]):
@@ -76,6 +100,7 @@ def _signature() -> inspect.Signature:
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=ast.literal_eval(default), annotation=Annotated[kind, option])
         )
+    parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json))
     return inspect.Signature(parameters)
 
 

@@ -264,8 +264,10 @@ def test_the_command_trains_and_continues(data, tmp_path):
     command = ["train", "--corpus", str(text), "--vocab-size", "300", "--steps", "2", "--batch-size", "2", "--seq-len", "16", "--precision", "float32",
                "--folder", str(tmp_path / "run"), "--evaluate-batches", "1", "--sample-tokens", "2", "--device", "cpu",
                *[word for name in ("embed_dim=16", "num_layers=1", "num_heads=2", "num_kv_heads=1", "ffn_dim=32") for word in ("--model", name)]]  # fmt: skip
-    first = CliRunner().invoke(app, command, catch_exceptions=False)
-    assert first.exit_code == 0 and "validation loss" in first.output
+    first = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    assert first.exit_code == 0 and "validation loss" in first.stderr
+    told = json.loads(first.stdout)
+    assert (told["model"], told["step"], told["tokens"]) == (str(tmp_path / "run" / "model"), 2, 2 * 2 * 16) and told["validation_loss"] > 0
     command[command.index("--steps") + 1] = "3"
     again = CliRunner().invoke(app, command, catch_exceptions=False)
     assert again.exit_code == 0 and "after step 2" in again.output
@@ -297,9 +299,11 @@ def test_every_option_of_the_command_has_help():
 
     parameters = train.__signature__.parameters
     fields = set(train_config.TrainConfig.__dataclass_fields__)
-    assert set(parameters) == fields
+    assert set(parameters) == fields | {"as_json"}
     for name, parameter in parameters.items():
         assert parameter.annotation.__metadata__[0].help, name
+        if name == "as_json":
+            continue
         field = train_config.TrainConfig.__dataclass_fields__[name]
         assert name in ("model", "kernels") or parameter.default == field.default, name
 
