@@ -226,6 +226,8 @@ class Transformer(nn.Module):
         """(batch, seq) to what the head takes, (batch, seq, embed_dim): after the last norm."""
         if tokens.dim() != 2:
             raise ArgumentError(f"Transformer: tokens has shape {tuple(tokens.shape)}; it must be (batch, seq)")
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise ArgumentError(f"Transformer: tokens is {str(tokens.dtype).removeprefix('torch.')}; it must be int64")
         if cu_seqlens is not None and (cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1):
             found = f"{str(cu_seqlens.dtype).removeprefix('torch.')} of shape {tuple(cu_seqlens.shape)}"
             raise ArgumentError(f"Transformer: cu_seqlens is {found}; it must be int32 of shape (documents + 1,)")

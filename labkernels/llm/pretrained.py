@@ -114,15 +114,28 @@ def config_to_hugging_face(config: ModelConfig, dtype: torch.dtype = torch.float
     }  # fmt: skip
 
 
+def place(device: torch.device | str, dtype: torch.dtype | None) -> torch.device:
+    """The device for a model of this dtype (None: the file's). Raises ArgumentError for one that is none or not there."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ArgumentError(f"from_pretrained: device is {device!r}; it must be 'cpu', 'cuda' or 'cuda:NUMBER'") from None
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise ArgumentError(f"from_pretrained: device is {str(device)!r}, and torch sees {gpus or 'no'} NVIDIA GPUs here")
+    if dtype not in (None, torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ArgumentError(f"from_pretrained: dtype is {dtype!r}; it must be torch.bfloat16, torch.float16, torch.float32 or None, the file's")
+    return found
+
+
 def load(build, folder: str | os.PathLike, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> torch.nn.Module:
     """The model in `folder`: build(config, dtype), made on "meta", with its weights on `device`, in `dtype`, or else as the file has them."""
-    folder = Path(folder)
+    folder, device = Path(folder), place("cpu" if device is None else device, dtype)
     config = config_from_hugging_face(_json(folder / "config.json"), str(folder / "config.json"))
     wanted, shards = layout(config), _shards(folder)
     with torch.device("meta"):
         model = build(config, dtype)
     stored = _checked(shards, wanted, model, config)
-    device = torch.device("cpu" if device is None else device)
     model = model.to(dtype or stored).to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -227,6 +227,7 @@ def test_under_autocast_weights_stay_float32_and_products_are_not(kernels):
         (lambda: Transformer(CONFIG, {"norms": "torch"}), "kernels has 'norms'; the operations are 'embedding', 'norm'"),
         (lambda: Transformer({"vocab_size": 3}), "config is a dict; it must be a ModelConfig"),
         (lambda: make()(tokens()[0]), r"tokens has shape \(16,\); it must be \(batch, seq\)"),
+        (lambda: make()(tokens().float()), "tokens is float32; it must be int64"),
         (lambda: make()(tokens(seq=41)), "tokens has 41 a row; max_seq_len is 40"),
         (lambda: make()(tokens(), tokens(seq=15)), r"targets has shape \(2, 15\); it must be tokens' \(2, 16\)"),
         (lambda: make()(tokens(), cu_seqlens=ENDS.long()), "cu_seqlens is int64"),

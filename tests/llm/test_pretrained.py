@@ -8,6 +8,7 @@ import torch
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.config import ModelConfig
+from labkernels.llm.inference.engine import Engine
 from labkernels.llm.model import Transformer
 from labkernels.llm.pretrained import INDEX, WEIGHTS, PretrainedError, config_from_hugging_face
 from labkernels.llm.quantisation.quantized import quantize_model
@@ -138,6 +139,22 @@ def indexed(folder, file):
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["lm_head.weight"] = file
     (folder / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"device": "tpu"}, "device is 'tpu'; it must be 'cpu', 'cuda' or 'cuda:NUMBER'"),
+        ({"device": "cuda"}, "device is 'cuda', and torch sees no NVIDIA GPUs here"),
+        ({"dtype": "bf16"}, "dtype is 'bf16'; it must be torch.bfloat16"),
+        ({"dtype": torch.int8}, "dtype is torch.int8"),
+    ],
+)
+def test_a_device_or_dtype_that_cannot_be_is_named(given, message, folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for read in (Transformer.from_pretrained, Engine.from_pretrained):
+        with pytest.raises(ArgumentError, match=message):
+            read(folder, **given)
 
 
 BROKEN = {

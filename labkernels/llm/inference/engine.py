@@ -140,6 +140,8 @@ class Engine(Passes):
         finish_reason "error", and `error` says why.
         """
         prompts = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
+        if not hasattr(prompts, "__len__"):
+            raise ArgumentError(f"generate: prompts is {prompts!r}; it must be text, tokens, or a list of either")
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
         params = SamplingParams(max_new_tokens=max_new_tokens, **known_settings(settings))
         requests: list[Request] = []
@@ -169,6 +171,8 @@ class Engine(Passes):
     def submit(self, prompt: str | Sequence[int], params: SamplingParams, heard: deque[Event] | None = None) -> Request:
         """Put a prompt into the queue; its events go to `heard`, too. Raises ArgumentError for one that can never be computed: empty, unknown
         tokens, too long."""
+        if not hasattr(prompt, "__len__"):
+            raise ArgumentError(f"generate: a prompt is {prompt!r}; it must be text or tokens")
         tokens = tuple(self._tokenizer("generate").encode(prompt) if isinstance(prompt, str) else prompt)
         if not are_tokens(tokens, self.config.vocab_size):
             for token in tokens:

@@ -42,8 +42,8 @@ def load_model(
 ) -> tuple[Transformer, Path]:  # fmt: skip
     """The model of a folder or of a hub's name, ready to generate, and its folder. As Engine.from_pretrained. Raises ArgumentError, PretrainedError."""
     check_scheme(quantize, group_size, head)
+    device = pretrained.place(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu", dtype)
     folder = local_folder(folder_or_hub_id)
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     described = pretrained._json(folder / "config.json")
     if (found := described.get("quantization_config")) is not None:
         if found.get("quant_method") != METHOD:

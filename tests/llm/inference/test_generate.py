@@ -190,10 +190,14 @@ def test_wrong_settings_are_named(ours, settings, culprit):
     assert engine.idle
 
 
-@pytest.mark.parametrize("prompt, culprit", [([], "at least one"), ([1, 97], "97"), ("text", "tokenizer"), ([True], "True")])
+@pytest.mark.parametrize("prompt, culprit", [([], "at least one"), ([1, 97], "97"), ("text", "tokenizer"), ([True], "True"), (None, "a prompt is None")])
 def test_wrong_prompts_are_named(ours, prompt, culprit):
+    engine = Engine(ours)
     with pytest.raises(ArgumentError, match=culprit):
-        Engine(ours).generate([[1, 2], prompt])
+        engine.generate([[1, 2], prompt])
+    assert engine.idle
+    with pytest.raises(ArgumentError, match="prompts is 5; it must be text, tokens, or a list of either"):
+        engine.generate(5)
 
 
 def test_a_prompt_may_be_a_tensor_or_numpys_numbers(ours):
