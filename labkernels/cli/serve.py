@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,7 @@ def serve(
         choices = Choices(quantize, max_speed, optimize_memory, flash_attention, batch_size, context, cache, device)
         if context is None:
             choices = replace(choices, context=min(describe(model)[0].max_seq_len, 8192))
+        _check_address(host, port)
         limits = Limits(body_bytes=max_request_bytes, new_tokens=max_new_tokens, queue=max_queue)
         engine = load_engine(model, choices)
         app = create_app(
@@ -64,6 +66,16 @@ def serve(
         if api_key is None and not _loopback(host):
             typer.echo(f"anybody who reaches {host} can use this server: --api-key lets in only those who have it", err=True)
         run(app, host, port, grace_s=grace)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ArgumentError for an address that cannot be listened on: said now, and not when a large model has been loaded."""
+    from labkernels.errors import ArgumentError
+
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ArgumentError(f"--host {host} --port {port}: {str(error.strerror or error).partition(' (while')[0]}; --port 0 takes a free one") from None
 
 
 def _loopback(host: str) -> bool:

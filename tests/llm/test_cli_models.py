@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import socket
 
 import pytest
 import torch
@@ -255,10 +256,10 @@ def test_shards_that_are_truncated_corrupt_missing_or_of_wrong_shape(copy, quant
 def test_too_little_memory_is_told_before_anything_is_loaded_with_what_would_fit(folder, monkeypatch):
     monkeypatch.setattr(loading, "free_memory", lambda choices: (2_200_000, "this machine"))
     monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
-    said = failing("serve", folder, *CPU, "--context", 256, "--batch-size", 64)
+    said = failing("serve", folder, *CPU, "--context", 256, "--batch-size", 64, "--port", 0)
     assert "MB by the estimate (weights 117 kB, cache" in said and "this machine has 2.2 MB free; with --optimize-memory" in said
     monkeypatch.setattr(loading, "free_memory", lambda choices: (30 * 10**9, "the GPU"))
-    said = failing("serve", folder, *CPU, "--batch-size", 10**7)
+    said = failing("serve", folder, *CPU, "--batch-size", 10**7, "--port", 0)
     assert "the GPU has 30 GB free" in said
 
 
@@ -285,9 +286,17 @@ def test_options_that_cannot_be(folder, tmp_path):
 
 def test_a_model_without_a_tokenizer_writes_no_text_but_is_timed(copy):
     (copy / "tokenizer.json").unlink()
-    for command in (["generate", copy, "x"], ["chat", copy], ["serve", copy]):
+    for command in (["generate", copy, "x"], ["chat", copy], ["serve", copy, "--port", 0]):
         assert f"{copy}: there is no tokenizer.json, so text cannot become tokens" in failing(*command, *CPU)
     assert run("bench", "--model", copy, "--prompt-tokens", 4, "--new-tokens", 2, "--json", *CPU)[0] == 0
+
+
+def test_an_address_that_is_taken_or_none_is_told_before_anything_is_loaded(folder, monkeypatch):
+    monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port}: Address already in use; --port 0 takes a free one" in failing("serve", folder, *CPU, "--port", port)
+    assert "--host 300.1.1.1 --port 0: " in failing("serve", folder, *CPU, "--host", "300.1.1.1", "--port", 0)
 
 
 def test_a_model_without_a_template_does_not_chat(copy):
