@@ -13,7 +13,7 @@ FORMATS = {
     "GB": "{:.2f}", "GB estimated": "{:.2f}", "seconds": "{:.2f}",
 }  # fmt: skip
 COLUMNS = {
-    "model": "model", "runner": "", "weights": "weights", "head": "head", "batch": "sequences", "prompt": "prompt", "new": "answer",
+    "model": "model", "runner": "", "weights": "weights", "head": "head", "cache": "cache", "batch": "sequences", "prompt": "prompt", "new": "answer",
     "tokens_per_s": "tokens/s", "ms_per_token": "ms a step", "first_token_ms": "first token, ms", "launches": "launches",
     "bytes_per_step": "bytes a step", "share_of_limit": "of the limit", "peak_gb": "GB", "estimate_gb": "GB estimated",
 }  # fmt: skip
@@ -30,13 +30,14 @@ def ladder(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
 
 
 def many(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
-    """Tokens/s of the 1B shape by sequences at a time, a column for each prompt and dtype of the weights."""
+    """Tokens/s of the 1B shape by sequences at a time, a column for each prompt and dtype of the weights, and of the cache where that is another."""
     rows = _where(frame, model=MODEL, runner="early", prompt=(1024, 8192))
     if rows is None:
         return None
     rows = rows[rows["head"].eq("bf16") | rows["weights"].ne("bf16")]
-    wide = rows.pivot_table(index="batch", columns=["prompt", "weights"], values="tokens_per_s")
-    wide.columns = [f"{weights}, prompts of {prompt}" for prompt, weights in wide.columns]
+    stored = rows["weights"].where(rows["cache"].eq("bf16"), rows["weights"] + ", cache " + rows["cache"])
+    wide = rows.assign(stored=stored).pivot_table(index="batch", columns=["prompt", "stored"], values="tokens_per_s")
+    wide.columns = [f"{stored}, prompts of {prompt}" for prompt, stored in wide.columns]
     return wide.rename_axis("sequences")
 
 

@@ -35,6 +35,9 @@ def test_many_has_a_row_for_each_number_of_sequences():
     wide = recorded.many(FRAME)
     assert wide.index.tolist() == [1, 4]
     assert wide.loc[4, "int4, prompts of 1024"] == 8000
+    eight = pandas.DataFrame([row(weights="int4", head="int8", batch=4, prompt=1024, rate=9000.0) | {"cache": "int8"}])
+    wide = recorded.many(pandas.concat([FRAME, eight]))
+    assert wide.loc[4, "int4, prompts of 1024"] == 8000 and wide.loc[4, "int4, cache int8, prompts of 1024"] == 9000
 
 
 def test_other_shapes_are_other_models_and_long_prompts():
