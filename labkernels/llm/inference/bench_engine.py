@@ -12,6 +12,7 @@ run (lk.lab.ceilings).
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import statistics
 import time
@@ -207,7 +208,9 @@ def bench(given: argparse.Namespace, device: torch.device, read_gb_per_s: float)
             if time.perf_counter() - started > given.seconds:
                 print("left out for time:", name, quantize, batch, prompt, new, flush=True)
                 continue
+            gc.collect()  # an engine and its graphs refer to each other: the last row's memory is none of this one's
             if device.type == "cuda":
+                torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             try:
                 found = _measure_ours(model, given, name, batch, prompt, new) if kind == "ours" else measure_peer(model, name, batch, prompt, new)
