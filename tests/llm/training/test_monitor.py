@@ -1,5 +1,8 @@
 """The monitor: rows, their file, what it makes of a log that is there already, MFU, the curve."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -79,6 +82,30 @@ def test_the_curve_names_both_ends():
 
 
 def test_tensorboard_that_is_missing_is_said(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ArgumentError, match="pip install tensorboard"):
         Monitor(tensorboard=tmp_path, interactive=False)
+
+
+def test_tensorboard_gets_the_numbers_of_every_row(monkeypatch, tmp_path):
+    class Writer:
+        def __init__(self, folder):
+            self.folder, self.seen, self.closed = folder, [], False
+            made.append(self)
+
+        def add_scalar(self, name, value, step):
+            assert not self.closed
+            self.seen.append((name, value, step))
+
+        def close(self):
+            self.closed = True
+
+    made: list[Writer] = []
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    with Monitor(tensorboard=tmp_path, interactive=False) as monitor:
+        monitor.step(4, 100, loss=2.5)
+        monitor.note(4, validation_loss=1.5, event="a word is no curve")
+    (writer,) = made
+    assert writer.folder == str(tmp_path) and writer.closed
+    assert ("loss", 2.5, 4) in writer.seen and ("validation_loss", 1.5, 4) in writer.seen
+    assert not {"event", "step"} & {name for name, _, _ in writer.seen}
