@@ -4,8 +4,8 @@
 //   Predicts  pre, (tokens, ffn) or (tokens, 2 ffn), is neither written nor read: 0.36 GB less in float32 at 4096 x 11008 (SwiGLU 0.72 GB), 80
 //             us of H200's memory. Beside 14 ms of float32 arithmetic that is nothing; the tile is what counts here, and on tensor
 //             cores (v3, v4), where the arithmetic takes 1 ms, the epilogue counts too.
-//   Measured  data/measured/h200/ffn.csv: 187 -> 4.71 ms for 512 tokens, GELU in float32, 38% of the limit (PyTorch 1.83). A tile is 64 tokens:
-//             for one token of SwiGLU in bfloat16 1.07 -> 2.23.
+//   Measured  data/measured/h200/ffn.csv: 187 -> 4.68 ms for 512 tokens, GELU in float32, 38% of the limit (PyTorch 1.85). A tile is 64 tokens:
+//             for one token of SwiGLU in bfloat16 1.06 -> 2.21.
 //   Wastes    Tensor cores.
 #include "activation.cuh"
 

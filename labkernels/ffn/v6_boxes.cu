@@ -10,8 +10,8 @@
 //             launched early (programmatic dependent launch), it fills its slots with W1 while the kernel ends that makes x.
 //   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 24 MB, 5 us of the stream: longer than
 //             the blocks take to meet.
-//   Measured  data/measured/h200/ffn.csv: 67.3 us for one token and SwiGLU, 87% of the limit; 76.8 as two launches (`v6_two_kernels`), by
-//             PyTorch's compiler 82.4. A box for each 64 columns was slower, and so were strips of 48 rows of W1 (two for some blocks, one for
+//   Measured  data/measured/h200/ffn.csv: 68.6 us for one token and SwiGLU, 87% of the limit; 78.2 as two launches (`v6_two_kernels`), by
+//             PyTorch's compiler 83.0. A box for each 64 columns was slower, and so were strips of 48 rows of W1 (two for some blocks, one for
 //             others) or of 24.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
 //             its product has to stay on chip: 128 tokens x 4096 of float32 sums are 2 MB, an SM has 256 KB of registers.

@@ -7,7 +7,7 @@
 //             slots are filled with W2 while h is not even there: only h itself, tokens x ffn, has to wait.
 //   Predicts  3 * 4096 * 11008 * 2 bytes = 271 MB at 4350 GB/s, 62 us for SwiGLU. Filled slots are 15 MB, 3.5 us of the stream: longer than
 //             the blocks take to meet.
-//   Measured  data/measured/h200/ffn.csv: no win. One token of SwiGLU takes 110 us in bfloat16, PyTorch 86 and v6_boxes 67; in float32 212,
+//   Measured  data/measured/h200/ffn.csv: no win. One token of SwiGLU takes 111 us in bfloat16, PyTorch 87 and v6_boxes 69; in float32 211,
 //             PyTorch 166. Slots filled row by row by the copy engine (cp.async.bulk) lost to its boxes too, and the more so the more copies
 //             there were.
 //   Cannot    win for many tokens. There the weights are read once for 128 or 256 tokens anyway, h of a tile has to go through memory or
