@@ -10,6 +10,7 @@ from labkernels.cuda import sanitizing
 from labkernels.errors import ArgumentError
 from labkernels.lab.check import check
 from labkernels.lab.failure import CheckFailed
+from labkernels.lab.measured import measured_file
 from labkernels.quant import quant_matmul, quantize, selection
 from labkernels.quant.formats import FOUR_BIT, NF4, PACK_ORDER, pack4, unpack4
 from labkernels.quant.quant_matmul_op import OP, bytes_moved, weight_bytes
@@ -232,3 +233,8 @@ def test_the_table_is_written_from_recorded_figures(tmp_path):
     made = {}
     exec((tmp_path / "table.py").read_text(), made)
     assert made["MICROSECONDS"] == {("int4", 1, 64, 32): {"v2_gemv": 5.0}} and made["GPU"] == "G"
+
+
+def test_the_table_is_that_of_the_recorded_figures(tmp_path):
+    selection.write_table(measured_file("quant_matmul"), tmp_path / "table.py")
+    assert (tmp_path / "table.py").read_text() == selection.TABLE.read_text(), "python -m labkernels.quant.selection data/measured/h200/quant_matmul.csv"
