@@ -10,10 +10,8 @@ from labkernels.errors import ArgumentError
 from labkernels.llm.parallel import ranks, tensor_parallel
 from labkernels.llm.survival.checkpoint import CheckpointStore
 from labkernels.llm.config import ModelConfig
-from labkernels.llm.data.corpora import corpus
 from labkernels.llm.parallel.distributed import DistributedTrainer, RankLost
 from labkernels.llm.model import Transformer
-from labkernels.llm.data.shards import prepare
 from labkernels.llm.parallel.tensor_parallel import Cut
 from labkernels.llm.training.train import TrainConfig, Trainer
 
@@ -35,11 +33,8 @@ MODES = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for number in range(250):
-        (folder / f"{number}.txt").write_text("".join(f"{i} times {number} is {i * number}, and so it goes on. " for i in range(2 + number % 5)))
-    return prepare(corpus(folder), 300, folder=tmp_path_factory.mktemp("tokens") / "tokens", progress=False)
+def data(sums):
+    return sums()
 
 
 def config(**changes):

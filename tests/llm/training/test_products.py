@@ -12,14 +12,6 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 CLOSE = 0.004  # of bfloat16: results are rounded once
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def random(device, *shape, scale=1.0):
     generator = torch.Generator().manual_seed(sum(shape))
     return (scale * torch.randn(shape, generator=generator)).to(device, torch.bfloat16)

@@ -24,11 +24,8 @@ TINY = {"vocab_size": 320, "embed_dim": 32, "num_layers": 2, "num_heads": 2, "nu
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for number in range(250):  # short documents: their ends stand in many batches
-        (folder / f"{number}.txt").write_text("".join(f"{i} times {number} is {i * number}, and so it goes on. " for i in range(2 + number % 5)))
-    return prepare(corpus(folder), 300, folder=tmp_path_factory.mktemp("tokens") / "tokens", progress=False)
+def data(sums):
+    return sums()
 
 
 def config(**changes):
