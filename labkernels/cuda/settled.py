@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
 from labkernels.cuda.early_launch import can_launch_early
 
-_resting: list[bool] = [False]  # whether weights are said to rest
+_resting: ContextVar[bool] = ContextVar("resting", default=False)  # whether weights are said to rest: on this thread, another may train
 _SETTLED = "_labkernels_settled"  # an attribute of the first weight: what all looked like when a launch last waited for them
 
 
@@ -40,12 +41,12 @@ def settled(*weights: torch.Tensor) -> bool:
 @contextmanager
 def resting(weights_rest: bool = True) -> Iterator[None]:
     """Inside, the caller answers for it that nobody writes a weight, as an engine can: launches are early in a CUDA graph, too."""
-    _resting.append(weights_rest)
+    before = _resting.set(weights_rest)
     try:
         yield
     finally:
-        _resting.pop()
+        _resting.reset(before)
 
 
 def said_to_rest() -> bool:
-    return _resting[-1]
+    return _resting.get()

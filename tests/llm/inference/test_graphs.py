@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -154,6 +155,8 @@ def test_an_engine_answers_for_it_that_its_weights_rest_in_a_capture_too(monkeyp
         with settled.resting(False):
             assert not settled.settled(weight), "a rung without early launches"
         assert settled.settled(weight)
+        with ThreadPoolExecutor(1) as other:
+            assert not other.submit(settled.said_to_rest).result(), "a thread that trains meanwhile"
     with pytest.raises(ZeroDivisionError), settled.resting():
         1 / 0
     assert not settled.settled(weight) and not settled.said_to_rest()
