@@ -321,7 +321,8 @@ print(f"largest difference: {(whole - halved).abs().max():.4f}")
 
 # %% [markdown]
 # ## A quarter of an hour
-# The model of 645 million weights on all the Python that is installed on a machine, for 14 minutes on one H200:
+# This command trains the model of 645 million weights on all the Python that is installed on a machine, for 14 minutes of an H200. Its curve stands
+# below once it has been recorded:
 #
 # ```sh
 # labkernels train --preset 645m --corpus python --minutes 14 --lr 4e-4 --warmup 200 --folder runs/python --log runs/python_645m.csv \
