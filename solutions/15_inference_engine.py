@@ -425,7 +425,7 @@ if rungs is not None:
 # %%
 others = recorded.shapes()
 if others is not None:
-    display(recorded.table(others, "model", "runner", "weights", "prompt", "tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb"))
+    display(recorded.table(others, "model", "runner", "weights", "cache", "prompt", "tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb"))
 
 # %% [markdown]
 # Five kinds of answer, from the prompt to the last token, as long as in a table that others have published. Theirs says 22.7 tokens/s; that was not
@@ -445,8 +445,9 @@ many = recorded.many()
 many.style.format("{:,.0f}", na_rep="") if many is not None else None
 
 # %% [markdown]
-# Weights of 4 bits win much for one sequence, and little for many. At 16 prompts of 8192 tokens they win nothing, though there are still fewer
-# bytes to read: most are keys and values then, in 16 bits.
+# Weights of 4 bits win much for one sequence, and little for many. At 16 prompts of 8192 tokens most bytes are keys and values, in 16 bits. With
+# 8 bits they are half as many, which is quicker for 16, and slower for one: its cache is small, and numbers of 8 bits are turned and scaled by
+# launches of their own.
 #
 # The art is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass
 # who is in it.
@@ -692,8 +693,8 @@ def ask(words, **options):
 ask("import os\n\nclass ")
 
 # %% [markdown]
-# It was taught to continue Python, not to converse, and for a few seconds; those marks it has never seen. The one that lab 14 trains for a
-# quarter of an hour on a GPU has read more. Give its folder as `folder` in the first cell, or talk to it in a terminal:
+# It was taught to continue Python, not to converse, and for a few seconds; those marks it has never seen. The one that lab 14 trains for
+# eight minutes on a GPU has read more. Give its folder as `folder` in the first cell, or talk to it in a terminal:
 #
 # ```sh
 # labkernels train --preset 10m --minutes 5 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --folder runs/python

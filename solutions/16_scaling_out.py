@@ -405,9 +405,19 @@ for mode in traffic.MODES:
 # many GPUs alone. `alone` is one GPU while the others rest, `apart` are all of them, each for itself. With `tensor` all share one batch.
 
 # %%
-from labkernels.llm.parallel.scaling import recorded
+from labkernels.llm.parallel import recorded
 
-recorded()
+recorded.scaling()
+
+# %% [markdown]
+# The GPUs take nothing from each other: `apart` loses nothing. What `ddp` loses, 4 ms, is about what its 1.3 GB need at the rate of large tensors
+# below, though they travel while the backward pass computes: what sends them takes SMs from what computes. And in each step both wait for the slower
+# one. `tensor` sends five times as much, and in between nobody computes.
+#
+# GB/s that a ring has to send, by the size of the whole tensor. Small ones take 50 µs or more, whatever their size: so gradients travel in buckets.
+
+# %%
+recorded.links()
 
 # %% [markdown]
 # ## When one of them is gone

@@ -25,7 +25,7 @@ _MARKER = r"(<!-- {kind}: ([^\n]*?) -->\n)(.*?)(<!-- /{kind} -->)"
 _FORMATS = {
     "tokens_per_s": ("tokens/s", "{:,.0f}"), "first_token_ms": ("first token", "{:.1f} ms"), "ms_per_token": ("a step", "{:.2f} ms"),
     "ms_per_step": ("a step", "{:.0f} ms"), "share_of_limit": ("of the limit", "{:.0%}"), "mfu": ("MFU", "{:.1%}"), "peak_gb": ("memory", "{:.1f} GB"),
-    "adds": ("what it adds", "{}"), "loss": ("loss", "{:.3f}"),
+    "adds": ("what it adds", "{}"), "loss": ("loss", "{:.3f}"), "efficiency": ("efficiency", "{:.3f}"), "gpus": ("GPUs", "{}"),
 }  # fmt: skip
 
 

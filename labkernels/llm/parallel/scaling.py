@@ -150,25 +150,6 @@ def _collective(name: str, whole: torch.Tensor, part: torch.Tensor) -> Callable[
     return lambda: scatter(part, whole)
 
 
-def recorded(gpus: tuple[int, ...] = (2, 4)):
-    """The rows of scaling_N.csv as a reader wants them, and below them where they were recorded; None, told in a line, where there are none."""
-    from labkernels.lab.measured import NotRecorded, label, measured_file
-
-    found = []
-    for count in gpus:
-        try:
-            found.append(pandas.read_csv(measured_file(f"scaling_{count}"), dtype={"commit": str}))
-        except NotRecorded:
-            print(f"not recorded yet: torchrun --nproc-per-node {count} -m labkernels.llm.parallel.scaling --record data/measured/h200")
-    if not found:
-        return None
-    frame = pandas.concat(found)
-    names = {"row": "mode", "gpus": "GPUs", "tokens_per_s": "tokens/s", "ms_per_step": "ms a step", "efficiency": "efficiency",
-             "sent_gb_per_step": "GB sent", "peak_gb": "GB"}  # fmt: skip
-    formats = {"tokens/s": "{:,.0f}", "ms a step": "{:.0f}", "efficiency": "{:.3f}", "GB sent": "{:.1f}", "GB": "{:.1f}"}
-    return frame.rename(columns=names)[list(names.values())].style.format(formats).hide(axis="index").set_caption(label(frame))
-
-
 def main(
     record: Annotated[Path | None, typer.Option(help="write the rows into this folder; needs GPUs", file_okay=False)] = None,
     rows: Annotated[str, typer.Option(help=f"of {', '.join(ROWS)}, with commas between, in this order")] = ",".join(ROWS),

@@ -1,4 +1,4 @@
-"""What was recorded of trainings on a GPU, for the lab: the ablation ladder, other models beside what others published, and the run of a quarter of an hour.
+"""What was recorded of trainings on a GPU, for the lab: the ablation ladder, other models beside what others published, and the long run.
 
 `None` where nothing is recorded yet.
 """

@@ -11,7 +11,7 @@ def row(runner="early", weights="bf16", head="bf16", kind="ours", model=recorded
     return {
         "model": model, "kind": kind, "runner": runner, "weights": weights, "head": head, "cache": "bf16", "batch": batch, "prompt": prompt, "new": new,
         "tokens_per_s": rate, "ms_per_token": 1000 * batch / rate, "first_token_ms": 5.0, "launches": 82.0, "bytes_per_step": 2.5e9, "peak_gb": 2.6,
-        "estimate_gb": 2.5, "share_of_limit": 0.75, "gpu": "NVIDIA H200", "commit": "0123456789ab", "date": "2026-11-21",
+        "estimate_gb": 2.5, "share_of_limit": 0.75, "gpu": "NVIDIA H200", "commit": "0123456789ab", "date": "2026-11-21", "note": float("nan"),
     }  # fmt: skip
 
 
@@ -38,6 +38,11 @@ def test_many_has_a_row_for_each_number_of_sequences():
     eight = pandas.DataFrame([row(weights="int4", head="int8", batch=4, prompt=1024, rate=9000.0) | {"cache": "int8"}])
     wide = recorded.many(pandas.concat([FRAME, eight]))
     assert wide.loc[4, "int4, prompts of 1024"] == 8000 and wide.loc[4, "int4, cache int8, prompts of 1024"] == 9000
+
+
+def test_rows_with_fewer_at_a_time_than_they_say_are_not_among_many():
+    ragged = pandas.DataFrame([row(batch=64, prompt=1024, rate=4000.0) | {"note": "32 of 64 are decoded on average"}])
+    assert recorded.many(pandas.concat([FRAME, ragged])).index.tolist() == [1, 4]
 
 
 def test_other_shapes_are_other_models_and_long_prompts():

@@ -9,7 +9,8 @@ import pandas
 import pytest
 import torch
 
-from labkernels.llm.parallel import ranks, scaling
+from labkernels.lab.measured import NotRecorded
+from labkernels.llm.parallel import ranks, recorded, scaling
 from labkernels.llm.data.corpora import corpus
 from labkernels.llm.data.shards import prepare
 
@@ -83,3 +84,19 @@ def test_on_two_gpus_all_ways_end_with_the_same_loss(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"NCCL_NVLS_ENABLE": "0"}, check=False)
     assert result.returncode == 0 and "WRONG" not in result.stdout, result.stdout[-3000:] + result.stderr[-3000:]
     assert set(pandas.read_csv(tmp_path / "scaling_2.csv")["row"]) == set(scaling.MODES)
+
+
+def test_what_was_recorded_is_shown_and_what_is_missing_is_told(capsys, monkeypatch, tmp_path):
+    def found(name):
+        if not name.endswith("_2"):
+            raise NotRecorded(name)
+        return tmp_path / f"{name}.csv"
+
+    where = {"gpu": "NVIDIA H200", "commit": "0123456789ab", "date": "2026-11-22"}
+    rows = [{"collective": name, "gpus": 2, "mb": mb, "bus_gb_per_s": 10.0 * mb} | where for mb in (1, 16) for name in ("all_reduce", "all_gather")]
+    pandas.DataFrame(rows).to_csv(tmp_path / "collectives_2.csv", index=False)
+    monkeypatch.setattr(recorded, "measured_file", found)
+    shown = recorded.links()
+    assert shown.data.columns.tolist() == ["all_reduce, 2 GPUs", "all_gather, 2 GPUs"] and shown.data.loc[16, "all_gather, 2 GPUs"] == 160
+    assert "torchrun --nproc-per-node 4" in capsys.readouterr().out
+    assert recorded.links((4,)) is None
