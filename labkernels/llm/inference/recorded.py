@@ -34,7 +34,7 @@ def many(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
     rows = _where(frame, model=MODEL, runner="early", prompt=(1024, 8192))
     if rows is None:
         return None
-    rows = rows[(rows["head"].eq("bf16") | rows["weights"].ne("bf16")) & rows["note"].isna()]  # a note: not so many at a time
+    rows = rows[(rows["head"].eq("bf16") | rows["weights"].ne("bf16")) & rows["note"].fillna("").eq("")]  # a note: not so many at a time
     stored = rows["weights"].where(rows["cache"].eq("bf16"), rows["weights"] + ", cache " + rows["cache"])
     wide = rows.assign(stored=stored).pivot_table(index="batch", columns=["prompt", "stored"], values="tokens_per_s")
     wide.columns = [f"{stored}, prompts of {prompt}" for prompt, stored in wide.columns]
