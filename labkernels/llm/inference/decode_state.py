@@ -1,7 +1,8 @@
 """What a decode step needs to know, on the device: of each sequence its last token, its length, its pages, and how to draw its next token.
 
 Notable: all of it lies in one buffer, which one copy fills; from then on a step updates it itself (decode/begin.cu), so that a CUDA graph of
-it may be replayed without the CPU. Rows of length 0 are empty places: their keys and values go nowhere.
+it may be replayed without the CPU. Rows of length 0 are empty places: their keys and values go nowhere. A row becomes one when its last token
+is drawn, so that sequences may end at different steps of a row of replays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from labkernels.llm.inference.requests import Request
 
 COLUMNS = {  # one number a row
     "tokens": torch.int64, "draws": torch.int64, "seeds": torch.int64, "temperature": torch.float32, "top_p": torch.float32,
-    "min_p": torch.float32, "top_k": torch.int32, "lengths": torch.int32, "step": torch.int32,
+    "min_p": torch.float32, "top_k": torch.int32, "lengths": torch.int32, "step": torch.int32, "last": torch.int32,
 }  # fmt: skip
 
 
@@ -40,17 +41,21 @@ class DecodeState:
         self.history = torch.zeros(steps + 1, rows, dtype=torch.int64, device=device)
         self.turns = torch.zeros(rows, head_dim, dtype=torch.float32, device=device)
         self._drawn = torch.zeros(steps + 1, rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._counts: Sequence[int] = ()
         self._reads: list[tuple[int, torch.cuda.Event | None]] = []  # how many tokens each brought in all, and when they are there
 
-    def fill(self, rows: Sequence[tuple[int, int, Sequence[int]]], requests: Sequence[Request] | None = None) -> None:
-        """rows: of each sequence its last token, how many tokens the cache holds before it, its pages. `requests`: how to draw."""
+    def fill(self, rows: Sequence[tuple[int, int, Sequence[int]]], requests: Sequence[Request] = (), counts: Sequence[int] = ()) -> None:
+        """rows: of each sequence its last token, how many tokens the cache holds before it, its pages. `requests`: how to draw; `counts`: how many
+        tokens of each. Without them a step gives logits, and nothing is drawn."""
         self._host.zero_()
+        self._counts = counts
         self._reads.clear()
         host = self._numbers
+        host["last"][: len(rows)] = counts or 1
         for row, (token, length, pages) in enumerate(rows):
             host["tokens"][row], host["lengths"][row] = token, length
             self._pages[row, : len(pages)] = pages
-        for row, request in enumerate(requests or ()):
+        for row, request in enumerate(requests):
             p = request.params
             host["draws"][row], host["seeds"][row] = len(request.tokens) - 1, request.seed % 2**63
             host["temperature"][row], host["top_p"][row], host["min_p"][row], host["top_k"][row] = p.temperature, p.top_p, p.min_p, p.top_k
@@ -66,22 +71,24 @@ class DecodeState:
             arrived.record(torch.cuda.current_stream(self._device.device))
         self._reads.append((count, arrived))
 
-    def portions(self, rows: int) -> Iterator[list[list[int]]]:
-        """What each `read` brings, of each of the first `rows` sequences, as soon as it is there."""
+    def portions(self) -> Iterator[list[list[int]]]:
+        """What each `read` brings of each sequence, as soon as it is there: nothing of those that have got all of their tokens."""
         before = 0
         for count, arrived in self._reads:
             if arrived is not None:
                 arrived.synchronize()
-            yield self._drawn[before + 1 : count + 1, :rows].t().tolist()
+            drawn = self._drawn[before + 1 : count + 1, : len(self._counts)].t().tolist()
+            yield [tokens[: max(0, last - before)] for tokens, last in zip(drawn, self._counts)]
             before = count
 
     def begin(self, embedding: torch.Tensor, hidden: torch.Tensor, angles: torch.Tensor, bests: torch.Tensor | None = None) -> tuple:
         """The arguments of begin.cu, which is launched with `rows` blocks. bests: candidates (rows, n, 2) of the head, where it draws."""
-        tensors = (self.tokens, bests, 0 if bests is None else bests.shape[1], self.draws, self.slots, self.spots, self.history, self.step, self.lengths, self.block_table, self.turns)
+        candidates = 0 if bests is None else bests.shape[1]
+        places = (self.slots, self.spots, self.history, self.step, self.last, self.lengths, self.block_table, self.turns)
         row_bytes = embedding.shape[1] * embedding.element_size()
         pieces = row_bytes // 16 if row_bytes % 16 == 0 and embedding.data_ptr() % 16 == 0 else 0
         sizes = (self.width, self.page_size, self.head_dim, pieces, *reversed(embedding.shape), len(angles))
-        return *tensors, embedding, hidden, angles, *sizes
+        return self.tokens, bests, candidates, self.draws, *places, embedding, hidden, angles, *sizes
 
     @property
     def settings(self) -> dict[str, torch.Tensor]:

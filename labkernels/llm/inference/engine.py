@@ -221,8 +221,8 @@ class Engine(Passes):
                 if prefill := self.scheduler.prefill():
                     events += self._prefill(prefill)
                 if decoding := self.scheduler.decode():
-                    count = self._steps(decoding, busy=bool(prefill))
-                    events += self._decode(decoding) if count == 1 else self._decode_steps(decoding, count)
+                    counts = self._steps(decoding, busy=bool(prefill))
+                    events += self._decode(decoding) if max(counts) == 1 else self._decode_steps(decoding, counts)
             except BaseException:
                 self._abort()
                 raise

@@ -69,16 +69,16 @@ class GraphRunner(FusedRunner):
         return logits[:rows]
 
     @torch.no_grad()
-    def decode_steps(self, requests: Sequence[Request], count: int) -> Iterator[list[list[int]]]:
-        """`count` tokens in a row for each of these, whose cache has reserved as many slots: all are under way before the first are read. They come
+    def decode_steps(self, requests: Sequence[Request], counts: Sequence[int]) -> Iterator[list[list[int]]]:
+        """So many tokens in a row for each of these, whose cache has reserved as many slots: all are under way before the first are read. They come
         in portions of a graph each, a list for each request, so that the CPU looks at one while the GPU draws the next."""
-        pages, rows = self.cache.pages, len(requests)
+        pages, rows, count = self.cache.pages, len(requests), max(counts)
         greedy = all(request.params.greedy for request in requests) and self._bests(_places(rows)) is not None
         longest, runs = max(pages.length(r.sequence) for r in requests), [STEPS] * (count // STEPS) + [1] * (count % STEPS)
         draws = "likeliest" if greedy else "sampled"
         captured = {steps: self._captured(rows, longest, draws, steps) for steps in (STEPS, 1)}  # both now: else an answer waits 15 ms in its middle
         state = captured[STEPS][1]
-        state.fill([(r.tokens[-1], pages.length(r.sequence) - count, pages.pages(r.sequence)) for r in requests], requests)
+        state.fill([(r.tokens[-1], pages.length(r.sequence) - own, pages.pages(r.sequence)) for r, own in zip(requests, counts)], requests, counts)
         done = 0
         for steps in runs:
             captured[steps][0].replay()
@@ -86,7 +86,7 @@ class GraphRunner(FusedRunner):
             if done == count:
                 self._begin(state, self._bests(state.rows) if greedy else None)  # which notes the last tokens
             state.read(done if done == count else done - 1)
-        yield from state.portions(rows)
+        yield from state.portions()
 
     @torch.no_grad()
     def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Notable:
 - the cache hands out the slots before the runner computes, and a request counts as computed what is launched
-- several tokens in a row are drawn on the GPU without the CPU looking; what was drawn after a request's end is thrown away here
+- several tokens in a row are drawn on the GPU without the CPU looking; what was drawn after a stop is thrown away here
 - a request whose logits hold NaN ends alone, and no page is shared that was written until then; the others get their tokens
 """
 
@@ -77,25 +77,27 @@ class Passes:
         if event.finish_reason:
             self.scheduler.remove(event.request)
 
-    def _steps(self, requests: list[Request], busy: bool) -> int:
-        """How many tokens in a row without looking: one where others wait for the pass, or where logits are wanted."""
+    def _steps(self, requests: list[Request], busy: bool) -> list[int]:
+        """How many tokens in a row of each without looking: one where others wait for the pass, or where logits are wanted."""
         if self.lookahead == 1 or busy or any(r.params.logprobs is not None or r.params.repetition_penalty != 1 for r in requests):
-            return 1
+            return [1] * len(requests)
         return self.scheduler.steps(requests, self.lookahead)
 
-    def _decode_steps(self, requests: list[Request], count: int) -> list[Event]:
+    def _decode_steps(self, requests: list[Request], counts: list[int]) -> list[Event]:
         """The CPU looks at the first tokens while the last ones are drawn. Pages are given back when all have been."""
         drawn: list[list[int]] = [request.upcoming(1) for request in requests]  # what is computed: each one's last token, then what is drawn
-        for request in requests:
+        for request, count in zip(requests, counts):
             self.cache.reserve(request.sequence, count)
-        self._counts["passes"] += count
+        self._counts["passes"] += max(counts)
         events = []
-        for portion in self.runner.decode_steps(requests, count):  # some tokens of each
+        for portion in self.runner.decode_steps(requests, counts):  # some tokens of each
             for tokens, new in zip(drawn, portion):
                 tokens += new
-            for new in zip(*portion):  # in the order in which they were drawn
-                events += [self._noted(request, token) for request, token in zip(requests, new) if request.state != "finished"]
-        for request, tokens in zip(requests, drawn):
+            for step in range(max(map(len, portion))):  # in the order in which they were drawn
+                for request, new in zip(requests, portion):
+                    if step < len(new) and request.state != "finished":
+                        events.append(self._noted(request, new[step]))
+        for request, tokens, count in zip(requests, drawn, counts):
             self.cache.settle(request.sequence, tokens[:-1], count)
             request.computed += count
         for event in events:

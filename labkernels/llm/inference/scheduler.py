@@ -111,13 +111,17 @@ class Scheduler:
                 granted[request] = request.upcoming(1)
         return list(granted)
 
-    def steps(self, requests: list[Request], most: int) -> int:
-        """How many tokens in a row these may get without anybody looking: as many as none of them outlives, and as there are pages for."""
-        count = min(most, *(request.remaining for request in requests))
-        pages = self.cache.pages
-        while count > 1 and sum(pages.pages_needed(request.sequence, count) for request in requests) > pages.free_pages:
+    def steps(self, requests: list[Request], most: int) -> list[int]:
+        """How many tokens in a row each of these may get without anybody looking, as far as there are pages for them. Where others wait, as many as
+        the first to end has left, so that somebody joins in its place at once. Else its place stays empty, until half of them are, and a pass
+        for half as many is the quicker one."""
+        left, pages = sorted(request.remaining for request in requests), self.cache.pages
+        count = min(most, left[0] if self.waiting else left[(len(left) - 1) // 2])
+        while True:
+            counts = [min(count, request.remaining) for request in requests]
+            if count == 1 or sum(pages.pages_needed(request.sequence, own) for request, own in zip(requests, counts)) <= pages.free_pages:
+                return counts
             count //= 2
-        return max(1, count)
 
     def _decodes(self, request: Request) -> bool:
         return bool(request.tokens) and request.computed == request.length - 1

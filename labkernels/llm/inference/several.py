@@ -9,8 +9,8 @@
               token; int4 2 + 5 + 3 + 11 + 4 + 2 + 11 + 2 + 8 = 48, 0.77 + 0.07 = 0.84 ms.
     Measured  Replays of a step of 16 take 1.10 ms, 0.93 with int4 and a head of int8; as one stream each (gemv) 1.52 and 1.71. A whole run, from
               data/measured/h200/engine.csv, prompts of 1024: 1.16 and 0.97 ms; of 64 sequences 1.84 and 1.79.
-    Wastes    Norms, RoPE and SwiGLU as launches of their own, of 2 to 3 us each. And a tenth of a run: the CPU between two rows of steps, and steps
-              of one token where requests end one after the other, whose slots Python hands out.
+    Wastes    Norms, RoPE and SwiGLU as launches of their own, of 2 to 3 us each; and what the CPU does between two rows of steps, while the
+              GPU waits.
 """
 
 from __future__ import annotations

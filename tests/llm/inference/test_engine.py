@@ -99,25 +99,27 @@ def test_an_engine_that_reads_the_wrong_page_is_noticed(model):
 
 
 def test_a_step_tells_itself_where_it_is():
-    """begin.cu, twice in a row: lengths, slots, history and what stands in empty places."""
+    """begin.cu, three times in a row: lengths, slots, history, what stands in empty places, and in one whose sequence has all of its tokens."""
     from labkernels.cuda.variants import kernel
     from labkernels.llm.inference.fused import FOLDER
 
     state = DecodeState(4, 3, 5, 16, 8, torch.device("cpu"))
     requests = [Request((1,), SamplingParams(temperature=0.5, seed=9)), Request((1,), SamplingParams())]
     requests[0].tokens, requests[1].tokens = [4], [3, 6, 7]
-    state.fill([(4, 15, [2, 5]), (7, 40, [1, 0, 8])], requests)
+    state.fill([(4, 15, [2, 5]), (7, 40, [1, 0, 8])], requests, [1, 4])
     embedding, hidden = torch.randn(10, 12), torch.zeros(4, 12)
-    angles = torch.randn(64, 8)
-    for drawn in ([4, 7], [9, 2]):
+    angles, seen = torch.randn(64, 8), []
+    for drawn in ([4, 7], [9, 2], [8, 3]):
         state.tokens[:2] = torch.tensor(drawn)
         report = lk.sanitize(kernel(FOLDER / "begin.cu", "begin_step", torch.float32), 4, 64, state.begin(embedding, hidden, angles), write_back=True)
         assert not report.findings
-    assert state.lengths.tolist() == [17, 42, 0, 0] and state.draws.tolist() == [2, 4, 0, 0]
-    assert state.slots.tolist() == [5 * 16, 8 * 16 + 41 - 32, -1, -1]
-    assert state.history[:2, :2].tolist() == [[4, 7], [9, 2]] and state.step.tolist() == [2, 2, 0, 0]
-    torch.testing.assert_close(hidden[:2], embedding[[9, 2]])
-    torch.testing.assert_close(state.turns[:2], angles[[16, 41]])
+        seen.append((state.lengths.tolist(), state.slots.tolist(), state.spots[:, 0].tolist()))
+    assert [lengths for lengths, _, _ in seen] == [[16, 41, 0, 0], [0, 42, 0, 0], [0, 43, 0, 0]]
+    assert [slots for _, slots, _ in seen] == [[2 * 16 + 15, 8 * 16 + 8, -1, -1], [-1, 8 * 16 + 9, -1, -1], [-1, 8 * 16 + 10, -1, -1]]
+    assert [pages for _, _, pages in seen] == [[2, 8, -1, -1], [-1, 8, -1, -1], [-1, 8, -1, -1]]
+    assert state.history[:3, :2].tolist() == [[4, 7], [9, 2], [0, 3]] and state.step.tolist() == [2, 3, 0, 0] and state.draws.tolist() == [2, 5, 0, 0]
+    torch.testing.assert_close(hidden[1], embedding[3])
+    torch.testing.assert_close(state.turns[1], angles[42])
     assert state.seeds[0] == 9 and state.temperature[:2].tolist() == [0.5, 0.0]
 
 
@@ -202,6 +204,22 @@ def test_on_a_gpu_many_tokens_in_a_row_are_those_one_by_one(on_gpu, runner, batc
             engine.cache.pages.check()
             assert engine.stats.free_pages == engine.stats.num_pages
         assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runner", ["graphs", "early"])
+def test_on_a_gpu_answers_that_end_in_the_middle_of_a_row_of_steps_are_those_one_by_one(on_gpu, runner):
+    prompts, news = prompts_of(70, 200, 3, 1, 66, 64, 1500, 7, vocab=4096), [9, 21, 14, 40, 33, 38, 40, 40]
+    for given in ({}, {"temperature": 0.8, "seed": 1}):
+        drawn = []
+        for lookahead in (1, 32):
+            engine = Engine(on_gpu, runner=runner, max_batch=8, cache_tokens=64 * 40, lookahead=lookahead)
+            requests = [engine.submit(prompt, SamplingParams(max_new_tokens=new, **given)) for prompt, new in zip(prompts, news)]
+            while not engine.idle:
+                engine.step()
+                engine.cache.pages.check()
+            drawn.append([request.tokens for request in requests])
+        assert drawn[0] == drawn[1] and [*map(len, drawn[0])] == news
 
 
 @pytest.mark.gpu

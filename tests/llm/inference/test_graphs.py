@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from labkernels.llm.inference import graphs
+from labkernels.llm.inference.decode_state import DecodeState
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.graphs import GraphRunner
 from labkernels.llm.inference.prompt_state import MOST_TOKENS, PromptSize
@@ -134,6 +135,28 @@ def test_tokens_drawn_in_a_row_are_those_drawn_one_by_one(rows, settings):
     engine.runner, engine.lookahead = Replayed(model, engine.cache), 4
     assert [one.tokens for one in engine.generate(prompts, 9, **settings)] == wanted
     assert {key[2] for key in engine.runner._graphs if not isinstance(key, PromptSize)} >= {"sampled" if settings else "likeliest"}
+
+
+def answers(engine: Engine, prompts, news, **settings) -> list[list[int]]:
+    """Of requests of which each wants another number of tokens."""
+    requests = [engine.submit(prompt, SamplingParams(max_new_tokens=new, **settings)) for prompt, new in zip(prompts, news)]
+    while not engine.idle:
+        engine.step()
+        engine.cache.pages.check()
+    return [request.tokens for request in requests]
+
+
+@pytest.mark.parametrize("settings, knows", [({}, True), ({"temperature": 0.8, "seed": 1}, True), ({}, False)])
+def test_a_place_whose_answer_has_ended_disturbs_nobody(model, monkeypatch, settings, knows):
+    """Two end in the middle of a row of nine steps. If the GPU did not know, they would write into page 0, which is another's."""
+    prompts, news = prompts_of(2, 14, 13, 17, 16), [12, 3, 5, 11, 12]
+    wanted = [answers(Engine(model, runner="fused"), [prompt], [new], **settings)[0] for prompt, new in zip(prompts, news)]
+    engine = Engine(model, runner="fused", lookahead=32, cache_tokens=160)
+    engine.runner, engine.lookahead = Replayed(model, engine.cache), 32
+    filled = DecodeState.fill
+    if not knows:
+        monkeypatch.setattr(DecodeState, "fill", lambda self, rows, requests=(), counts=(): filled(self, rows, requests, [9] * len(counts)))
+    assert (answers(engine, prompts, news, **settings) == wanted) == knows
 
 
 def test_a_row_with_nan_has_no_likeliest_token():

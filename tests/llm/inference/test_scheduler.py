@@ -29,7 +29,7 @@ class Remembering:
     """A runner that keeps tokens where keys and values would be, and reads them back through the block table."""
 
     def __init__(self, cache, lookahead: int):
-        self.cache, self.lookahead, self.slots = cache, lookahead, {}
+        self.cache, self.lookahead, self.slots, self.rows_of_steps = cache, lookahead, {}, []
 
     def prefill(self, tokens, step, ends):
         return self._logits(tokens.tolist(), step, ends)
@@ -37,9 +37,10 @@ class Remembering:
     def decode(self, tokens, step):
         return self._logits(tokens.tolist(), step, range(len(tokens)))
 
-    def decode_steps(self, requests, count):
+    def decode_steps(self, requests, counts):
+        self.rows_of_steps.append(list(counts))
         drawn = []
-        for request in requests:
+        for request, count in zip(requests, counts):
             pages, own, token = self.cache.pages, [], request.tokens[-1]
             first = pages.length(request.sequence) - count
             for at in range(first, first + count):
@@ -47,7 +48,7 @@ class Remembering:
                 token = next_token(self._read(pages.pages(request.sequence), at + 1))
                 own.append(token)
             drawn.append(own)
-        for at in range(0, count, 3):  # in portions
+        for at in range(0, max(counts), 3):  # in portions
             yield [own[at : at + 3] for own in drawn]
 
     def _logits(self, tokens, step, ends):
@@ -93,8 +94,9 @@ def run_schedule(seed: int, pages: int, max_batch: int, chunk: int, lookahead: i
             to_come -= 1
             prompt = chance.choice(beginnings)[: chance.randint(0, 9)] + [chance.randrange(VOCAB) for _ in range(chance.randint(1, 4 * pages // 3))]
             new = chance.randint(1, max(1, 4 * pages - len(prompt)) if chance.random() < 0.2 else min(12, max(1, 4 * pages - len(prompt))))
+            stop = (chance.randrange(VOCAB),) if chance.random() < 0.3 else ()
             try:
-                living.append(engine.submit(prompt, SamplingParams(max_new_tokens=new)))
+                living.append(engine.submit(prompt, SamplingParams(max_new_tokens=new, stop=stop)))
             except ArgumentError:
                 assert len(prompt) + new - 1 > 4 * pages
         if living and chance.random() < 0.03:
@@ -109,12 +111,14 @@ def run_schedule(seed: int, pages: int, max_batch: int, chunk: int, lookahead: i
     assert engine.idle, "it ends"
     assert engine.cache.pages.free_pages == engine.cache.pages.num_pages, "no page is lost"
     for request in finished:
-        assert request.tokens == alone(request.prompt, request.params.max_new_tokens), "the answer is the one alone"
+        wanted = alone(request.prompt, request.params.max_new_tokens)
+        stops = [wanted.index(token) for token in request.params.stop if token in wanted]
+        assert request.tokens == wanted[: min(stops, default=None)], "the answer is the one alone"
     return engine
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32), st.integers(3, 30), st.integers(1, 6), st.integers(1, 40), st.sampled_from([1, 4]))
+@given(st.integers(0, 2**32), st.integers(3, 30), st.integers(1, 6), st.integers(1, 40), st.sampled_from([1, 4, 32]))
 def test_over_random_schedules_answers_are_those_alone_and_no_page_is_lost(seed, pages, max_batch, chunk, lookahead):
     run_schedule(seed, pages, max_batch, chunk, lookahead)
 
@@ -171,6 +175,33 @@ def test_several_tokens_in_a_row_stop_where_an_answer_ends():
     assert engine.stats.free_pages == engine.stats.num_pages
 
 
+def run_requests(engine: Engine, news) -> list[list[int]]:
+    """Prompts of one token, each with as many new ones; each answer is the one alone. What was drawn in a row, of each that ran."""
+    requests = [engine.submit([n % VOCAB], SamplingParams(max_new_tokens=new)) for n, new in enumerate(news)]
+    while not engine.idle:
+        engine.step()
+        engine.cache.pages.check()
+    assert [request.tokens for request in requests] == [alone(request.prompt, new) for request, new in zip(requests, news)]
+    assert engine.stats.free_pages == engine.stats.num_pages
+    return engine.runner.rows_of_steps
+
+
+def test_answers_that_end_one_after_the_other_do_not_end_the_row_of_steps_of_the_others():
+    """Until half of them have ended, when a pass for half as many is the quicker one; two tokens came with the prompts."""
+    rows = run_requests(engine_of(lookahead=32, cache_tokens=4000, max_batch=16), range(18, 34))
+    assert rows[:2] == [[*range(16, 24), *[23] * 8], [1, 2, 3, 4, *[4] * 4]]
+
+
+def test_whoever_waits_for_a_place_gets_the_first_that_is_free():
+    rows = run_requests(engine_of(lookahead=32, cache_tokens=4000, max_batch=2), [9, 30, 5])
+    assert rows[:2] == [[7, 7], [3, 3]]
+
+
+def test_pages_are_reserved_for_no_more_tokens_than_are_to_come():
+    """In 7 pages of 4 tokens there is room for 3 + 9 + 9 tokens, and not for three times 9."""
+    assert run_requests(engine_of(lookahead=32, cache_tokens=28, max_batch=3), [3, 9, 9])[0] == [1, 7, 7]
+
+
 def test_a_pass_that_fails_ends_its_requests_and_leaves_nothing_behind():
     engine = engine_of(cache_tokens=400)
     beginning = list(range(20))
@@ -206,10 +237,10 @@ def test_a_token_that_cannot_be_drawn_is_no_token_in_a_row_of_several_either():
     engine = engine_of(lookahead=4, cache_tokens=400)
     drawn = engine.runner.decode_steps
 
-    def lost(requests, count):  # from the third on
-        tokens = [token for (portion,) in drawn(requests, count) for token in portion]
+    def lost(requests, counts):  # from the third on
+        tokens = [token for (portion,) in drawn(requests, counts) for token in portion]
         yield [tokens[:2]]
-        yield [[-1] * (count - 2)]
+        yield [[-1] * (counts[0] - 2)]
 
     engine.runner.decode_steps = lost
     request = engine.submit([3, 4, 5], SamplingParams(max_new_tokens=9))
