@@ -221,8 +221,8 @@ class Engine(Passes):
                 if prefill := self.scheduler.prefill():
                     events += self._prefill(prefill)
                 if decoding := self.scheduler.decode():
-                    counts = self._steps(decoding, busy=bool(prefill))
-                    events += self._decode(decoding) if max(counts) == 1 else self._decode_steps(decoding, counts)
+                    most = 1 if prefill else self.lookahead  # others wait for the pass
+                    events += self._decode_steps(decoding, self.scheduler.steps(decoding, most)) if self._draws(decoding) else self._decode(decoding)
             except BaseException:
                 self._abort()
                 raise

@@ -77,11 +77,9 @@ class Passes:
         if event.finish_reason:
             self.scheduler.remove(event.request)
 
-    def _steps(self, requests: list[Request], busy: bool) -> list[int]:
-        """How many tokens in a row of each without looking: one where others wait for the pass, or where logits are wanted."""
-        if self.lookahead == 1 or busy or any(r.params.logprobs is not None or r.params.repetition_penalty != 1 for r in requests):
-            return [1] * len(requests)
-        return self.scheduler.steps(requests, self.lookahead)
+    def _draws(self, requests: list[Request]) -> bool:
+        """Does the runner draw the tokens of these? Not where somebody wants logits."""
+        return self.runner.lookahead > 1 and all(r.params.logprobs is None and r.params.repetition_penalty == 1 for r in requests)
 
     def _decode_steps(self, requests: list[Request], counts: list[int]) -> list[Event]:
         """The CPU looks at the first tokens while the last ones are drawn. Pages are given back when all have been."""

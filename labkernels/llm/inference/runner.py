@@ -33,7 +33,7 @@ RUNNERS = {
 class Runner(Protocol):
     """Computes new tokens. The step says where they belong; their slots are handed out already."""
 
-    lookahead: int  # decode steps in a row that it can make without the CPU
+    lookahead: int  # decode steps in a row that it can make without the CPU; above 1 it has decode_steps (graphs.py), which draws
 
     def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
         """tokens (n,) int64, those of step.sequences one after the other, to float32 logits (len(ends), vocab) after the tokens at `ends`."""

@@ -198,12 +198,12 @@ def test_on_a_gpu_many_tokens_in_a_row_are_those_one_by_one(on_gpu, runner, batc
     prompts = prompts_of(*[*GPU_LENGTHS, *[7] * batch][:batch], vocab=4096)
     for given in ({}, {"temperature": 0.8, "top_p": 0.9, "seed": 1}):
         drawn = []
-        for lookahead in (1, 7, 32):
+        for lookahead, logprobs in ((1, 0), (1, None), (7, None), (32, None)):  # from logits, then in graphs
             engine = Engine(on_gpu, runner=runner, max_batch=batch, cache_tokens=64 * 150, lookahead=lookahead)
-            drawn.append([one.tokens for one in engine.generate(prompts, 40, **given)])
+            drawn.append([one.tokens for one in engine.generate(prompts, 40, logprobs=logprobs, **given)])
             engine.cache.pages.check()
             assert engine.stats.free_pages == engine.stats.num_pages
-        assert drawn[0] == drawn[1] == drawn[2]
+        assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
 
 
 @pytest.mark.gpu

@@ -159,6 +159,18 @@ def test_a_place_whose_answer_has_ended_disturbs_nobody(model, monkeypatch, sett
     assert (answers(engine, prompts, news, **settings) == wanted) == knows
 
 
+def test_single_steps_beside_a_prompt_are_drawn_in_the_graph_unless_logits_are_wanted(model, monkeypatch):
+    prompts, news, decoded = prompts_of(5, 40, 3), [9, 4, 12], []
+    wanted = [answers(Engine(model, runner="fused"), [prompt], [new])[0] for prompt, new in zip(prompts, news)]
+    decode = Engine._decode
+    monkeypatch.setattr(Engine, "_decode", lambda self, requests: decoded.append(len(requests)) or decode(self, requests))
+    for lookahead in (1, 4):
+        engine = Engine(model, runner="fused", chunk_tokens=8)
+        engine.runner, engine.lookahead = Replayed(model, engine.cache), lookahead
+        assert answers(engine, prompts, news) == wanted and not decoded
+    assert answers(engine, prompts, news, logprobs=0) == wanted and decoded
+
+
 def test_a_row_with_nan_has_no_likeliest_token():
     model = random_model()
     engine = Engine(model, runner="fused")
