@@ -51,9 +51,11 @@ class EnginePages(PageAllocator):
         known = len(own.tokens)
         while known and own.tokens[known - 1] == PLACEHOLDER:
             known -= 1
-        hidden, own.tokens = own.tokens, own.tokens[:known]
-        super()._remember_full(own)
-        own.tokens = hidden
+        if len(own.prefixes) <= known // self.page_size:
+            hidden = own.tokens[known:]
+            del own.tokens[known:]
+            super()._remember_full(own)
+            own.tokens += hidden
 
 
 class EngineCache(PagedKVCache):

@@ -41,25 +41,33 @@ class DecodeState:
         self.history = torch.zeros(steps + 1, rows, dtype=torch.int64, device=device)
         self.turns = torch.zeros(rows, head_dim, dtype=torch.float32, device=device)
         self._drawn = torch.zeros(steps + 1, rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._known: list[Sequence[int]] = [()] * rows  # the pages of each row, as they stand in the table
         self._counts: Sequence[int] = ()
         self._reads: list[tuple[int, torch.cuda.Event | None]] = []  # how many tokens each brought in all, and when they are there
 
     def fill(self, rows: Sequence[tuple[int, int, Sequence[int]]], requests: Sequence[Request] = (), counts: Sequence[int] = ()) -> None:
         """rows: of each sequence its last token, how many tokens the cache holds before it, its pages. `requests`: how to draw; `counts`: how many
         tokens of each. Without them a step gives logits, and nothing is drawn."""
-        self._host.zero_()
         self._counts = counts
         self._reads.clear()
         host = self._numbers
+        for name in COLUMNS:
+            host[name].fill(0)
         host["last"][: len(rows)] = counts or 1
         for row, (token, length, pages) in enumerate(rows):
             host["tokens"][row], host["lengths"][row] = token, length
-            self._pages[row, : len(pages)] = pages
+            self._write_pages(row, pages)
         for row, request in enumerate(requests):
             p = request.params
             host["draws"][row], host["seeds"][row] = len(request.tokens) - 1, request.seed % 2**63
             host["temperature"][row], host["top_p"][row], host["min_p"][row], host["top_k"][row] = p.temperature, p.top_p, p.min_p, p.top_k
         self._device.copy_(self._host, non_blocking=True)
+
+    def _write_pages(self, row: int, pages: Sequence[int]) -> None:
+        """Those that are new: a sequence keeps its pages from one row of steps to the next, and NumPy takes long for many."""
+        known, self._known[row] = self._known[row], pages
+        same = len(known) if pages[: len(known)] == known else 0
+        self._pages[row, same : len(pages)] = pages[same:]
 
     def read(self, count: int) -> None:
         """Have the tokens brought that the steps up to now drew, `count` since `fill`, beside those that were brought before. Nobody waits."""

@@ -61,7 +61,8 @@ class Passes:
 
     def _took(self, request: Request, token: int, logprob=None, top=None) -> Event:
         event = self._noted(request, token, logprob, top)
-        self._ended(event)
+        if event.finish_reason:
+            self._ended(event)
         return event
 
     def _noted(self, request: Request, token: int, logprob=None, top=None) -> Event:
@@ -71,11 +72,10 @@ class Passes:
         return request.take(token, logprob, top)
 
     def _ended(self, event: Event) -> None:
-        """If it is a request's last: its pages are free."""
+        """It is a request's last: its pages are free."""
         if event.finish_reason == "error":
             self.cache.pages.forget()  # what it wrote cannot be trusted
-        if event.finish_reason:
-            self.scheduler.remove(event.request)
+        self.scheduler.remove(event.request)
 
     def _draws(self, requests: list[Request]) -> bool:
         """Does the runner draw the tokens of these? Not where somebody wants logits."""
@@ -99,5 +99,6 @@ class Passes:
             self.cache.settle(request.sequence, tokens[:-1], count)
             request.computed += count
         for event in events:
-            self._ended(event)
+            if event.finish_reason:
+                self._ended(event)
         return events

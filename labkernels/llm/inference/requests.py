@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from labkernels.errors import ArgumentError, LabKernelsError
 
@@ -68,8 +69,7 @@ class SamplingParams:
         return self.temperature == 0
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One new token of a request. `text` may be empty: of a character that is not whole, or held back as it might begin a stop string."""
 
     request: Request

@@ -106,8 +106,11 @@ class Scheduler:
     def decode(self) -> list[Request]:
         """Those that get their next token from their last one. There are pages for one more token of each."""
         granted: dict[Request, list[int]] = {}
-        for request in list(self.running):
-            if request.sequence is not None and self._decodes(request) and self._make_room(request, 1, granted):
+        decoding = [request for request in self.running if self._decodes(request)]
+        if sum(self.cache.pages.pages_needed(request.sequence, 1) for request in decoding) <= self.cache.pages.free_pages:
+            return decoding
+        for request in decoding:
+            if request.sequence is not None and self._make_room(request, 1, granted):
                 granted[request] = request.upcoming(1)
         return list(granted)
 

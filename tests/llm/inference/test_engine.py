@@ -123,6 +123,14 @@ def test_a_step_tells_itself_where_it_is():
     assert state.seeds[0] == 9 and state.temperature[:2].tolist() == [0.5, 0.0]
 
 
+def test_a_table_of_pages_is_that_of_the_last_fill_whatever_stood_there():
+    state = DecodeState(3, 3, 5, 16, 8, torch.device("cpu"))
+    for pages in ([(2, 5), (1,)], [(2, 5, 7), (1, 4)], [(2, 6), (9, 4), (8,)], [(9, 4, 2), (9, 4)], [(9, 1)], [(5,), (9, 4, 3)]):
+        state.fill([(4, 15, own) for own in pages])
+        assert [tuple(row[: len(own)].tolist()) for row, own in zip(state.block_table, pages)] == pages
+        assert state.lengths.tolist() == [15] * len(pages) + [0] * (3 - len(pages))
+
+
 def test_no_settings_of_one_request_fail_the_pass_of_all():
     """What a client may ask for fits the numbers that the kernels take."""
     widest = SamplingParams(temperature=1e6, top_k=10**15, seed=10**40, repetition_penalty=1e6)
