@@ -49,8 +49,8 @@ def _on_cpu(request: Request, row: torch.Tensor) -> int:
 
 def _on_gpu(requests: Sequence[Request], logits: torch.Tensor, plain: bool) -> list[int]:
     if plain:
-        lost = logits.isnan().any(1) | (logits == torch.inf).any(1)
-        return torch.where(lost, NOT_DRAWN, logits.argmax(1)).tolist()
+        largest, tokens = logits.max(1)  # NaN, where there is one; (rows,)
+        return torch.where(largest.abs() < torch.inf, tokens, NOT_DRAWN).tolist()
     settings = settings_of(requests, logits.device)
     previous = None
     if any(request.params.repetition_penalty != 1 for request in requests):

@@ -5,6 +5,7 @@ import torch
 
 from labkernels.errors import ArgumentError
 from labkernels.llm.config import ModelConfig
+from labkernels.llm.inference import drawing
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.model import Transformer
 from labkernels.llm.inference.requests import Request, SamplingParams, StopStrings
@@ -112,6 +113,16 @@ def test_seeds_give_the_same_answer_again_and_other_seeds_another(ours, prompts)
     draws = [answers(engine, prompts, 12, temperature=1.0, seed=seed) for seed in (5, 5, 6)]
     assert draws[0] == draws[1] != draws[2]
     assert answers(engine, prompts[:1], 12, temperature=1.0) != answers(engine, prompts[:1], 12, temperature=1.0)
+
+
+def test_of_rows_that_hold_nan_or_infinity_no_token_is_drawn_on_either_device():
+    logits = torch.randn(6, 50)
+    logits[1, 7], logits[2, 0], logits[3, 4], logits[4] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    logits[5, 9] = logits[5, 30] = 9.0  # the first of equals
+    requests = [Request((1,), SamplingParams())] * 6
+    found = drawing.draw(requests, logits)
+    assert found == drawing._on_gpu(requests, logits, plain=True)
+    assert [token == drawing.NOT_DRAWN for token in found] == [False, True, True, False, True, False] and found[5] == 9
 
 
 def test_a_stop_token_ends_an_answer_and_is_no_part_of_it(ours, prompts):
