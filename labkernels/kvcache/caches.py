@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -94,22 +96,40 @@ class ContiguousKVCache(_Tensors):
         self.lengths.zero_()
 
 
+class StepNumbers(NamedTuple):
+    """Of a step, on the CPU as NumPy's arrays, or on the device."""
+
+    slots: np.ndarray | torch.Tensor  # (tokens,) int64
+    positions: np.ndarray | torch.Tensor  # (tokens,) int64, of each new token in its sequence
+    block_table: np.ndarray | torch.Tensor  # (batch, max_pages) int32
+    lengths: np.ndarray | torch.Tensor  # (batch,) int32, the new tokens among them
+    cu_seqlens_q: np.ndarray | torch.Tensor  # (batch + 1,) int32: where each sequence's new tokens begin and end
+
+
 @dataclass(frozen=True)
 class Step:
-    """What one pass through a model needs to know: the new tokens of some sequences, one sequence after the other."""
+    """What one pass through a model needs to know: the new tokens of some sequences, one sequence after the other. Its numbers come to the device
+    when the first of them is asked for."""
 
     sequences: tuple[int, ...]
-    slots: torch.Tensor  # (tokens,) int64
-    positions: torch.Tensor  # (tokens,) int64, of each new token in its sequence
-    block_table: torch.Tensor  # (batch, max_pages) int32
-    lengths: torch.Tensor  # (batch,) int32, the new tokens among them
-    cu_seqlens_q: torch.Tensor  # (batch + 1,) int32: where each sequence's new tokens begin and end
+    numbers: StepNumbers  # on the CPU
     max_seqlen_q: int
+    device: torch.device
+
+    @cached_property
+    def on_device(self) -> StepNumbers:
+        return StepNumbers(*on_device(self.device, *self.numbers))
+
+    slots = property(lambda self: self.on_device.slots)
+    positions = property(lambda self: self.on_device.positions)
+    block_table = property(lambda self: self.on_device.block_table)
+    lengths = property(lambda self: self.on_device.lengths)
+    cu_seqlens_q = property(lambda self: self.on_device.cu_seqlens_q)
 
     @property
     def decodes(self) -> bool:
         """Has each sequence one new token?"""
-        return self.max_seqlen_q == 1 and len(self.slots) == len(self.sequences)
+        return self.max_seqlen_q == 1 and len(self.numbers.slots) == len(self.sequences)
 
 
 class PagedKVCache(_Tensors):
@@ -145,11 +165,10 @@ class PagedKVCache(_Tensors):
             slots += own
             positions.append(np.arange(start, start + len(new)))
         counts = [len(new) for new in tokens.values()]
-        table = np.array(block_table([self.pages.pages(s) for s in tokens], max_pages), np.int32)
+        table = np.array(block_table([self.pages.pages(s) for s in tokens], max_pages), np.int32).reshape(len(tokens), -1)
         slots, positions = np.array(slots, np.int64), np.concatenate([[], *positions]).astype(np.int64)
         lengths, ends = (np.array(numbers, np.int32) for numbers in ([self.pages.length(s) for s in tokens], [0, *np.cumsum(counts)]))
-        slots, positions, table, lengths, ends = on_device(device, slots, positions, table, lengths, ends)
-        return Step(tuple(tokens), slots, positions, table.view(len(tokens), -1), lengths, ends, max(counts, default=0))
+        return Step(tuple(tokens), StepNumbers(slots, positions, table, lengths, ends), max(counts, default=0), device)
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
         self._write(layer, k, v, step.slots)

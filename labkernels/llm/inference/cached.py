@@ -41,7 +41,7 @@ class CachedRunner:
         model, config = self.model, self.config
         cos, sin = (each[:, None] for each in model.angles[step.positions].chunk(2, dim=-1))  # (n, 1, head_dim / 2)
         places = self._places(step)
-        x = F.embedding(tokens, model.embedding.weight)  # (n, embed_dim)
+        x = F.embedding(tokens.to(step.device), model.embedding.weight)  # (n, embed_dim)
         for index, block in enumerate(model.blocks):
             attention = block.attention
             normed = self._norm(x, block.attention_norm)

@@ -1,16 +1,18 @@
 """What a decode step needs to know, on the device: of each sequence its last token, its length, its pages, and how to draw its next token.
 
-Notable: all of it lies in one buffer, which one copy fills; from then on a step updates it itself (decode/begin.cu), so that a CUDA graph of
-it may be replayed without the CPU. Rows of length 0 are empty places: their keys and values go nowhere. A row becomes one when its last token
-is drawn, so that sequences may end at different steps of a row of replays.
+Notable: one copy fills all of it (packed.py); from then on a step updates it itself (decode/begin.cu), so that a CUDA graph of it may be
+replayed without the CPU. Rows of length 0 are empty places: their keys and values go nowhere. A row becomes one when its last token is drawn, so
+that sequences may end at different steps of a row of replays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
+from labkernels.llm.inference.packed import Packed
 from labkernels.llm.inference.requests import Request
 
 COLUMNS = {  # one number a row
@@ -24,18 +26,9 @@ class DecodeState:
 
     def __init__(self, rows: int, width: int, steps: int, page_size: int, head_dim: int, device: torch.device):
         self.rows, self.width, self.steps, self.page_size, self.head_dim = rows, width, steps, page_size, head_dim
-        sizes = {name: rows * dtype.itemsize for name, dtype in COLUMNS.items()} | {"block_table": 4 * rows * width}
-        total = sum(-(-size // 16) * 16 for size in sizes.values())
-        self._device = torch.zeros(total, dtype=torch.uint8, device=device)
-        self._host = torch.zeros(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        at, self._numbers = 0, {}
-        for name, size in sizes.items():
-            dtype = COLUMNS.get(name, torch.int32)
-            setattr(self, name, self._device[at : at + size].view(dtype))
-            self._numbers[name] = self._host[at : at + size].view(dtype).numpy()
-            at += -(-size // 16) * 16
-        self.block_table = self.block_table.view(rows, width)
-        self._pages = self._numbers["block_table"].reshape(rows, width)
+        self._packed = Packed({name: (dtype, (rows,)) for name, dtype in COLUMNS.items()} | {"block_table": (torch.int32, (rows, width))}, device)
+        for name, tensor in self._packed.tensors.items():
+            setattr(self, name, tensor)
         self.slots = torch.zeros(rows, dtype=torch.int64, device=device)
         self.spots = torch.zeros(rows, 2, dtype=torch.int32, device=device)
         self.history = torch.zeros(steps + 1, rows, dtype=torch.int64, device=device)
@@ -50,33 +43,33 @@ class DecodeState:
         tokens of each. Without them a step gives logits, and nothing is drawn."""
         self._counts = counts
         self._reads.clear()
-        host = self._numbers
+        host = self._packed.arrays()
         for name in COLUMNS:
             host[name].fill(0)
         host["last"][: len(rows)] = counts or 1
         for row, (token, length, pages) in enumerate(rows):
             host["tokens"][row], host["lengths"][row] = token, length
-            self._write_pages(row, pages)
+            self._write_pages(host["block_table"], row, pages)
         for row, request in enumerate(requests):
             p = request.params
             host["draws"][row], host["seeds"][row] = len(request.tokens) - 1, request.seed % 2**63
             host["temperature"][row], host["top_p"][row], host["min_p"][row], host["top_k"][row] = p.temperature, p.top_p, p.min_p, p.top_k
-        self._device.copy_(self._host, non_blocking=True)
+        self._packed.send()
 
-    def _write_pages(self, row: int, pages: Sequence[int]) -> None:
+    def _write_pages(self, table: np.ndarray, row: int, pages: Sequence[int]) -> None:
         """Those that are new: a sequence keeps its pages from one row of steps to the next, and NumPy takes long for many."""
-        known, self._known[row] = self._known[row], pages
+        known, self._known[row] = self._known[row], tuple(pages)
         same = len(known) if pages[: len(known)] == known else 0
-        self._pages[row, same : len(pages)] = pages[same:]
+        table[row, same : len(pages)] = pages[same:]
 
     def read(self, count: int) -> None:
         """Have the tokens brought that the steps up to now drew, `count` since `fill`, beside those that were brought before. Nobody waits."""
         first = 1 + (self._reads[-1][0] if self._reads else 0)  # row 0 of the history is what was there before
         self._drawn[first : count + 1].copy_(self.history[first : count + 1], non_blocking=True)
         arrived = None
-        if self._device.is_cuda:
+        if self.history.is_cuda:
             arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(self._device.device))
+            arrived.record(torch.cuda.current_stream(self.history.device))
         self._reads.append((count, arrived))
 
     def portions(self) -> Iterator[list[list[int]]]:

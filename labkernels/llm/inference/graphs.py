@@ -96,7 +96,7 @@ class GraphRunner(FusedRunner):
             return super().prefill(tokens, step, ends)
         if size not in self._graphs:
             state = PromptState(size, self.cache.pages.page_size, self.device)
-            graph, logits = self._capture(lambda: self._prompts(state.tokens, state.step, state.ends, size.reach, size.fresh))
+            graph, logits = self._capture(lambda: self._prompts(state.tokens, state, state.ends, size.reach, size.fresh))
             self._graphs[size] = graph, state, logits
         graph, state, logits = self._graphs[size]
         state.fill(tokens, step, ends)

@@ -2,7 +2,7 @@
 
 Notable: tokens beyond those of the pass have no slot, so that nothing of them is kept. Behind prompts without a past they belong to the last one,
 whose tokens do not see what follows; else they are one more sequence, which sees nothing. Sizes go up in steps of a half or a third: at most a third
-of a pass is padding. Where that would cost more than Python's launches, of more than FEW_TOKENS, it is an eighth.
+of a pass is padding. Where that would cost more than Python's launches, of more than FEW_TOKENS, it is an eighth. One copy fills all (packed.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from labkernels.kvcache.caches import Step
+from labkernels.llm.inference.packed import Packed
 
 LEAST_TOKENS, FEW_TOKENS, MOST_TOKENS = 16, 1024, 8192  # of a pass that is captured; Python starts larger ones long before they are needed
 MOST_ROOM = 1 << 16  # tokens of all sequences for which a captured pass has room
@@ -37,29 +38,31 @@ class PromptSize(NamedTuple):
 
 
 class PromptState:
-    """The buffers. `step` is made of them."""
+    """The buffers: the tokens, the numbers of a Step, and which tokens are the ends."""
 
     def __init__(self, size: PromptSize, page_size: int, device: torch.device):
-        def zeros(*shape: int, dtype=torch.int64) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
         rows = size.sequences + (not size.whole)
-        self.size, self.tokens, self.ends = size, zeros(size.tokens), zeros(size.sequences)
-        self.step = Step(
-            sequences=(), slots=zeros(size.tokens) - 1, positions=zeros(size.tokens), lengths=zeros(rows, dtype=torch.int32),
-            block_table=zeros(rows, -(-size.reach // page_size), dtype=torch.int32), cu_seqlens_q=zeros(rows + 1, dtype=torch.int32),
-            max_seqlen_q=min(size.tokens, size.reach),
-        )  # fmt: skip
-        self.step.cu_seqlens_q[1:] = size.tokens  # all is padding
+        self.size, self.max_seqlen_q = size, min(size.tokens, size.reach)
+        shapes = {
+            "tokens": (torch.int64, (size.tokens,)), "slots": (torch.int64, (size.tokens,)), "positions": (torch.int64, (size.tokens,)),
+            "ends": (torch.int64, (size.sequences,)), "lengths": (torch.int32, (rows,)), "cu_seqlens_q": (torch.int32, (rows + 1,)),
+            "block_table": (torch.int32, (rows, -(-size.reach // page_size))),
+        }  # fmt: skip
+        self._packed = Packed(shapes, device)
+        for name, tensor in self._packed.tensors.items():
+            setattr(self, name, tensor)
+        own = self._packed.arrays()
+        own["slots"].fill(-1)
+        own["cu_seqlens_q"][1:] = size.tokens  # all is padding
+        self._packed.send()
 
     def fill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> None:
-        count, rows, own = len(tokens), len(step.sequences), self.step
-        own.slots[count:] = -1
-        own.lengths[rows:] = 0
-        self.tokens[:count] = tokens
-        own.slots[:count], own.positions[:count] = step.slots, step.positions
-        own.lengths[:rows], own.cu_seqlens_q[: rows + 1] = step.lengths, step.cu_seqlens_q
-        own.cu_seqlens_q[rows + (not self.size.fresh) :] = self.size.tokens
-        width = min(own.block_table.shape[1], step.block_table.shape[1])
-        own.block_table[:rows, :width] = step.block_table[:, :width]
-        self.ends.copy_(torch.tensor([*ends, *[0] * (len(self.ends) - len(ends))]))  # those that there are not are the first token's
+        own, given, count, rows = self._packed.arrays(), step.numbers, len(tokens), len(step.sequences)
+        own["tokens"][:count], own["slots"][:count], own["positions"][:count] = tokens.cpu().numpy(), given.slots, given.positions
+        own["slots"][count:] = -1
+        own["lengths"][:rows], own["lengths"][rows:] = given.lengths, 0
+        own["cu_seqlens_q"][: rows + 1], own["cu_seqlens_q"][rows + (not self.size.fresh) :] = given.cu_seqlens_q, self.size.tokens
+        width = min(own["block_table"].shape[1], given.block_table.shape[1])
+        own["block_table"][:rows, :width] = given.block_table[:, :width]
+        own["ends"][: len(ends)], own["ends"][len(ends) :] = ends, 0  # those that there are not are the first token's
+        self._packed.send()

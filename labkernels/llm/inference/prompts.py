@@ -25,6 +25,7 @@ from labkernels.attention import attention_varlen
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.kvcache.caches import Step
 from labkernels.llm.inference.cache import EngineCache
+from labkernels.llm.inference.prompt_state import PromptState
 from labkernels.matmul import hopper
 from labkernels.nn import QuantLinear
 from labkernels.rope.launch import block_of, heads_each, pairs_of, position_layout
@@ -44,6 +45,7 @@ class Prompts:
     @torch.no_grad()
     def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
         rows = torch.tensor(ends, dtype=torch.int64, device=self.device)  # now: a copy from the CPU waits for all that was launched before it
+        tokens, _ = tokens.to(self.device), step.on_device  # and these
         return self._prompts(tokens, step, rows, self._longest(step), self._is_fresh(step))
 
     def _longest(self, step: Step) -> int:
@@ -51,9 +53,9 @@ class Prompts:
 
     def _is_fresh(self, step: Step) -> bool:
         """Is what the pass computes all that there is of its sequences, in the numbers that the cache keeps?"""
-        return self.cache.k.dtype == self.dtype and sum(map(self.cache.pages.length, step.sequences)) == len(step.slots)
+        return self.cache.k.dtype == self.dtype and sum(map(self.cache.pages.length, step.sequences)) == len(step.numbers.slots)
 
-    def _prompts(self, tokens: torch.Tensor, step: Step, ends: torch.Tensor, longest: int, fresh: bool) -> torch.Tensor:
+    def _prompts(self, tokens: torch.Tensor, step: Step | PromptState, ends: torch.Tensor, longest: int, fresh: bool) -> torch.Tensor:
         """Float32 logits (len(ends), vocab). No sequence of `step` is longer than `longest`; `fresh` as _is_fresh says."""
         model, eps, last = self.model, self.config.norm_eps, len(self.model.blocks) - 1
         table = step.block_table[:, : -(-longest // self.cache.pages.page_size)].contiguous()

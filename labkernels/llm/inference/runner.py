@@ -36,7 +36,8 @@ class Runner(Protocol):
     lookahead: int  # decode steps in a row that it can make without the CPU; above 1 it has decode_steps (graphs.py), which draws
 
     def prefill(self, tokens: torch.Tensor, step: Step, ends: list[int]) -> torch.Tensor:
-        """tokens (n,) int64, those of step.sequences one after the other, to float32 logits (len(ends), vocab) after the tokens at `ends`."""
+        """tokens (n,) int64, those of step.sequences one after the other, on the CPU or where the model is, to float32 logits (len(ends), vocab)
+        after the tokens at `ends`."""
 
     def decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         """One token of each sequence, (batch,) int64, to float32 logits (batch, vocab)."""
