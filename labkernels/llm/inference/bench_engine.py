@@ -4,9 +4,11 @@
     python -m labkernels.llm.inference.bench_engine llama-3.2-1b --quantize int4 --head int8 --batch 1 4 16 64 --prompt 1024 --out engine.csv --append
 
 Weights are random: the time does not depend on them. All begin with the prompts' tokens on the CPU and end with new tokens there; figures are
-medians of several runs, after others in which all is compiled and captured. tokens/s counts the tokens that come after all requests have their
-first, in the time that they take; the limit is the time of reading weights, keys and values once a token at the bandwidth measured in the same
-run (lk.lab.ceilings).
+medians of several runs, after others in which all is compiled and captured. tokens/s counts the tokens that come while all requests are running, in
+the time that they take: after the last one has its first token, and before the first one has its last, which are not the same for all, as prompts
+are read in passes. Where that leaves fewer than LEAST_STEPS steps, it counts all tokens after the last first one, and `note` says how many were
+running on average. The limit is the time of reading weights, keys and values once a token at the bandwidth measured in the same run
+(lk.lab.ceilings).
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.options import CACHE_DTYPES
 from labkernels.llm.estimate import inference_memory
 from labkernels.llm.model import Transformer
-from labkernels.llm.inference.requests import SamplingParams
+from labkernels.llm.inference.requests import Request, SamplingParams
 from labkernels.nn import QuantLinear
 
 
 COMPILED = ("default", "reduce-overhead", "max-autotune")  # peers that are torch.compile's modes
 REPEATS, ENOUGH_S = 5, 1.0  # timed runs, and the seconds after which there is no other
+LEAST_STEPS = 8  # of all requests, for tokens/s
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device, quantize: str | None = None, head: str | None = None) -> Transformer:
@@ -70,29 +73,44 @@ def measure(engine: Engine, batch: int, prompt: int, new: int) -> dict:
     """Runs of `batch` requests, after short ones that warm up: a pass over prompts is captured when it comes again. Seconds are the CPU's."""
     prompts = _prompts(engine.config, batch, prompt)
 
-    def run(new: int) -> tuple[float, float, int, list]:
-        """Seconds to the last first token, seconds from there on, tokens in these, and all tokens."""
+    def run(new: int) -> tuple[float, float, int, str | None, list]:
+        """Seconds to the last first token; of what is counted seconds, tokens and a note; all tokens."""
         _synchronize(engine.device)
         start = time.perf_counter()
         requests = [engine.submit(one, SamplingParams(max_new_tokens=new, ignore_eos=True)) for one in prompts]
         while not all(request.tokens for request in requests):
             engine.step()
-        _synchronize(engine.device)
-        begin, before = time.perf_counter(), sum(len(request.tokens) for request in requests)
-        while not engine.idle:
-            engine.step()
-        _synchronize(engine.device)
-        first = max(request.first_token_at for request in requests)
-        return first - start, time.perf_counter() - begin, batch * new - before, [request.tokens for request in requests]
+        counted = _count_rest(engine, requests)
+        return max(request.first_token_at for request in requests) - start, *counted, [request.tokens for request in requests]
 
     run(min(new, 3 + 2 * engine.lookahead))
     run(min(new, 3))
     runs = _several(lambda: run(new))
-    first_s, rest_s, rest, tokens = statistics.median(each[0] for each in runs), statistics.median(each[1] for each in runs), *runs[0][2:]
-    return {
+    first_s, rest_s, rest, note, tokens = statistics.median(each[0] for each in runs), statistics.median(each[1] for each in runs), *runs[0][2:]
+    found = {
         "tokens_per_s": rest / rest_s, "ms_per_token": 1e3 * batch * rest_s / rest, "first_token_ms": 1e3 * first_s,
         "prefill_tokens_per_s": batch * prompt / first_s, "drawn": tokens,
     }  # fmt: skip
+    return found if note is None else found | {"note": note}
+
+
+def _count_rest(engine: Engine, requests: list[Request]) -> tuple[float, int, str | None]:
+    """Has the engine finish these, which have their first tokens. Seconds in which all were running, and the tokens that came in them; or those to the
+    end, and a note."""
+    _synchronize(engine.device)
+    begin, before = time.perf_counter(), [len(request.tokens) for request in requests]
+    drawn, together, together_s = [0], 0, 0.0
+    while not engine.idle:
+        engine.step()
+        drawn = [len(request.tokens) - first for request, first in zip(requests, before)]
+        if len(set(drawn)) == 1:
+            together, together_s = drawn[0], time.perf_counter() - begin
+    _synchronize(engine.device)
+    seconds, steps = time.perf_counter() - begin, max(drawn)
+    if LEAST_STEPS <= together < steps:
+        return together_s, together * len(requests), None
+    note = None if together == steps else f"on average {sum(drawn) / steps:.1f} of {len(requests)} running"
+    return seconds, sum(drawn), note
 
 
 def _prompts(config: ModelConfig, batch: int, prompt: int) -> list[list[int]]:

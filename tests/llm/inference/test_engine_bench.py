@@ -52,9 +52,9 @@ def test_bytes_a_token_are_those_counted_by_hand(tied, quantize, bytes_of):
     assert read_bytes(model, 3, 10, cache) == weights + 3 * 10 * 2 * 2 * 2 * 32 * 2
 
 
-def test_tokens_a_second_leave_out_those_that_came_before_the_last_first_one(monkeypatch):
-    """Four prompts in passes of two: the first two write on while the others are read."""
-    engine = Engine(random_model(CONFIG, torch.float32, "cpu"), max_batch=4, chunk_tokens=16)
+def measured(monkeypatch, new: int, chunk: int = 16, batch: int = 4) -> dict:
+    """Of prompts of eight tokens in passes of two: the first ones write on while the others are read. A pass takes a second."""
+    engine = Engine(random_model(CONFIG, torch.float32, "cpu"), max_batch=batch, chunk_tokens=chunk)
     steps, step = [0], engine.step
 
     def counting():
@@ -62,9 +62,28 @@ def test_tokens_a_second_leave_out_those_that_came_before_the_last_first_one(mon
         return step()
 
     monkeypatch.setattr(engine, "step", counting)
-    monkeypatch.setattr("labkernels.llm.inference.bench_engine.time.perf_counter", lambda: float(steps[0]))  # a pass takes a second
-    found = measure(engine, 4, 8, 6)
-    assert found["tokens_per_s"] == (4 * 6 - 2 * 3 - 2 * 2) / 4 and [len(tokens) for tokens in found["drawn"]] == [6] * 4
+    monkeypatch.setattr("labkernels.llm.inference.bench_engine.time.perf_counter", lambda: float(steps[0]))
+    found = measure(engine, batch, 8, new)
+    assert [len(tokens) for tokens in found["drawn"]] == [new] * batch
+    return found
+
+
+def test_tokens_a_second_are_those_that_come_while_all_are_running(monkeypatch):
+    """Two have a token more than the others when these have their first: the last step is theirs alone, and is not counted."""
+    found = measured(monkeypatch, 12)
+    assert found["tokens_per_s"] == 4 and found["ms_per_token"] == 1000 and "note" not in found
+
+
+def test_where_few_steps_are_all_requests_what_comes_after_the_last_first_token_counts_and_a_note_says_of_how_many(monkeypatch):
+    found = measured(monkeypatch, 6)
+    assert found["tokens_per_s"] == (4 * 6 - 2 * 3 - 2 * 2) / 4 and found["note"] == "on average 3.5 of 4 running"
+
+
+@pytest.mark.parametrize("new", [6, 30])
+def test_all_tokens_after_the_first_count_where_all_end_together(monkeypatch, new):
+    for batch in (1, 4):
+        found = measured(monkeypatch, new, chunk=64, batch=batch)
+        assert found["tokens_per_s"] == batch and "note" not in found
 
 
 def test_a_table_has_a_row_for_each_rung_and_peer_beside_estimate_and_limit(tmp_path, monkeypatch):
