@@ -106,7 +106,7 @@ def test_every_operation_describes_itself(name):
             assert any(want.abs().max() > 0 for want in wants), f"zeros would be right on {shape}"
             axes.add(max(want.dim() for want in wants))
             tolerance = op.tolerance(dtype, **shape)
-            assert 0 < tolerance.relative < (0.07 if name == "rms_norm_quantized" else 0.05)  # half a step of float8_e4m3fn is 1/16
+            assert 0 < tolerance.relative < (0.07 if name in ("rms_norm_quantized", "qkv_rope_cache") else 0.05)  # half a step of float8_e4m3fn is 1/16
     assert max(axes) == len(op.axes)
     assert torch.float32 in op.dtypes or name in ("scaled_matmul", "w8a8_matmul", "ffn_fp8")  # sums of 8-bit products are written with 16 bits
 

@@ -41,12 +41,16 @@ def qkv_rope_cache(
     slots: torch.Tensor,
     bias: torch.Tensor | None = None,
     interleaved: bool = False,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Bias, RoPE and the write into the KV cache in one launch: returns q, turned, (tokens, heads, head_dim); changes the cache in place.
 
     qkv (tokens, (heads + 2 kv_heads) head_dim) is the packed projection: all heads of q, then of k, then of v; bias one number a column.
-    cache = (k, v), each (batch, kv_heads, max_seq, head_dim) or paged (pages, kv_heads, page_size, head_dim), of qkv's dtype; token i goes to
-    slots[i] = page * page_size + offset, int64, nowhere if negative (see labkernels.kvcache.layout; no two tokens to one slot).
+    cache = (k, v), each (batch, kv_heads, max_seq, head_dim) or paged (pages, kv_heads, page_size, head_dim), of qkv's dtype, or int8 or
+    float8_e4m3fn: then k_scale and v_scale, float32 of the cache's shape without head_dim, are written, too, as cache_append does, and heads and what
+    is turned of them must be of a multiple of 16 elements (float32: 8), on multiples of 16 bytes. Token i goes to slots[i] = page * page_size +
+    offset, int64, nowhere if negative (see labkernels.kvcache.layout; no two tokens to one slot).
     positions (tokens,) int32 or int64; `angles` and `interleaved` as for `rope`. Forward only; under torch.compile it is
     `torch.ops.labkernels.qkv_rope_cache`. Raises ArgumentError that names the wrong input.
     """
@@ -54,5 +58,6 @@ def qkv_rope_cache(
     from labkernels.rope.qkv_rope_cache_op import OP
 
     if torch.compiler.is_compiling():
-        return torch.ops.labkernels.qkv_rope_cache(qkv, *cache, angles, positions, slots, bias, interleaved)
-    return OP.run(qkv=qkv, cache=cache, angles=angles, positions=positions, slots=slots, bias=bias, interleaved=interleaved)[0][0]
+        return torch.ops.labkernels.qkv_rope_cache(qkv, *cache, angles, positions, slots, bias, interleaved, k_scale, v_scale)
+    options = {"bias": bias, "interleaved": interleaved, "k_scale": k_scale, "v_scale": v_scale}
+    return OP.run(qkv=qkv, cache=cache, angles=angles, positions=positions, slots=slots, **options)[0][0]

@@ -1,7 +1,7 @@
 """The small operations as torch operators, with fake kernels and gradients. Their kernels are launched from Python.
 
     labkernels::rope(q, k, angles, positions, interleaved, inverse) -> (q_out, k_out)                 as labkernels.rope.rope
-    labkernels::qkv_rope_cache(qkv, k_cache!, v_cache!, angles, positions, slots, bias, interleaved) -> q     forward only
+    labkernels::qkv_rope_cache(qkv, k_cache!, v_cache!, angles, positions, slots, bias, interleaved, k_scale!, v_scale!) -> q     forward only
     labkernels::swiglu(gate, up) -> Tensor                              as labkernels.elementwise.swiglu; up None: gate holds both
     labkernels::swiglu_backward(grad, gate, up) -> (grad_gate, grad_up), and swiglu_packed_backward(grad, gate) -> grad_gate
     labkernels::residual_add(x, residual, bias) -> Tensor
@@ -36,10 +36,11 @@ from labkernels.torch_extension.operators import LIBRARY, define
 
 _TURN = "Tensor angles, Tensor? positions=None, bool interleaved=False, bool inverse=False"
 _TOKENS = "Tensor angles, Tensor positions, Tensor slots, Tensor? bias=None, bool interleaved=False"
+_SCALES = "Tensor(c!)? k_scale=None, Tensor(d!)? v_scale=None"
 _MASK = "bool causal=False, int? window_left=None, int? window_right=None, ScalarType dtype=bool, float? hidden=None"
 SCHEMAS = {
     "rope": f"(Tensor q, Tensor k, {_TURN}) -> (Tensor, Tensor)",
-    "qkv_rope_cache": f"(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, {_TOKENS}) -> Tensor",
+    "qkv_rope_cache": f"(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, {_TOKENS}, {_SCALES}) -> Tensor",
     "swiglu": "(Tensor gate, Tensor? up=None) -> Tensor",
     "swiglu_backward": "(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
     "swiglu_packed_backward": "(Tensor grad, Tensor gate) -> Tensor",
@@ -62,13 +63,14 @@ def rope_fake(q, k, angles, positions=None, interleaved=False, inverse=False):
     return torch.empty_like(_dense(q)), torch.empty_like(_dense(k))
 
 
-def qkv_rope_cache(qkv, k_cache, v_cache, angles, positions, slots, bias=None, interleaved=False):
+def qkv_rope_cache(qkv, k_cache, v_cache, angles, positions, slots, bias=None, interleaved=False, k_scale=None, v_scale=None):
     given = {"angles": angles, "positions": positions, "slots": slots, "bias": bias, "interleaved": interleaved}
-    return QKV_ROPE_CACHE.run(qkv=_dense(qkv), cache=(k_cache, v_cache), **given)[0][0]
+    return QKV_ROPE_CACHE.run(qkv=_dense(qkv), cache=(k_cache, v_cache), **given, k_scale=k_scale, v_scale=v_scale)[0][0]
 
 
-def qkv_rope_cache_fake(qkv, k_cache, v_cache, angles, positions, slots, bias=None, interleaved=False):
-    _check(QKV_ROPE_CACHE, qkv=qkv, cache=(k_cache, v_cache), angles=angles, positions=positions, slots=slots, bias=bias)
+def qkv_rope_cache_fake(qkv, k_cache, v_cache, angles, positions, slots, bias=None, interleaved=False, k_scale=None, v_scale=None):
+    given = {"angles": angles, "positions": positions, "slots": slots, "bias": bias, "k_scale": k_scale, "v_scale": v_scale}
+    _check(QKV_ROPE_CACHE, qkv=qkv, cache=(k_cache, v_cache), **given)
     head_dim = k_cache.shape[3]
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // head_dim - 2 * k_cache.shape[1], head_dim)
 
