@@ -2,6 +2,7 @@
 
     Idea      [norm, q k v, RoPE, cache] [attention] [projection, residual] [norm, gates and ups, SwiGLU] [projection, residual]: what stands between
               two products goes into one of them (labkernels/gemv, decode/qkv.cu). The residual stream is one buffer, written in place.
+              A cache of 8 bits takes a launch of its own: RoPE, and bytes with their scales (rope/v3_qkv_cache_bytes.cu).
     Predicts  Llama-3.2-1B: 16 * 5 + 4 launches a token for v2's 16 * 18 + 6, and nothing but weights, keys and values from memory.
     Wastes    Python starts each kernel, in 10 to 20 us, while the kernel takes 3: the GPU waits. v4 starts all of them at once.
 
@@ -29,6 +30,7 @@ from labkernels.llm.inference.decode_state import DecodeState
 from labkernels.llm.inference.prompts import Prompts
 from labkernels.llm.inference.several import Several
 from labkernels.nn import QuantLinear
+from labkernels.rope.qkv_rope_cache_variants import bytes_written
 
 FOLDER = Path(__file__).parent / "decode"
 MOST_NARROW = 16  # sequences for which the head's product is gemv's; above, cuBLAS's is as fast
@@ -95,6 +97,8 @@ class FusedRunner(Prompts, Several):
     def _allocate(self, rows: int) -> dict[str, torch.Tensor]:
         c = self.config
         shapes = {"hidden": c.embed_dim, "q": c.num_heads * c.head_dim, "gated": c.ffn_dim}
+        if self.cache.k.dtype != self.dtype and (self._is_narrow(rows) or self._is_few(rows)):
+            shapes["qkv"] = c.qkv_dim
         made = {name: torch.zeros(rows, columns, dtype=self.dtype, device=self.device) for name, columns in shapes.items()}
         return made | {"logits": torch.zeros(rows, c.vocab_size, dtype=torch.float32, device=self.device)}
 
@@ -166,8 +170,9 @@ class FusedRunner(Prompts, Several):
         c, attention = self.config, block.attention
         k_cache, v_cache, _, _ = self.cache.layer(index)
         if k_cache.dtype != self.dtype:
-            qkv = self._gemv(hidden, attention.qkv_proj.weight, None if normed else block.attention_norm.weight, eps=c.norm_eps)
-            return self._turn_and_write(index, qkv, state.lengths - 1, state.slots)
+            norm, out = None if normed else block.attention_norm.weight, self._buffers(state.rows)["qkv"]
+            qkv = self._gemv(hidden, attention.qkv_proj.weight, norm, eps=c.norm_eps, out=out)
+            return self._turn_and_write(index, qkv, None, state.slots, state.turns, q.view(len(q), -1, c.head_dim))
         rows, weight = len(hidden), attention.qkv_proj.weight
         stored = Stored.of(weight)
         config, tiles, norm = stream_for(self.device, rows, stored, not normed), stored.n // 16, "false" if normed else "true"
@@ -209,16 +214,13 @@ class FusedRunner(Prompts, Several):
         """Does its product fit the stream of gemv?"""
         return (Stored.of(weight).refusal if isinstance(weight, torch.Tensor) else quantised_refusal(weight, self.dtype)) is None
 
-    def _turn_and_write(self, index: int, qkv: torch.Tensor, positions, slots) -> torch.Tensor:
-        """RoPE, and keys and values into the cache; q (n, heads, head_dim)."""
-        k_cache, v_cache, k_scale, v_scale = self.cache.layer(index)
-        if k_cache.dtype == qkv.dtype:
-            return lk.qkv_rope_cache(qkv, (k_cache, v_cache), self.model.angles, positions, slots)
-        c = self.config
-        q, k, v = qkv.unflatten(1, (-1, c.head_dim)).split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
-        q, k = lk.rope(q.transpose(0, 1)[None], k.transpose(0, 1)[None], self.model.angles, positions.clamp(min=0))
-        lk.cache_append(k[0].transpose(0, 1), v, k_cache, v_cache, slots, k_scale, v_scale)
-        return q[0].transpose(0, 1).contiguous()
+    def _turn_and_write(self, index: int, qkv: torch.Tensor, positions, slots, turns=None, out=None) -> torch.Tensor:
+        """RoPE, and keys and values into the cache; q (n, heads, head_dim). A cache of 8 bits takes, for positions, a row of `turns` for each token,
+        and room for q."""
+        cache = self.cache.layer(index)
+        if cache[0].dtype == qkv.dtype:
+            return lk.qkv_rope_cache(qkv, cache[:2], self.model.angles, positions, slots)
+        return bytes_written(qkv, cache, self.model.angles if turns is None else turns, positions, slots, out=out, early=self.early)
 
     def _linear(self, x: torch.Tensor, layer) -> torch.Tensor:
         return layer(x) if isinstance(layer, QuantLinear) else F.linear(x, layer.weight)
