@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +21,13 @@ from labkernels.errors import ArgumentError
 _AS_PAIRS = ("model", "kernels")  # fields that take NAME=VALUE, several times
 _SOURCE = Path(__file__).parents[1] / "llm" / "training" / "train_config.py"
 _FIELD = re.compile(r"^    # (?P<panel>.+)$|^    (?P<name>\w+): (?P<kind>[^=\n]+) = (?P<default>.+?)  # (?P<help>.+)$", re.MULTILINE)
+_REFUSED = re.compile(r"^(?:TrainConfig|Trainer): (\w+) (?=is )")  # a field that is refused
 _KINDS = {"str": str, "int": int, "float": float, "bool": bool, "Any": str, "dict[str, Any]": str, "tuple[float, float]": tuple[float, float]}
 
 
 def train(as_json: bool, **options: Any) -> None:
     """Train a model on this machine; with checkpoints in --folder the same command continues it."""
-    with complaints():
+    with complaints(), in_options():
         if not as_json:
             train_with(options)
             return
@@ -33,6 +35,18 @@ def train(as_json: bool, **options: Any) -> None:
             trainer = train_with(options)
         if int(os.environ.get("RANK", "0")) == 0:
             typer.echo(json.dumps(described(trainer)))
+
+
+@contextlib.contextmanager
+def in_options() -> Iterator[None]:
+    """What is refused is named as on the command line: not "TrainConfig: batch_size is 0" but "--batch-size is 0"."""
+    try:
+        yield
+    except ArgumentError as error:
+        text = str(error).replace("ModelConfig.preset: name is", "TrainConfig: preset is")
+        if "neither steps nor minutes" in text:
+            raise ArgumentError("--minutes or --steps is needed: it says when the training ends, as in labkernels train --minutes 5") from None
+        raise ArgumentError(_REFUSED.sub(lambda found: f"{_option(found[1])} ", text)) from None
 
 
 def described(trainer) -> dict[str, Any]:
@@ -107,7 +121,12 @@ def _signature() -> inspect.Signature:
 def _help(name: str, text: str) -> str:
     if name == "model":
         return "NAME=VALUE, a field of the preset to change, such as num_layers=2; can be given several times"
-    return text + ("; as OPERATION=KERNEL, several times" if name == "kernels" else "")
+    text = text.replace("or a mapping of operations to them", "or an operation's alone, such as attention=torch; can be given several times")
+    return re.sub(r"`(\w+)`", lambda found: _option(found[1]), text).replace("None: ", "default: ")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 train.__signature__ = _signature()

@@ -45,22 +45,22 @@ class TrainConfig:
     """What to train, on what, and how. Raises ArgumentError that names the field."""
 
     # The model
-    preset: str = "10m"  # a name in labkernels.llm.config.PRESETS
+    preset: str = "10m"  # its shape: "10m", "645m", "730m", or a Llama's, such as "llama-3.2-1b"; a wrong one is answered with all
     model: dict[str, Any] = field(default_factory=dict)  # single fields of the preset's ModelConfig to change, {"num_layers": 2}
-    kernels: Any = "auto"  # "torch", "labkernels", "auto": what was fastest, or a mapping of operations to the first two (and train_parts.EXTRAS)
+    kernels: Any = "auto"  # what computes: "torch", "labkernels" (this package), "auto" (what was fastest), or a mapping of operations to them
     # The data
-    corpus: str = "stdlib"  # a name or a folder that labkernels.llm.data.corpora knows
-    max_bytes: int | None = None  # of text to take; None: all there is
-    vocab_size: int | None = None  # of the tokenizer that is trained on it; None: the preset's
-    seq_len: int | None = None  # tokens of a sequence; None: the model's max_seq_len
-    batch_size: int = 16  # sequences that a GPU takes in at a time
+    corpus: str = "stdlib"  # stdlib (Python's own), python (all that is installed), shakespeare, tinystories, fineweb-edu, or a folder or file of text
+    max_bytes: int | None = None  # take no more text than about this; None: all there is
+    vocab_size: int | None = None  # tokens that the tokenizer has, which is trained on the text; None: the preset's
+    seq_len: int | None = None  # tokens of a sequence; None: as many as the model takes
+    batch_size: int = 16  # sequences that the CPU, or each GPU, takes in at a time
     accumulate: int = 1  # such batches, one after the other, whose gradients make one step
     boundaries: bool = False  # documents packed into one sequence do not see each other
     # How long
     steps: int | None = None  # updates of the weights; None: as many as `minutes` allow
     minutes: float | None = None  # stop after so long, whatever the steps; the schedule ends by then
     # Numbers
-    precision: str = "bf16"  # of weights, activations and gradients: "bf16", or "float32"
+    precision: str = "bf16"  # of weights, activations and gradients: "bf16", or "float32", which suits a CPU
     master: str = "float32"  # what remembers the small bits of bf16 weights: a "float32" copy (Muon's matrices always), "stochastic" rounding, or "none"
     moments: str = "float32"  # of AdamW's two moments: "float32" or "bf16"
     fp8: str = "none"  # products of the blocks in 8-bit floats (Hopper): one scale a "tensor", or a "row"; "delayed": of the steps before
@@ -70,24 +70,24 @@ class TrainConfig:
     # The optimiser
     optimizer: str = "adamw"  # "adamw" (one fused kernel a tensor), "adamw-torch" (PyTorch's, not fused), "muon" (with adamw for what is no matrix)
     lr: float = 1e-3  # the learning rate at its highest
-    min_lr: float = 0.1  # what is left of it at the end, as a share
+    min_lr: float = 0.1  # what is left of the learning rate at the end, as a share
     schedule: str = "cosine"  # after the warm-up: "cosine", "wsd" (level, then down for the last fifth), "constant"
     warmup: int = 50  # steps over which the learning rate rises
-    weight_decay: float = 0.1  # of matrices; norms do not decay
+    weight_decay: float = 0.1  # of AdamW and Muon, for matrices; norms do not decay
     betas: tuple[float, float] = (0.9, 0.95)  # of AdamW: how much of the mean gradient, and of the mean square, stays from step to step
     clip: float = 1.0  # the gradient's norm at most; 0: as it is
     # What is looked at
     evaluate_every: int = 0  # steps between evaluations; 0: at the end alone
-    evaluate_batches: int = 8  # of the validation split
+    evaluate_batches: int = 8  # batches of the validation split that an evaluation reads, always the first
     sample_every: int = 0  # steps between samples; 0: at the end alone
-    sample_tokens: int = 64  # of a sample
+    sample_tokens: int = 64  # the length of a sample
     prompt: str = "def "  # how samples begin
-    log: str | None = None  # a .jsonl or .csv file with a row a step; None: train.jsonl in `folder`, if there is one
+    log: str | None = None  # a .jsonl or .csv file with a row a step; None: train.jsonl in `folder`, if that is given
     tensorboard: str | None = None  # a folder for TensorBoard
     # How it survives
-    folder: str | None = None  # for checkpoints; None: none are written. What is there is continued
+    folder: str | None = None  # for checkpoints, the log, and at the end the model; what is there is continued. None: nothing is kept
     save_every: int = 500  # steps between checkpoints; 0: at the end alone
-    keep: int = 3  # of the newest checkpoints
+    keep: int = 3  # how many of the newest checkpoints stay
     on_full_disk: str = "warn"  # when a checkpoint cannot be written: "warn" and go on with the older ones, or "raise" and end
     # Several GPUs, under torchrun
     parallel: str = "ddp"  # each GPU has the whole model ("ddp"), or a share of each weight that is put together when needed ("fsdp")

@@ -298,11 +298,25 @@ def test_every_option_of_the_command_has_help():
     fields = set(train_config.TrainConfig.__dataclass_fields__)
     assert set(parameters) == fields | {"as_json"}
     for name, parameter in parameters.items():
-        assert parameter.annotation.__metadata__[0].help, name
+        told = parameter.annotation.__metadata__[0].help
+        assert told and "None" not in told and "`" not in told and "labkernels.llm" not in told, name  # in the reader's words
         if name == "as_json":
             continue
         field = train_config.TrainConfig.__dataclass_fields__[name]
         assert name in ("model", "kernels") or parameter.default == field.default, name
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["--batch-size", "0"], "--batch-size is 0; it must be a number of at least 1"),
+        (["--preset", "11m"], "--preset is '11m'; it must be one of '10m'"),
+        ([], "--minutes or --steps is needed"),
+    ],
+)
+def test_what_the_command_refuses_is_named_as_its_options_are(given, words):
+    refused = CliRunner().invoke(app, ["train", *given, *(["--steps", "1"] if given else [])])
+    assert refused.exit_code == 1 and refused.stderr.startswith(words) and "TrainConfig" not in refused.stderr
 
 
 @pytest.mark.gpu
