@@ -25,6 +25,7 @@ from labkernels.llm import pretrained
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.model import Transformer
 from labkernels.llm.pretrained import PretrainedError
+from labkernels.llm.survival.files import readable
 from labkernels.nn import QuantLinear
 from labkernels.quant import quantize as quantize_weight
 from labkernels.quant.formats import FOUR_BIT, GROUP_SIZES
@@ -64,6 +65,8 @@ def check_scheme(quantize: str | None, group_size: int | None = None, head: str 
             raise ArgumentError(f"from_pretrained: {name} is {scheme!r}; it must be None or one of {', '.join(map(repr, SCHEMES))}")
     if head is not None and quantize is None:
         raise ArgumentError(f"from_pretrained: head is {head!r}, and quantize None; the head alone is not quantised")
+    if group_size is not None and quantize in SCHEMES and quantize not in FOUR_BIT:
+        raise ArgumentError(f"from_pretrained: group_size is {group_size!r}; {quantize} has a scale for each row, and no groups")
     if group_size is not None and (quantize not in FOUR_BIT or group_size not in GROUP_SIZES):
         raise ArgumentError(f"from_pretrained: group_size is {group_size!r}; with int4 and nf4 it may be one of {', '.join(map(str, GROUP_SIZES))}")
 
@@ -90,6 +93,7 @@ def save_quantized(model: Transformer, folder: str | os.PathLike, source: str | 
     names = [f"quantized-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards):
         save_file({key: tensor.contiguous().cpu() for key, tensor in shard.items()}, folder / f"{name}.part", metadata={"format": "pt"})
+        readable(folder / f"{name}.part")
     described = pretrained.config_to_hugging_face(model.config, model.embedding.weight.dtype)
     described["quantization_config"] = {
         "quant_method": METHOD, "scheme": layers[0].scheme, "group_size": layers[0].group_size, "files": names,
@@ -112,6 +116,8 @@ def local_folder(folder_or_hub_id: str | os.PathLike) -> Path:
     if folder.is_dir():
         return folder
     name = str(folder_or_hub_id)
+    if folder.exists():
+        raise PretrainedError(f"{name} is a file; a model is a folder with config.json and its weights")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise PretrainedError(f"{name}: there is no such folder, and it is no name of a hub's model, such as meta-llama/Llama-3.2-1B")
     around = f"without a network, download it elsewhere (`hf download {name} --local-dir FOLDER`) and give the folder"

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from labkernels.errors import LabKernelsError
-from labkernels.llm.survival.files import sha256, sync_folder
+from labkernels.llm.survival.files import readable, sha256, sync_folder
 
 FORMAT = 1
 
@@ -109,6 +109,7 @@ def _digest(manifest: dict) -> str:
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         safetensors.torch.save_file(tensors, path)
+        readable(path)
     except safetensors.SafetensorError as error:  # the system's number stands in its text
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, os.strerror(int(number[1])) if number else str(error)) from error

@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
+            readable(Path(file.name))
             os.replace(file.name, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -64,10 +64,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
+def readable(path: Path) -> None:
+    """The permissions that an ordinary new file has; files that libraries write beside their place are for their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    os.chmod(path, 0o666 & ~mask)
 
 
 @contextlib.contextmanager
