@@ -46,6 +46,8 @@ def config_of_hub(name: str) -> Path:
     from labkernels.llm.config import PRESETS
     from labkernels.llm.pretrained import PretrainedError
 
+    if Path(name).exists():
+        raise PretrainedError(f"{name} is a file; a model is a folder with config.json and its weights")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise PretrainedError(
             f"{name}: there is no such folder, it is no hub's name such as meta-llama/Llama-3.2-1B, and none of {', '.join(PRESETS)}"

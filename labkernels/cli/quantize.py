@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def quantize(
     from labkernels.cli.loading import check_memory, loading
     from labkernels.errors import ArgumentError
     from labkernels.llm.quantisation.calibrate import quantize_calibrated
-    from labkernels.llm.quantisation.quantized import check_scheme, load_model, local_folder, save_quantized
+    from labkernels.llm.quantisation.quantized import check_scheme, described_scheme, load_model, local_folder, save_quantized
 
     with complaints():
         if scheme is Scheme.none:
@@ -50,7 +51,12 @@ def quantize(
             raise ArgumentError(f"{out} is the model's own folder; give another one for the quantised model")
         if out.is_dir() and any(out.iterdir()) and not overwrite:
             raise ArgumentError(f"{out} is not empty; give another folder, or --overwrite")
-        check_scheme(scheme.value, group_size)
+        if described_scheme(source):
+            raise ArgumentError(f"{model} is quantised already, to {described_scheme(source)}; give the folder that it was made of")
+        try:
+            check_scheme(scheme.value, group_size)
+        except ArgumentError as error:
+            raise ArgumentError(str(error).replace("from_pretrained: group_size", "--group-size")) from None
         samples = None if calibration is None else _samples(source, calibration, calibration_tokens)
         choices = Choices(quantize=scheme if samples is None else Scheme.none, device=device, context=2, batch_size=1)
         check_memory(str(source), choices)
@@ -69,7 +75,8 @@ def quantize(
             typer.echo(json.dumps({"model": model, "out": str(out), "scheme": scheme.value, "bytes_before": before, "bytes_after": after}))
         else:
             typer.echo(
-                f'{out}: {scheme.value}, {readable(after)} of {readable(before)}; next: labkernels generate {out} "Once upon a time"'
+                f"{out}: {scheme.value}, {readable(after)} of {readable(before)}; "
+                f"next: {shlex.join(['labkernels', 'generate', str(out), 'Once upon a time'])}"
             )
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from labkernels.errors import ArgumentError, LabKernelsError
 from labkernels.llm.config import ModelConfig
+from labkernels.llm.survival.files import readable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen3ForCausalLM": "qwen3"}
@@ -161,6 +162,7 @@ def save(model: torch.nn.Module, folder: str | os.PathLike, max_shard_bytes: int
     for name, shard in zip(names, shards):
         tensors = {theirs: _rows(parameters, wanted[theirs]).detach().contiguous().cpu() for theirs in shard}
         save_file(tensors, folder / f"{name}.part", metadata={"format": "pt"})
+        readable(folder / f"{name}.part")
     for old in (*folder.glob("model*.safetensors"), folder / INDEX):
         old.unlink(missing_ok=True)
     for name in names:
@@ -256,12 +258,19 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PretrainedError(f"{path} is missing") from None
+        raise PretrainedError(_missing(path)) from None
     except ValueError as wrong:
         raise PretrainedError(f"{path}: not JSON: {wrong}") from None
     if not isinstance(found, dict):
         raise PretrainedError(f"{path}: it must hold a JSON object, not a {type(found).__name__}")
     return found
+
+
+def _missing(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{folder}: there is no such folder" + ("" if folder.is_absolute() else f" in {Path.cwd()}")
+    return f"{path} is missing" + (f"; the model that was trained there is {folder / 'model'}" if (folder / "model" / path.name).is_file() else "")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

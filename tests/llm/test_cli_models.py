@@ -139,6 +139,9 @@ def test_quantize_writes_a_folder_that_is_loaded_without_the_first(folder, tmp_p
     assert run("generate", out, "the cat", "--max-new-tokens", 6, "--max-speed", *CPU)[1] == want + "\n"  # it stays what it is
     assert "is quantised already, to int8" in failing("generate", out, "x", "--quantize", "int4", *CPU)
     assert "is not empty; give another folder, or --overwrite" in failing("quantize", folder, out, *CPU)
+    assert "; next: labkernels generate '" in run("quantize", folder, tmp_path / "of int8", "--to", "int8", *CPU)[1]  # a shell takes it as it is
+    (tmp_path / "ordinary").touch()
+    assert {file.stat().st_mode for where in (folder, out) for file in where.iterdir()} == {(tmp_path / "ordinary").stat().st_mode}  # who may read it
     assert "is the model's own folder" in failing("quantize", folder, folder, "--overwrite", *CPU)
 
 
@@ -159,7 +162,8 @@ def test_quantize_calibrates_with_a_text_and_errs_less_on_it_than_the_nearest_nu
     assert "empty.txt has 1 tokens, not the 2 of one window" in failing(
         "quantize", folder, tmp_path / "x", "--calibration", tmp_path / "empty.txt", *CPU
     )
-    assert "group_size is 7" in failing("quantize", folder, tmp_path / "x", "--group-size", 7, *CPU)
+    assert "--group-size is 7" in failing("quantize", folder, tmp_path / "x", "--group-size", 7, *CPU)
+    assert "--group-size is 32; int8 has a scale for each row" in failing("quantize", folder, tmp_path / "x", "--to", "int8", "--group-size", 32, *CPU)
     assert "quantised already" in failing("quantize", tmp_path / "nearest", tmp_path / "x", "--calibration", text, *CPU)
 
 
@@ -209,6 +213,12 @@ def test_lab_lists_the_book_and_names_what_is_not_there(tmp_path):
 def test_a_folder_that_is_not_there_or_no_model(tmp_path, folder):
     assert "there is no such folder" in failing("generate", tmp_path / "nothing", "x")
     assert f"{tmp_path / 'config.json'} is missing" in failing("generate", tmp_path, "x")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    for command in (["generate", file, "x"], ["quantize", file, tmp_path / "q"], ["estimate-memory", file]):
+        assert f"{file} is a file; a model is a folder" in failing(*command)
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    assert f"the model that was trained there is {tmp_path / 'run' / 'model'}" in failing("generate", tmp_path / "run", "x")
     assert "llama-2-7b is a shape without weights" in failing("generate", "llama-2-7b", "x")
     assert "no prompt is given" in failing("generate", folder)
 

@@ -177,6 +177,12 @@ BROKEN = {
 }
 
 
+def test_a_folder_that_is_not_there_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PretrainedError, match=f"runs/python/model: there is no such folder in {tmp_path}"):
+        Transformer.from_pretrained("runs/python/model")
+
+
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_is_wrong_with_a_folder_is_said(what, folder):
     spoil, message = BROKEN[what]

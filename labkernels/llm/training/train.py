@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,10 @@ class Trainer(Parts, Resumable):
             else:
                 self.save()  # before what could still fail
                 self.look(monitor, True, True)
-            if self.config.folder and self.model.config.gated:  # Hugging Face's layout has no other
-                monitor.say(f'next: labkernels generate {self.export()} "{self.config.prompt}"')
+            if self.config.folder and self.model.config.gated:
+                monitor.say(f"next: {shlex.join(['labkernels', 'generate', str(self.export()), self.config.prompt])}")
+            elif self.config.folder:
+                monitor.say(f"no model is written beside the checkpoints: Hugging Face's layout has no {self.model.config.activation}")
         self.loader.close()
         return self.rows
 

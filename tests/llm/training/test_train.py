@@ -282,6 +282,11 @@ def test_the_command_trains_and_continues(data, tmp_path):
     assert wrong.exit_code == 1 and "optimizer is 'sgd'" in wrong.output
 
 
+def test_a_model_that_has_no_place_in_hugging_faces_layout_is_told(data, tmp_path, capsys):
+    Trainer(config(folder=str(tmp_path), steps=1, model={**TINY, "activation": "gelu"}), data).train()
+    assert "no model is written beside the checkpoints: Hugging Face's layout has no gelu" in capsys.readouterr().out and not (tmp_path / "model").exists()
+
+
 def test_betas_are_two_numbers_on_the_command_line(monkeypatch):
     from labkernels.cli import train
 
