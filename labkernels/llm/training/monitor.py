@@ -1,8 +1,8 @@
 """What is seen of a training while it runs, and what is kept of it.
 
 Notable:
-- every step is one row: a file that pandas reads (`.jsonl` or `.csv`), TensorBoard where it is asked for, a progress bar, a loss curve in
-  a notebook
+- every step is one row: a file that pandas reads (`.jsonl` or `.csv`), TensorBoard where it is asked for, a progress bar (where nobody sees
+  one, a line from time to time), a loss curve in a notebook
 - tokens/s of the last steps; MFU, the share of the GPU's arithmetic that the model's own FLOPs take (nothing recomputed counts)
 - what the machine does beside it, GPU and CPU, is in each row, too (machine.py)
 """
@@ -30,6 +30,7 @@ PEAK_TFLOPS = {  # dense bfloat16, by NVIDIA's data sheets: what MFU is a share 
 }  # fmt: skip
 WINDOW = 20  # steps that tokens/s is a mean of
 PLOT_EVERY_S = 2.0
+LINE_EVERY_S = 30.0  # where no bar is: stdout is a file, or another program
 SHOWN = ("loss", "validation_loss", "lr", "tokens_per_s", "mfu", "gpu_memory_gb")
 
 
@@ -49,8 +50,8 @@ def mfu(tokens_per_s: float, flops_per_token: float, peak: float | None) -> floa
 class Monitor:
     """Takes a row a step. `log` is a file; an existing one is continued, without the rows of steps that are to come again (`first_step`).
 
-    `interactive`: a bar, and in a notebook a curve; None: where somebody watches. `quiet`: says nothing. Use it as a context manager, or
-    close it.
+    `interactive`: a bar, and in a notebook a curve; None: where somebody watches. `quiet`: says nothing. `total` steps, or `minutes`, are told
+    where they are known. Use it as a context manager, or close it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Monitor:
         keep_rows: bool = True,
         gpus: int = 1,
         quiet: bool = False,
+        minutes: float | None = None,
     ):
         self.device, self.flops_per_token, self.total, self.gpus = torch.device(device), flops_per_token, total, gpus
         self.peak = peak_tflops(self.device)
@@ -74,13 +76,15 @@ class Monitor:
         self._tensorboard = _tensorboard(tensorboard) if tensorboard else None
         self._machine = Machine(self.device)
         self._bar = self._curve = None
-        self._quiet = quiet
+        self._quiet, self._minutes = quiet, minutes
+        self._next_line = time.monotonic() + LINE_EVERY_S
         if interactive is None:
             interactive = _watched() or sys.stderr.isatty()
         if interactive and not quiet:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, initial=first_step, desc="training", unit="step", smoothing=0.05)
+            what = "training" if minutes is None else f"training for {minutes:g} min"
+            self._bar = tqdm(total=total, initial=first_step, desc=what, unit="step", smoothing=0.05)
             self._curve = _Curve() if _watched() else None
         self.begin()
 
@@ -104,7 +108,18 @@ class Monitor:
         if self._bar is not None:
             self._bar.update()
             self._bar.set_postfix({name: f"{row[name]:.4g}" for name in SHOWN if isinstance(row.get(name), (int, float))})
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY_S
+            self.say(self._line(row))
         return row
+
+    def _line(self, row: dict[str, Any]) -> str:
+        """How far it is, for those who see no bar."""
+        parts = [f"step {row['step'] + 1}" + (f" of {self.total}" if self.total else "")]
+        if self._minutes is not None and "seconds" in row:
+            parts.append(f"{row['seconds'] / 60:.1f} of {self._minutes:g} min")
+        parts += [f"loss {row['loss']:.3f}"] if "loss" in row else []
+        return ", ".join([*parts, f"{row['tokens_per_s']:,.0f} tokens/s"])
 
     def note(self, step: int, **values: Any) -> dict[str, Any]:
         """A row beside those of the steps: an evaluation, a skipped step."""

@@ -225,6 +225,7 @@ class Trainer(Parts, Resumable):
             log if self.rank == 0 else None,
             c.tensorboard if self.rank == 0 else None,
             total=c.steps,
+            minutes=c.minutes,
             first_step=self.step,
             gpus=self.gpus,
             quiet=self.rank > 0,

@@ -1,5 +1,6 @@
 """The monitor: rows, their file, what it makes of a log that is there already, MFU, the curve."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -109,3 +110,16 @@ def test_tensorboard_gets_the_numbers_of_every_row(monkeypatch, tmp_path):
     assert writer.folder == str(tmp_path) and writer.closed
     assert ("loss", 2.5, 4) in writer.seen and ("validation_loss", 1.5, 4) in writer.seen
     assert not {"event", "step"} & {name for name, _, _ in writer.seen}
+
+
+def test_where_no_bar_is_seen_a_line_comes_from_time_to_time(capsys):
+    with Monitor(interactive=False, total=40, minutes=5) as monitor:
+        monitor.step(0, 100, loss=3.0, seconds=60.0)
+        assert capsys.readouterr().out == ""
+        monitor._next_line = 0.0
+        monitor.step(1, 100, loss=2.5, seconds=90.0)
+    assert re.fullmatch(r"step 2 of 40, 1.5 of 5 min, loss 2.500, [\d,]+ tokens/s\n", capsys.readouterr().out)
+    with Monitor(interactive=False, quiet=True) as monitor:
+        monitor._next_line = 0.0
+        monitor.step(0, 100, loss=3.0)
+    assert capsys.readouterr().out == ""
