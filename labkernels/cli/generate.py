@@ -27,7 +27,7 @@ from labkernels.cli.options import (
     Seed,
 )
 
-NewTokens = Annotated[int, typer.Option(min=1, help="the longest answer, in tokens; the model's own end or --stop may come before")]
+NewTokens = Annotated[int, typer.Option(min=1, help="the longest answer, in tokens; it may end before")]
 Temperature = Annotated[
     float, typer.Option(min=0.0, help="0 takes the likeliest token each time; 1 draws by the model's probabilities; more is wilder")
 ]
@@ -74,9 +74,8 @@ def generate(
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed,
             "stop": tuple(stop or ()),
         }  # fmt: skip
-        if context is None:
-            choices = replace(choices, context=room_for(model, texts, max_new_tokens))
-        engine = load_engine(model, choices)
+        room = room_for(model, texts, max_new_tokens, context)
+        engine = load_engine(model, replace(choices, context=room if context is None else context))
         if len(texts) == 1 and not as_json:
             show(engine.generate(texts[0], max_new_tokens, stream=True, **settings))
             return
@@ -129,25 +128,36 @@ def chat(
             "seed": seed,
         }
         said = list(first)
+        if sys.stdin.isatty():
+            typer.echo("(an empty line ends this, Ctrl-C an answer; /new forgets what was said)", err=True)
         while text := _ask():
             if text == "/new":
                 said = list(first)
                 continue
-            said.append({"role": "user", "content": text})
-            said = _shortened(engine, said, len(first), max_new_tokens)
+            asked = _shortened(engine, [*said, {"role": "user", "content": text}], len(first), max_new_tokens)
+            if asked is None:
+                typer.echo(f"(that is longer than the context of {engine.max_seq_len} tokens: write less)", err=True)
+                continue
+            said = asked
             answer = show(engine.chat(said, min(max_new_tokens, _left(engine, said)), stream=True, **settings))
             said.append({"role": "assistant", "content": answer})
 
 
-def room_for(model: str, texts: list[str], max_new_tokens: int) -> int | None:
-    """Tokens of the longest prompt with its answer, at most what the model takes; None without a tokenizer in a folder here."""
+def room_for(model: str, texts: list[str], max_new_tokens: int, context: int | None = None) -> int | None:
+    """Tokens of the longest prompt with its answer; None without a tokenizer in a folder here. Raises ArgumentError if the model takes fewer."""
     from labkernels.cli.loading import describe
+    from labkernels.errors import ArgumentError
     from labkernels.llm.data.tokenizer import Tokenizer
 
     if not (Path(model) / "tokenizer.json").is_file():
         return None
     tokenizer = Tokenizer.load(model)
-    return min(max(len(tokenizer.encode(text)) for text in texts) + max_new_tokens, describe(model)[0].max_seq_len)
+    longest, most = max(len(tokenizer.encode(text)) for text in texts), describe(model)[0].max_seq_len
+    most, whose = (most, model) if context is None or context > most else (context, "--context")
+    if longest + max_new_tokens > most:
+        less = f"; there is room for --max-new-tokens {most - longest}" if longest < most else ""
+        raise ArgumentError(f"a prompt of {longest} tokens and --max-new-tokens {max_new_tokens} are more than the {most} of {whose}{less}")
+    return longest + max_new_tokens
 
 
 def complete(engine, texts: list[str], max_new_tokens: int, settings: dict) -> list:
@@ -209,14 +219,12 @@ def _left(engine, said: list[dict]) -> int:
     return engine.max_seq_len - len(engine.tokenizer.apply_chat_template(said))
 
 
-def _shortened(engine, said: list[dict], kept: int, max_new_tokens: int) -> list[dict]:
-    """Without the oldest questions and answers, where the conversation leaves no room for an answer."""
-    from labkernels.errors import ArgumentError
-
+def _shortened(engine, said: list[dict], kept: int, max_new_tokens: int) -> list[dict] | None:
+    """Without the oldest questions and answers, where the conversation leaves no room for an answer; None if the last question alone leaves none."""
+    if _left(engine, said[:kept] + said[-1:]) < 1:
+        return None
     wanted = min(max_new_tokens, engine.max_seq_len // 4)
     while _left(engine, said) < wanted and len(said) > kept + 1:
         typer.echo("(the conversation is longer than the context: its oldest question and answer are left out)", err=True)
         said = said[:kept] + said[kept + 2 :]
-    if _left(engine, said) < 1:
-        raise ArgumentError(f"chat: the message is longer than the context of {engine.max_seq_len} tokens; --context may give more")
     return said
