@@ -15,7 +15,7 @@ app = typer.Typer(help="Text to train on, as tokens on disk.", no_args_is_help=T
 def prepare(
     corpus: Annotated[str, typer.Argument(help="stdlib, python, shakespeare, tinystories, fineweb-edu, or a folder or file of text")] = "stdlib",
     folder: Annotated[Path | None, typer.Option(help="where the tokens are put; default: the cache", file_okay=False)] = None,
-    vocab_size: Annotated[int, typer.Option(help="of the tokenizer that is trained on the text")] = 8192,
+    vocab_size: Annotated[int, typer.Option(help="tokens that the tokenizer has, which is trained on the text")] = 8192,
     tokenizer: Annotated[Path | None, typer.Option(help="a folder with a tokenizer.json to be used instead", file_okay=False)] = None,
     max_bytes: Annotated[int | None, typer.Option(help="take no more text than about this")] = None,
     files: Annotated[int, typer.Option(help="how many of fineweb-edu's 14 files, of 2.2 GB each")] = 1,
@@ -36,7 +36,7 @@ def prepare(
 def show(
     folder: Annotated[Path, typer.Argument(help="what `labkernels data prepare` named", file_okay=False)],
     verify: Annotated[bool, typer.Option("--verify", help="read everything and compare its checksums")] = False,
-    split: Annotated[str, typer.Option(help="of which --document is shown")] = "train",
+    split: Annotated[str, typer.Option(help="train or validation: of which --document is shown")] = "train",
     document: Annotated[int | None, typer.Option(help="show the document of this number, from 0")] = None,
 ) -> None:
     """What a folder of tokens holds."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,8 @@ def evaluate(
         ),
     ] = None,  # fmt: skip
     text: Annotated[Path | None, typer.Option(help="a file of text instead of --data; its first quarter is for calibration", exists=True, dir_okay=False)] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="of held-out text to read, about")] = 200_000,
-    calibration_tokens: Annotated[int, typer.Option(min=1, help="for GPTQ, about")] = 131_072,
+    tokens: Annotated[int, typer.Option(min=1, help="held-out tokens to read, about")] = 200_000,
+    calibration_tokens: Annotated[int, typer.Option(min=1, help="tokens that GPTQ reads, about")] = 131_072,
     seq_len: Annotated[int | None, typer.Option(min=2, help="tokens of a window; default: what the model takes, at most 2048", show_default=False)] = None,
     context: Annotated[int | None, typer.Option(min=1, help="tokens in the cache whose memory is counted; default: what the model takes", show_default=False)] = None,
     head: Annotated[Scheme | None, typer.Option(help="quantise the head of quantised models, too", show_default=False)] = None,
@@ -53,6 +54,8 @@ def evaluate(
         for option, path in (("--plot", plot), ("--out", out)):
             if path is not None and not path.parent.is_dir():
                 raise ArgumentError(f"{option}: there is no folder {path.parent}")
+            if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise ArgumentError(f"{option}: {path} cannot be written")
         if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
             raise ArgumentError(f"--plot is {plot}; its name must end in .png, .svg or .pdf")
         on_gpu, folder = choices.on_gpu, local_folder(model)

@@ -25,7 +25,7 @@ def export_onnx(
     model: Model,
     file: Annotated[Path, typer.Argument(help="the file to write; weights of more than 1 GB lie in FILE.data beside it", dir_okay=False)],
     cache: Annotated[bool, typer.Option("--cache", help="with keys and values as inputs and outputs, so that a token costs one token")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="of weights and activations")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="what weights and activations are stored as")] = Dtype.float32,
     check: Annotated[bool, typer.Option("--check/--no-check", help="compare onnxruntime's logits with PyTorch's")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
     as_json: Json = False,

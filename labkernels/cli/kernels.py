@@ -25,8 +25,8 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="time a model's answers instead: a folder, or a preset with random weights, such as llama-3.2-1b")
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="with --model: of each prompt")] = 64,
-    new_tokens: Annotated[int, typer.Option(min=2, help="with --model: of each answer")] = 128,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="with --model: tokens of each prompt")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="with --model: tokens of each answer")] = 128,
     batch_size: BatchSize = 1,
     quantize: Quantize = None,
     max_speed: MaxSpeed = False,

@@ -19,7 +19,7 @@ def lab(
     root: Annotated[Path, typer.Option(help="the folder that holds notebooks/, as the repository does", file_okay=False)] = Path("."),
     worked: Annotated[bool, typer.Option("--worked", help="the notebooks with solutions and outputs instead of the student's")] = False,
     names: Annotated[bool, typer.Option("--list", help="print the labs and open nothing")] = False,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="of JupyterLab on this machine")] = 8888,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the port of JupyterLab on this machine")] = 8888,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open a browser window, or only say the address")] = True,
 ) -> None:
     """Open JupyterLab on the labs."""

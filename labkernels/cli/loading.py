@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import typer
+
 from labkernels.cli.options import Choices
 from labkernels.cli.sizes import readable
 from labkernels.errors import ArgumentError, LabKernelsError
@@ -151,6 +153,8 @@ def load_engine(model: str, choices: Choices, show: bool = True, text: bool = Tr
         raise _no_tokenizer(model)
     if choices.flash_attention and isinstance(engine.runner, CachedRunner):
         raise ArgumentError(f"--flash-attention: the engine {FusedRunner.refusal(engine.model, engine.cache)}; leave the option out")
+    if choices.flash_attention and not choices.on_gpu:
+        typer.echo("--flash-attention: without a GPU the kernels run in the emulator, as exact and much slower", err=True)
     return engine
 
 

@@ -36,7 +36,7 @@ def estimate_memory(
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="of the weights; 8 and 4 bits are those of the layers, beside 16 for embedding and head; auto: as the folder has them"
+            help="what weights are stored as; 8 and 4 bits: those of the layers, beside 16 for embedding and head; auto: as the folder has them"
         ),
     ] = Dtype.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences at a time")] = 1,
@@ -67,6 +67,8 @@ def estimate_memory(
             raise ArgumentError(f"--context is {tokens}; {model} takes at most {config.max_seq_len} tokens")
         if training and scheme is not None:
             raise ArgumentError(f"--training goes with float32, bfloat16 or float16 weights, not with {scheme}")
+        if training and cache is not None:
+            raise ArgumentError("--training has no keys and values to store: leave out --cache")
         if training:
             found = training_memory(config, batch_size, tokens, dtype=stored)
         else:

@@ -82,7 +82,7 @@ Device = Annotated[
     str | None, typer.Option(help="where to compute: cuda, cuda:1, cpu; default: the GPU if there is one", show_default=False)
 ]
 Seed = Annotated[
-    int | None, typer.Option(help="of the draws: the same seed, prompt and settings give the same answer; without it each run draws anew")
+    int | None, typer.Option(help="where the draws begin: the same seed, prompt and settings give the same answer; without it each run draws anew")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="print one JSON object for programs, instead of text for people; progress goes to stderr in any case")

@@ -32,7 +32,7 @@ def quantize(
             show_default=False, exists=True, dir_okay=False,
         ),
     ] = None,  # fmt: skip
-    calibration_tokens: Annotated[int, typer.Option(min=1, help="of the file of --calibration to read, about")] = 131_072,
+    calibration_tokens: Annotated[int, typer.Option(min=1, help="tokens of --calibration to read, about")] = 131_072,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is in the folder")] = False,
     device: Device = None,
     as_json: Json = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from dataclasses import replace
@@ -20,7 +21,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="the address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on; 0 takes a free one")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +76,8 @@ def _check_address(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        raise ArgumentError(f"--host {host} --port {port}: {str(error.strerror or error).partition(' (while')[0]}; --port 0 takes a free one") from None
+        free = "; --port 0 takes a free one" if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
+        raise ArgumentError(f"--host {host} --port {port}: {str(error.strerror or error).partition(' (while')[0]}{free}") from None
 
 
 def _loopback(host: str) -> bool:

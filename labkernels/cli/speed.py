@@ -20,6 +20,7 @@ def measure(model: str, choices: Choices, prompt_tokens: int, new_tokens: int, r
     from labkernels.llm.inference.bench_engine import random_model
     from labkernels.llm.config import PRESETS
     from labkernels.llm.inference.engine import Engine
+    from labkernels.llm.quantisation.quantized import described_scheme
 
     config = describe(model)[0]
     if prompt_tokens + new_tokens > config.max_seq_len:
@@ -45,7 +46,7 @@ def measure(model: str, choices: Choices, prompt_tokens: int, new_tokens: int, r
     first, whole, rate = (statistics.median(column) for column in zip(*found))
     where = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "CPU"
     return {
-        "model": model, "device": where, "weights": choices.scheme or str(engine.dtype).removeprefix("torch."),
+        "model": model, "device": where, "weights": choices.scheme or described_scheme(model) or str(engine.dtype).removeprefix("torch."),
         "runner": type(engine.runner).__name__, "batch_size": choices.batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
         "first_token_ms": 1e3 * first, "seconds": whole,
         "tokens_per_s": rate,
