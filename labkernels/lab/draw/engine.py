@@ -66,7 +66,7 @@ def token_timeline(kernels: int = 5, launch: float = 3.0, kernel: float = 1.0, g
             else:
                 start = launch + at * (kernel + (gap if row == 1 else 0.0))
             axes.add_patch(Rectangle((start, y), kernel, 0.6, facecolor=style.OURS, alpha=0.85, edgecolor=style.PAPER))
-            if row == 2:
+            if row == 2 and at:  # nobody runs before the first
                 axes.add_patch(Rectangle((start - 0.45, y), 0.45, 0.6, facecolor=style.SKY, alpha=0.6, edgecolor=style.PAPER))
             ends[row] = start + kernel
         if row:
