@@ -9,13 +9,13 @@ from labkernels.lab.measured import NotRecorded, label, recorded
 MODEL = "llama-3.2-1b"
 RUNGS = ("naive", "cached", "fused", "graphs", "early")
 FORMATS = {
-    "tokens/s": "{:,.0f}", "ms a step": "{:.2f}", "first token, ms": "{:.1f}", "launches": "{:.0f}", "bytes a step": "{:.3g}", "of the limit": "{:.0%}",
-    "GB": "{:.2f}", "GB estimated": "{:.2f}", "seconds": "{:.2f}",
+    "tokens/s": "{:,.0f}", "ms a step": "{:.2f}", "first token, ms": "{:.1f}", "launches": "{:.0f}", "GB read a step": "{:.2f}", "of the limit": "{:.0%}",
+    "memory, GB": "{:.2f}", "estimated, GB": "{:.2f}", "seconds": "{:.2f}",
 }  # fmt: skip
 COLUMNS = {
-    "model": "model", "runner": "", "weights": "weights", "head": "head", "cache": "cache", "batch": "sequences", "prompt": "prompt", "new": "answer",
+    "model": "model", "runner": "engine", "weights": "weights", "head": "head", "cache": "cache", "batch": "sequences", "prompt": "prompt", "new": "answer",
     "tokens_per_s": "tokens/s", "ms_per_token": "ms a step", "first_token_ms": "first token, ms", "launches": "launches",
-    "bytes_per_step": "bytes a step", "share_of_limit": "of the limit", "peak_gb": "GB", "estimate_gb": "GB estimated",
+    "bytes_per_step": "GB read a step", "share_of_limit": "of the limit", "peak_gb": "memory, GB", "estimate_gb": "estimated, GB",
 }  # fmt: skip
 ANSWERS = {97: "a short fact", 496: "an explanation", 196: "a poem", 146: "something looked up", 315: "a summary"}  # tokens of five published answers
 
@@ -34,7 +34,7 @@ def many(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
     rows = _where(frame, model=MODEL, runner="early", prompt=(1024, 8192))
     if rows is None:
         return None
-    rows = rows[(rows["head"].eq("bf16") | rows["weights"].ne("bf16")) & rows["note"].fillna("").eq("")]  # a note: not so many at a time
+    rows = rows[(rows["head"].eq("bf16") | rows["weights"].ne("bf16")) & (rows["note"].isna() | rows["note"].eq(""))]  # a note: not so many at a time
     stored = rows["weights"].where(rows["cache"].eq("bf16"), rows["weights"] + ", cache " + rows["cache"])
     wide = rows.assign(stored=stored).pivot_table(index="batch", columns=["prompt", "stored"], values="tokens_per_s")
     wide.columns = [f"{stored}, prompts of {prompt}" for prompt, stored in wide.columns]
@@ -42,9 +42,12 @@ def many(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
 
 
 def shapes(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
-    """One sequence of other models, and of a long prompt, with the compiled peer's."""
+    """One sequence of other models, and of a long prompt, with the compiled peer's. A model's rows stand together."""
     every = _where(frame, batch=1)
-    return None if every is None else every[every["model"].ne(MODEL) | every["prompt"].eq(8192)]
+    if every is None:
+        return None
+    rows = every[every["model"].ne(MODEL) | every["prompt"].eq(8192)]
+    return rows.sort_values("model", key=lambda model: model.map(list(dict.fromkeys(model)).index), kind="stable")
 
 
 def answers(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
@@ -57,8 +60,8 @@ def answers(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
 
 
 def table(rows: pandas.DataFrame, *columns: str):
-    """Rows of engine.csv as a reader wants them, with these of their `columns`, and below them where they were recorded."""
-    shown = rows[list(columns)].rename(columns=COLUMNS)
+    """Rows of engine.csv as a reader wants them, with these of their `columns`, and above them where they were recorded."""
+    shown = rows.assign(bytes_per_step=rows["bytes_per_step"] / 1e9)[list(columns)].rename(columns=COLUMNS)
     return shown.style.format({name: each for name, each in FORMATS.items() if name in shown}, na_rep="").hide(axis="index").set_caption(label(rows))
 
 

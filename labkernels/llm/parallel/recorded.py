@@ -1,4 +1,4 @@
-"""What scaling.py recorded on several GPUs, for lab 16: `scaling()` and `links()`. None, told in a line, where nothing is recorded."""
+"""What scaling.py recorded on several GPUs, for lab 16: `scaling()` and `links()`, of all numbers of GPUs that are recorded. None, told, where none is."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from labkernels.lab.measured import NotRecorded, label, measured_file
 GPUS = (2, 4)
 COLUMNS = {
     "row": "mode", "gpus": "GPUs", "tokens_per_s": "tokens/s", "ms_per_step": "ms a step", "efficiency": "efficiency", "sent_gb_per_step": "GB sent",
-    "peak_gb": "GB",
+    "peak_gb": "memory, GB",
 }  # fmt: skip
 
 
 def scaling(gpus: tuple[int, ...] = GPUS):
-    """The rows of scaling_N.csv as a reader wants them, and below them where they were recorded."""
+    """The rows of scaling_N.csv as a reader wants them, and above them where they were recorded."""
     frame = _recorded("scaling", gpus)
     if frame is None:
         return None
-    formats = {"tokens/s": "{:,.0f}", "ms a step": "{:.0f}", "efficiency": "{:.3f}", "GB sent": "{:.1f}", "GB": "{:.1f}"}
+    formats = {"tokens/s": "{:,.0f}", "ms a step": "{:.1f}", "efficiency": "{:.3f}", "GB sent": "{:.1f}", "memory, GB": "{:.1f}"}
     return frame.rename(columns=COLUMNS)[list(COLUMNS.values())].style.format(formats).hide(axis="index").set_caption(label(frame))
 
 
@@ -33,10 +33,12 @@ def links(gpus: tuple[int, ...] = GPUS):
 
 
 def _recorded(name: str, gpus: tuple[int, ...]) -> pandas.DataFrame | None:
-    found = []
+    found, missing = [], []
     for count in gpus:
         try:
             found.append(pandas.read_csv(measured_file(f"{name}_{count}"), dtype={"commit": str}))
         except NotRecorded:
-            print(f"not recorded yet: torchrun --nproc-per-node {count} -m labkernels.llm.parallel.scaling --record data/measured/h200")
+            missing.append(f"not recorded yet: torchrun --nproc-per-node {count} -m labkernels.llm.parallel.scaling --record data/measured/h200")
+    if not found:
+        print("\n".join(missing))
     return pandas.concat(found) if found else None

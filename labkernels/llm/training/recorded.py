@@ -12,9 +12,7 @@ import pandas
 from labkernels.lab.measured import FOLDERS, NotRecorded, label, measured_file
 from labkernels.lab.published import published
 
-COLUMNS = {
-    "row": "row", "adds": "what it adds", "tokens_per_s": "tokens/s", "ms_per_step": "ms a step", "mfu": "MFU", "peak_gb": "GB", "loss": "loss",
-}  # fmt: skip
+COLUMNS = {"row": "row", "on": "stands on", "adds": "what it adds", "ms_per_step": "ms a step", "peak_gb": "GB", "loss": "loss"}
 
 
 def ladder() -> pandas.DataFrame | None:
@@ -28,9 +26,10 @@ def ladder() -> pandas.DataFrame | None:
 
 
 def table(frame: pandas.DataFrame):
-    """The ladder as a reader wants it, and below it where it was recorded."""
-    shown = frame[frame["preset"].eq("645m") | frame["preset"].isna()].rename(columns=COLUMNS)[list(COLUMNS.values())]
-    formats = {"tokens/s": "{:,.0f}", "ms a step": "{:.0f}", "MFU": "{:.1%}", "GB": "{:.1f}", "loss": "{:.3f}"}
+    """The ladder as a reader wants it beside its picture, and above it where it was recorded. "stands on" is empty where that row was not measured."""
+    shown = frame[frame["preset"].eq("645m") | frame["preset"].isna()]
+    shown = shown.assign(on=shown["base"].where(shown["base"].isin(shown["row"]), "")).rename(columns=COLUMNS)[list(COLUMNS.values())]
+    formats = {"ms a step": "{:.0f}", "GB": "{:.1f}", "loss": "{:.3f}"}
     return shown.style.format(formats, na_rep="").hide(axis="index").set_caption(label(frame))
 
 
