@@ -76,7 +76,7 @@ lk.draw.parameter_budget()
 # times as much. On average a query sees half of the sequence.
 #
 # **Predict** for the model that the next lab trains, `645m`: 644.9 million parameters, tied, in 24 layers with 24 heads of 64. How many GFLOP (10⁹)
-# cost the products with weights, for one token of training? And at which length of the sequence does attention cost as much as they do?
+# do the products with weights take for one token of training? And at which length of the sequence does attention take as many?
 
 # %% solution="predict-flops"
 weights_gflop = break_even = None
@@ -177,7 +177,7 @@ lk.check_against(scaled(attention_reference), scaled(my_attention), cases, mista
 # `lk.functional.add_rms_norm(x, residual, weight)` gives the norm of `x + residual`, and the sum. So blocks hand each other two tensors, what the
 # last branch made and the stream before it, and leave their sum to the next norm.
 #
-# **Write** the block. `attend` and `feed` are the two branches behind their norms.
+# **Write** the block. `attend` and `feed` are the two branches without their norms.
 
 # %% solution="block"
 def my_block(x, residual, norm_1, norm_2, attend, feed):
@@ -438,22 +438,18 @@ for operation in model.kernels:
 # what is below zero is lost:
 
 # %%
-from labkernels.lab.measured import NotRecorded
 from labkernels.llm import switched
 
-try:
-    display(switched.table())
-except NotRecorded:
-    print("not recorded yet: python -m labkernels.llm.switched --record data/measured/h200")
+switched.table()
 
 # %% [markdown]
-# By far the most is gained by the loss, in memory too: lab 09's never holds all logits. The other switches gain little, and some lose. Run alone, our
-# norm is as fast as the compiler's or faster, our products are level with cuBLAS's (labs 09 and 07). So a benchmark of one operation does not say
+# By far the most is gained by the loss, in memory too: lab 09's never holds all logits. The other switches gain little, and some lose. Yet run alone,
+# our norm is level with the compiler's and our product with cuBLAS's (labs 09 and 07). A benchmark of one operation does not say
 # what a model gains by it: in a model it has neighbours, and a GPU that trains is held by its power limit, at which another kernel may be the
 # faster one. All switches together gain more than they do one by one.
 #
 # ## Still wasted
-# - **Weights that are read for one use.** Norm and projection are two trips; a kernel that normalises while it multiplies would make one.
+# - **A trip for each norm.** What it writes, the next product reads. A kernel that normalises while it multiplies would make one trip of two.
 # - **What is kept for the way back.** With our kernels a token leaves some 20 000 numbers behind in each layer of `645m`. The next lab
 #   decides which of them to compute again.
 # - **All tokens, for one.** To write the next token, this model computes all of those before it again. Lab 11's cache is not built in; lab 15 does that.
