@@ -34,10 +34,9 @@ torch.set_num_threads(1)    # for a model as small as the first one here, more a
 lk.draw.training_step()
 
 # %% [markdown]
-# *Forward*: tokens become a loss, the mean surprise about each next token, in *nats*: minus the natural
-# logarithm of the probability that it was given. *Backward*: the loss's derivative by every weight,
-# layer by layer in reverse. For that each layer needs what it saw on the way forward, so it is kept: the *activations*. Then the
-# *optimiser* moves the weights against their gradients.
+# *Forward*: tokens become a loss, the mean surprise about each next token, in *nats*: minus the natural logarithm of the probability that it was
+# given. *Backward*: the loss's derivative by every weight, layer by layer in reverse. For that each layer needs what it saw on the way forward, so
+# it is kept: the *activations*. Then the *optimiser* moves the weights against their gradients.
 #
 # The text is the source of Python's standard library, for it is on your machine already. `prepare` trains a tokenizer on it, turns the
 # text into tokens, and keeps some documents apart for validation.
@@ -61,14 +60,13 @@ loss_curve(trainer.rows)
 # At first every token is as likely as any other, and the loss is $\ln 1024 = 6.9$. Then the model learns which tokens are frequent, then
 # which follow which. In these few steps it sees some twenty pages, and where the validation loss stands below the training loss, that is
 # chance: it comes from three documents. *Bits per byte* is the same loss in bits, spread over the bytes of the text, so that models with
-# other vocabularies can be compared. A model of ten million weights, for a minute:
+# other vocabularies can be compared. To train a model of ten million weights for a minute:
 #
 # ```sh
 # labkernels train --preset 10m --minutes 1 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --lr 2e-3 --warmup 10
 # ```
 #
-# and, on a GPU, the one with 645 million, for minutes. With `--folder` it can be killed at any time, and the same command
-# continues.
+# With `--folder` it can be killed at any time, and the same command continues.
 #
 # ## How fast to learn
 # The *learning rate* says how far a step goes. At the beginning the optimiser knows little of the gradients' sizes, and large steps do
@@ -140,10 +138,12 @@ want = [p.grad.clone() for p in tiny.parameters()]
 for cuts in [(6,), (1, 5), (2, 2, 2), (1, 1, 1, 3)]:
     tiny.zero_grad()
     got = accumulate(tiny, list(zip(inputs.split(cuts), targets.split(cuts))))
-    assert got is not None and abs(got - whole.item()) < 1e-4, f"cut into {cuts} rows: the mean loss is {whole.item():.4f}, got {got}"
+    where = f"cut into {cuts} rows"
+    assert got is not None and abs(got - whole.item()) < 1e-4, f"{where}: the mean loss is {whole.item():.4f}, got {got}"
     for (name, p), right in zip(tiny.named_parameters(), want):
-        same = p.grad is not None and torch.allclose(p.grad, right, rtol=1e-3, atol=1e-5)
-        assert same, f"cut into {cuts} rows: the gradient of {name} is wrong"
+        assert p.grad is not None, f"{where}: {name} has no gradient"
+        length = f"it is {p.grad.norm() / right.norm():.3f} times as long as it must be"
+        assert torch.allclose(p.grad, right, rtol=1e-3, atol=1e-5), f"{where}: the gradient of {name} is wrong; {length}"
 
 # %% [markdown]
 # ## Where the memory goes
@@ -165,7 +165,8 @@ large_gb = 6.74 * (2 + 2 + 4 + 4 + 4)
 lk.check_prediction("training memory", small_gb, large_gb)
 
 # %% [markdown]
-# That is before the first token. Then there are the activations, which grow with the batch. Here is what PyTorch keeps when nothing is compiled:
+# That is before the first token. Then there are the activations, which grow with the batch. Here is all of it, estimated for a model that is not
+# compiled. *Workspace* is what a block's backward pass makes and drops again:
 
 # %%
 model = ModelConfig.preset("645m")
@@ -179,10 +180,10 @@ estimates = {
 lk.draw.training_memory(estimates, limit_gb=141)
 
 # %% [markdown]
-# The first row holds numbers for 32768 tokens times 32768 words in float32, three times: log-softmax, its gradient, and that of the logits. Lab
-# 09's loss never does. *Activation checkpointing* keeps
-# less and computes it again when the backward pass comes by. *Selective*: what products and attention made is kept, norms and activations
-# are computed again, and cost little. *Full*: a block keeps its input alone, and is computed once more.
+# In the first row the loss holds numbers for 32768 tokens times 32768 words in float32, three times: log-softmax, its gradient, and that of the
+# logits. Lab 09's loss makes them in chunks. *Activation checkpointing* keeps less and computes the rest again when the backward pass comes by.
+# *Selective*: what products and attention made is kept, norms and SwiGLU are computed again, and cost little. *Full*: a block keeps its input
+# alone, and is computed once more.
 #
 # *Stochastic rounding* does without masters. A weight between two bfloat16 numbers goes to either, with the probability that makes it
 # right on average. A step of an eighth of their distance is then made by one weight in eight:
@@ -224,20 +225,19 @@ print(f"{parameters(model) / 1e6:.0f} million weights, {flops_per_token(model, 2
 
 # %%
 ladder = recorded.ladder()
-recorded.table(ladder) if ladder is not None else None
+recorded.table(ladder)
 
 # %%
-lk.draw.ablation(ladder[ladder["preset"].eq("645m")]) if ladder is not None else None
+lk.draw.ablation(ladder[ladder["preset"].eq("645m")])
 
 # %% [markdown]
-# The largest step is `flash`: before it all scores of attention go through memory, as in lab 04, which Hugging Face's rows never do.
-# Of our own rows each stands on the one above, as far as `kept`. Those with checkpointing, fp8 or Muon keep float32 masters: they stand on
-# `cudnn_attention`, but for `fp8_stochastic`.
+# The largest step is `flash`: before it all scores of attention go through memory, as in lab 04, which Hugging Face's rows never do. Scores of
+# 16 sequences would not even fit, so up to `fused_adamw` a step is made of micro-batches, which is why these rows take so few GB.
 #
 # What norms and SwiGLU gain in `our_kernels`, its products lose; `cublas` gives the layers' products back and keeps the gain. Yet in lab 07 our
-# product was level with cuBLAS's. A GPU that trains is held by its power limit, not by its clock, and there cuBLAS's is ahead. `fused_products`
-# wins back two of them: SwiGLU and the rotation happen while the sums are still in registers, which saves a pass over memory each.
-# `cudnn_attention` won nothing in this run.
+# product was level with cuBLAS's. A GPU that trains is held by its power limit, not by its clock, and there cuBLAS's is ahead. In `fused_products`
+# those beside SwiGLU and the rotation are ours again, and do these while the sums are still in registers, which saves a pass over memory each.
+# `cudnn_attention` won nothing in this run. Hugging Face's rows have no masters; beside them stands `stochastic`, which takes as many bytes a weight.
 #
 # Read the loss beside the speed: a row that is faster and learns less has won nothing. And do not trust it: after a dozen steps even the
 # noise of 8-bit numbers may look like learning. Checkpointing costs time, and buys room for a larger batch or a larger model. GB are fewer than
@@ -246,13 +246,14 @@ lk.draw.ablation(ladder[ladder["preset"].eq("645m")]) if ladder is not None else
 # Two other shapes, and what others have published of theirs, on GPUs of their own:
 
 # %%
-recorded.shapes(ladder).style.hide(axis="index") if ladder is not None else None
+recorded.shapes(ladder).style.hide(axis="index")
 
 # %% [markdown]
-# **fp8.** On Hopper a product of 8-bit floats takes half the time. They have 3 bits behind the point, and end at 448. So each tensor is scaled, by
-# the largest number that it had in the steps before: to look for today's takes a pass over memory of its own, as in `fp8_tensor` and
+# **fp8.** Hopper multiplies 8-bit floats twice as fast as 16-bit ones. Those of weights and activations
+# have 3 bits behind the point, and end at 448; those of gradients have 2, and reach further. So each tensor is scaled, by
+# the largest number that it had in the steps before: to look for this step's takes a pass over memory of its own, as in `fp8_tensor` and
 # `fp8_rows`. All three products of a linear layer are made this way, but a tensor core takes 8-bit operands in one order alone. So each tensor is
-# written twice, as it is and turned round, in one pass. MFU counts against what bfloat16 could do, here too.
+# written twice, as it is and transposed, in one pass. MFU counts against what bfloat16 could do, here too.
 #
 # ## A step of the same size in all directions
 # AdamW divides each number of a gradient by its usual size. *Muon* looks at a weight as what it is, a matrix. The momentum $M = U S V^T$
@@ -312,7 +313,7 @@ lk.draw.singular_values(seen)
 
 # %% [markdown]
 # Two of the three products, $X X^T$ and its square, are symmetric. Half of their numbers need not be computed, and `symmetric_matmul` does
-# not: a tile above the diagonal is stored twice, the second time turned round. For 1536 × 4096 that saves 29% of the FLOPs.
+# not: a tile above the diagonal is stored twice, the second time transposed. For 1536 × 4096 that saves 29% of the FLOPs.
 
 # %%
 lk.ops["symmetric_matmul"]
@@ -326,25 +327,27 @@ print(f"largest difference: {(whole - halved).abs().max():.4f}")
 # This command trained the model of 645 million weights on the Python that is installed on a machine, 240 MB of it, for eight minutes of an H200:
 #
 # ```sh
-# labkernels train --preset 645m --corpus python --max-bytes 240000000 --minutes 8 --optimizer muon --lr 6e-4 --warmup 60 --folder runs/python \
+# labkernels train --preset 645m --corpus python --max-bytes 240000000 --minutes 8 --optimizer muon --lr 6e-4 --warmup 60 --folder runs/python_645m \
 #     --log runs/python_645m.csv --evaluate-every 100 --evaluate-batches 16 --sample-every 200
 # ```
 
 # %%
 import pandas
 
-path = recorded.trained("python_645m.csv")
-log = None if path is None else pandas.read_csv(path)
-loss_curve(log) if log is not None else None
+log = pandas.read_csv(recorded.trained("python_645m.csv"))
+loss_curve(log)
 
 # %% [markdown]
 # What it wrote on the way, each time after `def `:
 
 # %%
-for step, event in log.loc[log["event"].notna(), ["step", "event"]].iloc[::2].itertuples(index=False) if log is not None else ():
+samples = log.loc[log["event"].notna(), ["step", "event"]]
+for step, event in samples.iloc[::2].itertuples(index=False):
     print(f"after {step} steps: {event.removeprefix('sample: ')}\n")
 
 # %% [markdown]
-# **Still wasted.** The optimiser waits until the last gradient is there. Norms, rotations and activations go through memory between the
-# products. fp8 numbers are made by kernels of their own, from 16-bit ones that other kernels have just written. Which of these would you
-# fuse first?
+# Why always a number first? The prompt ends with a space, and in this vocabulary a name begins with its own: behind `def` comes the token
+# ` read`. A space alone is what stands before digits. A prompt must end where a token ends.
+#
+# **Still wasted.** The optimiser waits until the last gradient is there. Norms are trips through memory between the products. fp8 numbers are
+# made by kernels of their own, from 16-bit ones that other kernels have just written. Which of these would you fuse first?
