@@ -15,7 +15,6 @@ steps = 40           # of the tiny model that is trained here where no folder is
 %load_ext labkernels
 import contextlib
 import copy
-import inspect
 import io
 from dataclasses import dataclass
 
@@ -24,16 +23,15 @@ import torch
 from torch.nn import functional as F
 
 import labkernels as lk
-from labkernels.errors import LabKernelsError
 from labkernels.kvcache.caches import PagedKVCache
 from labkernels.lab.measured import recorded_ceilings
 from labkernels.llm import Engine, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, corpus, prepare
 from labkernels.llm.inference import recorded
 from labkernels.llm.inference.counted import counted
 from labkernels.llm.inference.requests import SamplingParams
+from labkernels.llm.inference.watched import watched
 from labkernels.llm.quantisation import pareto
 from labkernels.nn import QuantLinear
-from labkernels.quant import quantize
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_num_threads(1)    # for a model as small as this one, more are slower
@@ -55,7 +53,7 @@ else:
     weights = sum(weight.numel() for weight in model.parameters())
     print(f"no folder is given: a tiny model of {weights:,} weights was trained here, by Muon, in {steps} steps")
 config = model.eval().requires_grad_(False).config
-prompt = tokenizer.encode("def __init__(self, name):\n        self.")
+prompt = tokenizer.encode("class Reader:\n    def")
 
 # %% [markdown]
 # ## v1: everything again
@@ -96,9 +94,9 @@ lk.check_prediction("engine work", recomputed, once)
 # ## v2: keep keys and values
 # A new token needs of the others their keys and values, and these do not change. Lab 11 kept them; here they go into a model.
 #
-# **Write** attention for one token. `x` is its row, normed. Make its query, key and value; turn query and key; write key and value into
-# their place; then let each head of queries look at all tokens so far, itself among them. `turn(heads, turns)` is given. Heads are grouped
-# as in lab 04: queries 0 and 1 share the first head of keys where there are twice as many.
+# **Write** attention for one token. `x` is its row, normed. Make its query, key and value, whose weights are stacked as in lab 13; turn query and
+# key; write key and value into their place; then let each head of queries look at all tokens so far, itself among them. `turn(heads, turns)` is
+# given. Heads are grouped as in lab 04: queries 0 and 1 share the first head of keys where there are twice as many.
 
 # %% solution="cached-step"
 def turn(heads, turns):
@@ -109,7 +107,10 @@ def turn(heads, turns):
 
 
 def cached_attention(x, w_qkv, w_out, keys, values, position, turns):
-    """x (embed_dim,), the cache keys and values (kv_heads, room, head_dim) with `position` tokens in it: (embed_dim,)."""
+    """x (embed_dim,), w_qkv ((heads + 2 kv_heads) head_dim, embed_dim), w_out (embed_dim, heads head_dim): (embed_dim,).
+
+    The cache is keys and values (kv_heads, room, head_dim), with `position` tokens in it.
+    """
     kv_heads, _, head_dim = keys.shape
     ### BEGIN SOLUTION
     qkv = F.linear(x, w_qkv).view(-1, head_dim)
@@ -218,11 +219,11 @@ for name, function in {"v1 recompute": recompute, "v2 cached": cached}.items():
 pandas.DataFrame(rungs).T.style.format("{:.2f}").format("{:.0f}", subset="launches")
 
 # %% [markdown]
-# The bytes fell: v1 carries 63 rows through every operation that nobody asked for. At a thousand tokens they would be a thousand. What is
-# left is what a token must read, the weights. The launches did not fall: one token needs as many as all of them.
+# The bytes fell: v1 carries 63 rows through every operation that nobody asked for. What is left is what a token must read, the weights. The
+# launches did not fall: one token needs as many as all of them.
 #
 # ## v3: fewer, larger kernels
-# A launch does little here: it turns the half of a row, or adds two of them. On a GPU each reads from memory what the last one has just
+# A launch does little here: it turns half of a row, or adds two of them. On a GPU each reads from memory what the last one has just
 # written there. So what stands between two products goes into one of them:
 
 # %%
@@ -250,7 +251,8 @@ for name, seen in {"the package's v2": one_token("cached", invariant=False), "v3
     print(f"{name:<17}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB  ", dict(seen.by_name.most_common(5)))
 
 # %% [markdown]
-# Five a layer now, one that begins the step, the head. The rest is the draw, of small operations here.
+# Five a layer now, one that begins the step, the head. The rest is the draw, of small operations here. (The package's v2 has more than yours: it
+# takes many sequences, in pages.)
 #
 # **Predict.** Llama 3.2 1B has 16 layers. How many launches has a token of yours, with 30 a layer, and of v3 with 5? Both have three more:
 # the embedding with what begins a step, the head with the norm before it, and the draw. And if Python needs 15 µs to launch one of v3's
@@ -271,20 +273,11 @@ lk.check_prediction("engine launches", of_v2, of_v3, rate)
 # ## v4: one launch a token
 # The kernels of a step are the same each time. What differs, the token, the length, the pages, can lie in the GPU's memory. So the step is
 # recorded once, as a *CUDA graph*, and then launched as a whole. Even the drawn token stays there: the next step reads it, and the CPU
-# looks only every few tokens. The price: where a stop comes early, a few tokens were drawn for nothing. Mind the second row; the last one
-# is for later.
+# looks only every few tokens. The price: where a stop comes early, a few tokens were drawn for nothing. On a GPU it is
+# `Engine(small, runner="graphs")`. Look at the second row; the last one is for later.
 
 # %%
 lk.draw.token_timeline()
-
-# %% [markdown]
-# Graphs need a GPU:
-
-# %%
-try:
-    print(tokenizer.decode(Engine(small, runner="graphs", max_batch=1).generate(prompt, max_new_tokens=8).tokens))
-except LabKernelsError as error:
-    print(error)
 
 # %% [markdown]
 # ## The limit
@@ -355,8 +348,8 @@ rows["bf16, at 32k"] = dict(zip(parts, bytes_of_a_pass(llama, 1, 32_768)))
 lk.draw.token_bytes(rows, bandwidth)
 
 # %% [markdown]
-# At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache wants to be quantised, too. And in the small
-# model of this lab, with its head in 16 bits? The launches stay as they are:
+# At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache is nearly a third. In the small model of this lab
+# the launches stay as they are:
 
 # %%
 for scheme in ("int8", "int4"):
@@ -369,91 +362,71 @@ for scheme in ("int8", "int4"):
     print(f"v5 {scheme:<14}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB")
 
 # %% [markdown]
-# What does it cost? The loss on a text that this model has never seen: the source of the package's own engine.
+# What does it cost? Here is the model of lab 14's long run, on text that was kept from it, and the speed of one answer on an H200. `none` is as it
+# was trained, `int4-mse` has the scales of lab 10 with the least error, `+int8` is a cache of 8 bits. A line joins what no other beats in both.
 
 # %%
-def loss_of(scheme):
-    judged = copy.deepcopy(model)
-    for layer in (layer for block in judged.blocks for layer in block.modules()):
-        if scheme and isinstance(layer, torch.nn.Linear):
-            layer.weight.data = quantize(layer.weight, scheme).dequantize(torch.float32)
-    unseen = tokenizer.encode(inspect.getsource(lk.llm.inference.engine))[: 16 * 129]
-    unseen = torch.tensor(unseen, device=device).view(16, -1)    # (16, 129)
-    return judged(unseen[:, :-1], unseen[:, 1:]).item()
-
-
-losses = {scheme or "as trained": loss_of(scheme) for scheme in (None, "int8", "fp8", "int4", "nf4")}
-pandas.DataFrame({"loss": losses}).style.format("{:.4f}")
+pareto.plot(pareto.recorded())
 
 # %% [markdown]
-# A model that has learned as little as this one hardly notices. One that has learned more has more to lose: lab 10 has the errors, and here is the
-# model of lab 14's long run, on text that was kept from it. A line joins those than which no other is both better and smaller, or faster.
-
-# %%
-quality = pareto.recorded()
-pareto.plot(quality) if quality is not None else None
-
-# %% [markdown]
-# int8 costs nothing that can be told from chance, fp8 a thousandth of a nat, 4 bits a hundredth. Beyond int8 nothing is faster: a step of so small a
-# model is mostly its launches.
-
-# %% [markdown]
+# int8 costs nothing that can be told from chance, fp8 a thousandth of a nat a token, 4 bits a hundredth or more. Nothing is faster than int8: in so
+# small a model most of a step is the way from one kernel to the next. `labkernels evaluate` draws this of a model of yours.
+#
 # ## v6: never a pause
 # Between two kernels of a graph memory stands idle for a microsecond or two: the last blocks of one finish, the first of the next begin,
 # and ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, the last row above. It asks for its
 # first weights, which do not depend on anybody, and only then waits.
 #
 # All of it on an H200: Llama 3.2 1B's shape, one sequence, a prompt of 64 tokens. `naive` to `graphs` are v1 to v4; `early` is v6, at first in
-# bfloat16, then with v5's weights. In grey is what `torch.compile` makes, with CUDA graphs of its own, of a plain module and of Hugging Face's model.
+# bfloat16, then with v5's weights and a head of 8 bits. In grey is what `torch.compile` makes, with CUDA graphs of its own, of a plain module and of
+# Hugging Face's model.
 
 # %%
-rungs = recorded.ladder()
-if rungs is not None:
-    display(lk.draw.engine_ladder(rungs))
-    columns = ("runner", "weights", "head", "tokens_per_s", "first_token_ms", "launches", "bytes_per_step", "share_of_limit")
-    display(recorded.table(rungs, *columns))
+ladder = recorded.ladder()
+lk.draw.engine_ladder(ladder)
+
+# %%
+recorded.table(ladder, "runner", "weights", "ms_per_token", "first_token_ms", "launches", "bytes_per_step")
 
 # %% [markdown]
 # The cache alone wins nothing here: for some hundred tokens an H200 computes everything again in less time than Python needs for the launches,
-# and the package's v2 has more of them. v3 has those that you counted, and a few. But divide its time by them: for each of them Python takes not
-# 15 µs, but several times that. v4 has the same kernels without Python, and one launch fewer than you counted, for the head itself finds the
-# likeliest token.
+# and the package's v2 has more of them. v3 has those that you predicted, and a few. But divide its time by them: for each Python takes not 15 µs,
+# but several times that. v4 has the same kernels without Python, and one launch fewer than you predicted, for the head itself finds the likeliest
+# token.
 #
 # With numbers of 4 bits a step reads a third of the bytes and takes more than half of the time: most of what is left is the way from one
-# kernel to the next, after each of its launches. Nor are bytes all. int8 and int4 are whole numbers, which tensor cores multiply as bytes. fp8 and nf4 must
+# kernel to the next. Nor are bytes all. int8 and int4 are whole numbers, which tensor cores multiply as bytes. fp8 and nf4 must
 # become 16-bit numbers first, one by arithmetic, one by a table. So fp8 is slower than int8 for as many bytes, and nf4 for fewer.
 #
 # A model of 8 billion weights is nearer to its limit, since each kernel has more to read. A prompt of 8192 tokens is another thing
 # altogether: all of its tokens are computed at once, and arithmetic is the limit.
 
 # %%
-others = recorded.shapes()
-if others is not None:
-    display(recorded.table(others, "model", "runner", "weights", "cache", "prompt", "tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb"))
+columns = ("model", "runner", "weights", "cache", "prompt", "tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb")
+recorded.table(recorded.shapes(), *columns)
 
 # %% [markdown]
 # Five kinds of answer, from the prompt to the last token, as long as in a table that others have published. Theirs says 22.7 tokens/s; that was not
 # measured here:
 
 # %%
-answers = recorded.answers()
-answers.style.format(recorded.FORMATS).hide(axis="index") if answers is not None else None
+recorded.answers().style.format(recorded.FORMATS).hide(axis="index")
 
 # %% [markdown]
 # ## Many at once
-# You predicted it: a pass for 16 sequences reads the weights once, as a pass for one does. So nearly everything is free for the other 15,
-# until keys and values outweigh the weights:
+# You predicted it: a pass for 16 sequences reads the weights once, as a pass for one does. So the other 15 cost little, until keys and values
+# outweigh the weights. Tokens a second of all sequences:
 
 # %%
-many = recorded.many()
-many.style.format("{:,.0f}", na_rep="") if many is not None else None
+recorded.many().style.format("{:,.0f}", na_rep="")
 
 # %% [markdown]
-# Weights of 4 bits win much for one sequence, and little for many. At 16 prompts of 8192 tokens most bytes are keys and values, in 16 bits. With
-# 8 bits they are half as many, which is quicker for 16, and slower for one: its cache is small, and numbers of 8 bits are turned and scaled by
-# launches of their own.
+# The bytes allow more: sequences share what is read of the weights, but neither the arithmetic nor what attention does for each.
+# Weights of 4 bits win much for one sequence, and little for many. At 16 prompts of 8192 tokens most bytes are keys and values. In 8 bits, not 16,
+# these are half as many, which is quicker for 16, and slower for one: its cache is small, and numbers of 8 bits are turned and scaled by launches
+# of their own.
 #
-# The art is to have others. Prompts come when they come, answers end when they end. *Continuous batching* decides anew before each pass
+# So one must have others. But prompts come when they come, and answers end when they end. *Continuous batching* decides anew before each pass
 # who is in it.
 #
 # The cache has so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one
@@ -525,11 +498,13 @@ def play(seed, pages=12, page_size=4, most=5, requests=14):
             batch.waiting.append(request)
             came += 1
         everyone = {each.number: each for each in [*batch.waiting, *batch.running]}
-        chosen, where = batch.step(), f"seed {seed}, pass {turns}"
+        before = [each.number for each in batch.running], [each.number for each in batch.waiting]
+        where = f"seed {seed}, pass {turns}, before which {before[0]} ran, {before[1]} waited and {batch.free} pages were free"
+        chosen = batch.step()
         tokens_for, run, wait = ([each.number for each in some] for some in (chosen, batch.running, batch.waiting))
-        assert sorted(run + wait) == sorted(everyone), f"{where}: {sorted(everyone)} were there; now {run} run and {wait} wait"
-        assert tokens_for == run, f"{where}: {run} run, and {tokens_for} get a token"
-        assert run + wait == sorted(run + wait), f"{where}: {run} run and {wait} wait; who came first must not be behind"
+        assert sorted(run + wait) == sorted(everyone), f"{where}: now {run} run and {wait} wait"
+        assert tokens_for == run, f"{where}: now {run} run, and {tokens_for} get a token"
+        assert run + wait == sorted(run + wait), f"{where}: now {run} run and {wait} wait; who came first must not be behind"
         assert not everyone or min(everyone) in run, f"{where}: request {min(everyone)} came first, and gets nothing"
         for each in batch.running:
             lacks = f"{where}: request {each.number} has {each.pages} pages of {page_size} for {each.tokens} tokens and one more"
@@ -551,31 +526,15 @@ for game in range(40):
     play(game, most=2 + game % 5)
 
 # %% [markdown]
-# The package's engine does the same, with chunks of prompts and real pages. Five requests, of which two come later, in a cache of 11 pages
-# of 4 tokens. Prompts are read first, then all who run get a token; so who reads a prompt gets two:
+# The package's engine does the same, with chunks of prompts and real pages. But the last one, when it lacks a page itself, keeps those that it has
+# and waits. Five requests, of which two come later, in a cache of 11 pages of 4 tokens. Prompts are read first, then all who run get a token; so
+# who reads a prompt gets two:
 
 # %%
 engine = Engine(model, runner="cached", invariant=True, max_batch=4, cache_tokens=44, page_size=4, share_prefixes=False)
-sizes = {"A": (9, 9), "B": (6, 13), "C": (11, 7), "D": (5, 8), "E": (7, 5)}    # tokens of the prompt, and of the answer
-later = {3: "D", 5: "E"}
-requests, rows, pages = {}, {}, []
-while not engine.idle or not requests or any(at >= len(pages) for at in later):
-    for name in "ABC" if not pages else later.get(len(pages), ""):
-        length, answer = sizes[name]
-        own = [(37 * at + ord(name) + seed) % 250 for at in range(length)]
-        requests[name] = engine.submit(own, SamplingParams(max_new_tokens=answer, ignore_eos=True))
-        rows[name] = " " * len(pages)
-    before = {name: (each.state, each.preemptions, len(each.tokens)) for name, each in requests.items()}
-    engine.step()
-    for name, each in requests.items():
-        state, preempted, had = before[name]
-        if each.preemptions > preempted:
-            rows[name] += "x"
-        elif len(each.tokens) == had:
-            rows[name] += " " if state == "finished" else "w"
-        else:
-            rows[name] += "p" if state == "waiting" else "d"
-    pages.append(engine.stats.num_pages - engine.stats.free_pages)
+sizes = {"A": (0, 9, 9), "B": (0, 6, 13), "C": (0, 11, 7), "D": (3, 5, 8), "E": (5, 7, 5)}    # when it comes, tokens of prompt and answer
+arrivals = {name: (when, [(37 * at + ord(name) + seed) % 250 for at in range(length)], answer) for name, (when, length, answer) in sizes.items()}
+requests, rows, pages = watched(engine, arrivals)
 lk.draw.batch_timeline(rows, pages, engine.stats.num_pages)
 
 # %% [markdown]
@@ -584,7 +543,7 @@ lk.draw.batch_timeline(rows, pages, engine.stats.num_pages)
 # %%
 alone = Engine(model, runner="cached", invariant=True, max_batch=1)
 for name, each in requests.items():
-    answer = alone.generate(each.prompt, max_new_tokens=sizes[name][1], ignore_eos=True)
+    answer = alone.generate(each.prompt, max_new_tokens=sizes[name][2], ignore_eos=True)
     print(f"{name}: pre-emptions {each.preemptions}, the same answer as alone: {answer.tokens == tuple(each.tokens)}")
 
 # %% [markdown]
@@ -615,9 +574,9 @@ print(f"{stats.prompt_tokens} tokens of prompts, {stats.computed_prompt_tokens} 
 # %% [markdown]
 # ## What may be shown
 # A reader wants to see the answer as it is written. But it ends at a *stop string*, say `"\n\n"` or `"User:"`, which is not to be seen; and
-# it comes in pieces. After `"...\n"` nobody knows yet. So text that might begin a stop string is held back, and nothing else is.
+# it comes in pieces. After a first `"\n"` nobody knows yet. So what stands at the end and might begin a stop string is held back, and nothing else is.
 #
-# **Write** it. `held` is all text that has come and was not shown.
+# **Write** it. `held` is all text that has come and was not shown yet.
 
 # %% solution="hold-back"
 def release(held, stops):
@@ -668,15 +627,14 @@ judge_stream("Is it so? Use it.\n\nUser: and now", ["User:", "\n\nS"], 4)
 # %%
 engine = Engine(model, tokenizer, max_batch=4)
 options = {"max_new_tokens": 40, "temperature": 0.7, "top_p": 0.95, "seed": seed, "stop": ["\n\n"]}
-print("|".join(event.text for event in engine.generate("def __init__(self", stream=True, **options)))
+print("|".join(event.text for event in engine.generate("class Reader:\n    def", stream=True, **options)))
 
 # %% [markdown]
 # ## Talk to it
 # A *chat template* makes a text of a conversation, with marks for who speaks. The model continues it, until it draws the mark of an end:
 
 # %%
-chats = tokenizer.has_chat_template
-print(tokenizer.render_chat([{"role": "user", "content": "Write a class."}]) if chats else "this model has no chat template")
+print(tokenizer.render_chat([{"role": "user", "content": "Write a class."}]))
 
 # %%
 conversation = []
@@ -685,20 +643,19 @@ conversation = []
 def ask(words, **options):
     """Your turn, and then the model's, as it comes. It remembers what was said."""
     conversation.append({"role": "user", "content": words})
-    settings = {"max_new_tokens": 48, "temperature": 0.7, "top_p": 0.9, "seed": seed, "stream": True} | options
-    events = engine.chat(conversation, **settings) if chats else engine.generate(words, **settings)
+    settings = {"max_new_tokens": 48, "temperature": 0.7, "top_p": 0.9, "seed": seed} | options
     answer = ""
-    for event in events:
+    for event in engine.chat(conversation, stream=True, **settings):
         answer += event.text
         print(event.text, end="", flush=True)
     conversation.append({"role": "assistant", "content": answer})
 
 
-ask("import os\n\nclass ")
+ask("import os\n\nclass")
 
 # %% [markdown]
-# It was taught to continue Python, not to converse, and for a few seconds; those marks it has never seen. The one that lab 14 trains for
-# eight minutes on a GPU has read more. Give its folder as `folder` in the first cell, or talk to it in a terminal:
+# It was taught to continue Python, not to converse, and for a few seconds; those marks it has never seen. Train a larger one for minutes, here or
+# on a GPU as in lab 14. Give its folder as `folder` in the first cell, or talk to it in a terminal:
 #
 # ```sh
 # labkernels train --preset 10m --minutes 5 --precision float32 --vocab-size 4096 --batch-size 4 --seq-len 128 --folder runs/python
@@ -706,18 +663,18 @@ ask("import os\n\nclass ")
 # labkernels serve runs/python/model
 # ```
 #
-# The last one speaks OpenAI's protocol, so that their client talks to it:
+# The last one speaks OpenAI's protocol, so their client talks to it:
 #
 # ```python
 # client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-# client.completions.create(model="model", prompt="def ", max_tokens=64).choices[0].text
+# client.completions.create(model="model", prompt="def read(self", max_tokens=64).choices[0].text
 # ```
 #
 # ## Still wasted
 # - **Attention of one short sequence.** It reads little, and takes its microseconds in every layer, while memory has little to do. One
 #   kernel for a whole token would begin on the next weights.
 # - **Passes that read everything for one token.** A small model could guess the next four, and the large one check all of them in one pass,
-#   which reads no more than a pass for one: *speculative decoding*. `truncate` takes back what was guessed wrong.
+#   which reads no more than a pass for one: *speculative decoding*. `PageAllocator.truncate` takes back what was guessed wrong.
 # - **Prompts beside answers.** A chunk of a prompt is bound by arithmetic, an answer by memory. In one pass they could hide each other.
 #
-# What would you add next? With what your limit says: at which batch and length are keys and values half of the bytes of Llama 3.2 1B?
+# What would you add next? And ask your limit: at which batch and length are keys and values half of the bytes of Llama 3.2 1B?
