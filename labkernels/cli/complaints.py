@@ -28,6 +28,8 @@ def complaints() -> Iterator[None]:
         raise typer.Exit(1) from None
     except UnicodeDecodeError as error:
         _end(f"what was given as text is not UTF-8: {error}")
+    except FileExistsError as error:
+        _end(f"{error.filename} is a file, and a folder is needed there")
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except (MemoryError, RuntimeError) as error:

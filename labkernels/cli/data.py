@@ -1,12 +1,14 @@
 """`labkernels data prepare` and `labkernels data show`: text as tokens on disk, and what there is of it."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from labkernels.cli.complaints import complaints
+from labkernels.cli.options import Json
 
 app = typer.Typer(help="Text to train on, as tokens on disk.", no_args_is_help=True)
 
@@ -20,6 +22,7 @@ def prepare(
     max_bytes: Annotated[int | None, typer.Option(help="take no more text than about this")] = None,
     files: Annotated[int, typer.Option(help="how many of fineweb-edu's 14 files, of 2.2 GB each")] = 1,
     validation: Annotated[float, typer.Option(help="the share of the documents that is kept for validation")] = 0.05,
+    as_json: Json = False,
 ) -> None:
     """Make tokens of a corpus: train a tokenizer, split by document, write memory-mapped shards. What is there already is kept."""
     from labkernels.llm.data import corpora, shards
@@ -29,7 +32,7 @@ def prepare(
         source = corpora.corpus(corpus, max_bytes=max_bytes, files=files)
         given = Tokenizer.load(tokenizer) if tokenizer else None
         data = shards.prepare(source, vocab_size, tokenizer=given, folder=folder, validation_fraction=validation, progress=True)
-        typer.echo(describe(data))
+        typer.echo(json.dumps(described(data)) if as_json else describe(data))
 
 
 @app.command()
@@ -38,6 +41,7 @@ def show(
     verify: Annotated[bool, typer.Option("--verify", help="read everything and compare its checksums")] = False,
     split: Annotated[str, typer.Option(help="train or validation: of which --document is shown")] = "train",
     document: Annotated[int | None, typer.Option(help="show the document of this number, from 0")] = None,
+    as_json: Json = False,
 ) -> None:
     """What a folder of tokens holds."""
     from labkernels.errors import ArgumentError
@@ -48,11 +52,24 @@ def show(
         if verify:
             data.verify()
         if document is None:
-            typer.echo(describe(data) + ("\nall checksums are right" if verify else ""))
+            told = describe(data) + ("\nall checksums are right" if verify else "")
+            typer.echo(json.dumps(described(data) | {"verified": verify}) if as_json else told)
             return
+        if split not in data.splits:
+            raise ArgumentError(f"--split is {split!r}; it must be {' or '.join(data.splits)}")
         if not 0 <= document < data[split].documents:
             raise ArgumentError(f"data show: {split} has the documents 0 to {data[split].documents - 1}, not {document}")
-        typer.echo(data.tokenizer.decode(data[split].document(document)[:-1]))
+        text = data.tokenizer.decode(data[split].document(document)[:-1])
+        typer.echo(json.dumps({"split": split, "document": document, "text": text}) if as_json else text)
+
+
+def described(data) -> dict[str, Any]:
+    """For programs."""
+    splits = {name: {"tokens": s.tokens, "documents": s.documents, "bytes": s.bytes, "shards": len(s.entry["shards"])} for name, s in data.splits.items()}
+    return {
+        "folder": str(data.folder), "corpus": data.manifest["corpus"]["name"], "vocab_size": data.vocab_size, "dtype": data.manifest["dtype"],
+        "splits": splits,
+    }  # fmt: skip
 
 
 def describe(data) -> str:

@@ -24,9 +24,9 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from labkernels.errors import ArgumentError
+from labkernels.errors import ArgumentError, CacheError
 from labkernels.llm.data.corpora import Corpus, Document, corpus
-from labkernels.llm.survival.files import cache_folder, locked, sha256, sync_folder, write_file
+from labkernels.llm.survival.files import cache_folder, locked, readable, sha256, sync_folder, write_file
 from labkernels.llm.data.token_dataset import FORMAT, SPLITS, TokenDataset
 from labkernels.llm.data.tokenizer import Tokenizer
 
@@ -72,11 +72,21 @@ def prepare(
     folder = Path(folder) if folder is not None else cache_folder("tokens", f"{source.name}-{key}")
     if _holds(folder, key):
         return TokenDataset.open(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_place(folder.parent)
     with locked(folder.parent / f".{folder.name}.lock", 3600, f"the tokens of {source.name}"):
         if not _holds(folder, key):
             _build(source, folder, key, tokenizer, vocab_size, validation_fraction, tokenizer_bytes, shard_tokens, progress)
     return TokenDataset.open(folder)
+
+
+def _check_place(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        refused = None if os.access(folder, os.W_OK | os.X_OK) else "Permission denied"
+    except OSError as error:
+        refused = error.strerror
+    if refused:
+        raise CacheError(f"prepare: tokens cannot be written to {folder}: {refused}; LABKERNELS_CACHE names another cache, or give a folder of your own")
 
 
 def _holds(folder: Path, key: str) -> bool:
@@ -128,6 +138,7 @@ def _build(source, folder, key, tokenizer, vocab_size, validation_fraction, toke
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths},
         }
         write_file(unfinished / "manifest.json", json.dumps(manifest, indent=1))
+        readable(unfinished)
         os.chmod(unfinished, 0o755)
         shutil.rmtree(folder, ignore_errors=True)  # empty, or ours and broken
         os.replace(unfinished, folder)

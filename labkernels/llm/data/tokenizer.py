@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -87,7 +88,7 @@ class Tokenizer:
                 min_frequency=2,
                 special_tokens=list(special_tokens),
                 initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-                show_progress=progress,
+                show_progress=progress and os.isatty(1),  # it writes there, into a file empty lines
             ),
         )
         settings = {"eos_token": special_tokens[0], "bos_token": special_tokens[0], "tokenizer_class": "PreTrainedTokenizerFast"}

@@ -30,7 +30,11 @@ def cache_folder(*names: str) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` at the end; if the block raises, `path` is as it was."""
     path = Path(path)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False) as file:
+    try:
+        made = tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False)  # noqa: SIM115
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the name that whoever reads it knows
+    with made as file:
         try:
             yield file
             file.flush()
@@ -65,10 +69,10 @@ def sha256(path: Path) -> str:
 
 
 def readable(path: Path) -> None:
-    """The permissions that an ordinary new file has; files that libraries write beside their place are for their owner alone."""
+    """The permissions that an ordinary new file or folder has; those that libraries make beside their place are for their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
+    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextlib.contextmanager
