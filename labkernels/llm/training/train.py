@@ -54,6 +54,7 @@ class Trainer(Parts, Resumable):
     ):
         self.config, self.rank, self.world_size = config, rank, world_size
         config.check_device()
+        config.check_folder()
         self.device = self.build_device()
         torch.manual_seed(config.seed)
         if config.deterministic:

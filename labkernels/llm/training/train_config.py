@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,6 +137,13 @@ class TrainConfig:
             if name in found:
                 raise ArgumentError(f"TrainConfig: the checkpoint has {found[name]}; both must be equal, or take another folder")
         return "; ".join(text for name, text in found.items() if name not in MAY_DIFFER)
+
+    def check_folder(self) -> None:
+        """Raises OSError where checkpoints could not be written: before text becomes tokens, not after."""
+        if self.folder:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.folder)
 
     def check_device(self) -> None:
         """Raises ArgumentError where this machine lacks the GPU."""

@@ -317,6 +317,7 @@ def test_every_option_of_the_command_has_help():
         (["--batch-size", "0"], "--batch-size is 0; it must be a number of at least 1"),
         (["--preset", "11m"], "--preset is '11m'; it must be one of '10m'"),
         ([], "--minutes or --steps is needed"),
+        (["--folder", __file__], f"{__file__} is a file, and a folder is needed there"),
     ],
 )
 def test_what_the_command_refuses_is_named_as_its_options_are(given, words):
