@@ -110,7 +110,7 @@ class Op:
     flops: Callable[..., float] = lambda **shape: 0.0
     bytes_moved: Callable[..., float] = lambda dtype, **shape: 0.0  # each input read once, each output written once
     memory_ceiling: str = "copy"  # what limits these bytes: "copy", or "read" where next to nothing is written
-    compute_ceiling: str | None = None  # what limits these FLOPs, as in Ceilings.tflops: "float8_e4m3fn"; None: products of the inputs' dtype
+    compute_ceiling: str | None = None  # what limits these FLOPs, as in Ceilings.tflops: "float8_e4m3fn", "int8"; None: products of the inputs' dtype
     peers: Mapping[str, Peer] = field(default_factory=dict)
 
     @cached_property

@@ -122,5 +122,6 @@ OP = Op(
     record_sweeps=({"dtype": ["bfloat16"], "tokens": [512, 4096], "activation": ["swiglu"], **LLAMA_7B},),
     flops=forward.flops,
     bytes_moved=bytes_moved,
+    compute_ceiling="float8_e4m3fn",
     peers={"scaled_mm": Peer("scaled_mm", native, lambda x, **_: None if x.is_cuda else "needs a GPU")},
 )

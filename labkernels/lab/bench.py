@@ -93,5 +93,5 @@ def _find(frame: pandas.DataFrame, name: str, dtype: torch.dtype, shape: Shape) 
     for size, value in shape.items():
         if size not in frame:
             return None
-        here &= frame[size] == value
+        here &= frame[size].isna() if value is None else frame[size] == value
     return frame[here].iloc[-1].to_dict() if here.any() else None

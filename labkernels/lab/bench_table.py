@@ -11,7 +11,7 @@ from typing import Any
 import pandas
 
 from labkernels.lab import style
-from labkernels.lab.ladder import draw_bars, draw_lines, size_words
+from labkernels.lab.ladder import draw_bars, draw_lines, share_label, size_words
 
 _NOT_SIZES = {"op", "variant", "kind", "ms", "ms_p20", "ms_p80", "tflops", "gb_per_s", "limit_ms", "share_of_limit", "peak_mb", "note"}
 _SAME_AS = {"kv_heads": "heads", "kv_len": "seq_len"}
@@ -69,4 +69,4 @@ def varied_sizes(sweep: Mapping[str, Any]) -> tuple[str, ...]:
 def _cell(row) -> str:
     if math.isnan(row.ms):
         return row.note
-    return f"{style.time_label(row.ms)} ({row.share_of_limit:.0%})"
+    return style.time_label(row.ms) + (f" ({share_label(row.share_of_limit)})" if row.share_of_limit > 0 else "")

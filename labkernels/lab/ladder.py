@@ -13,6 +13,7 @@ from labkernels.lab import style
 _DASHES = ["-", "--", "-.", ":"]
 _SHADES = ["#9ECAE1", "#6BAED6", "#3182BD", "#08519C", "#08306B"]  # our versions, from the first to the last
 _YOURS = style.ORANGE
+BEYOND = 1.2  # above this share of the limit a row must use other units than those that the limit is of; bytes may come to 1.1 of a copy's
 
 
 @style.look()
@@ -57,7 +58,7 @@ def draw_bars(frame: pandas.DataFrame, title: str, source: str) -> style.Picture
             axes.text(start, place, f"  {row.note}", va="center", color=style.GREY)
             continue
         axes.barh(place, row.ms - start, left=start, color=looks[row.variant]["color"], height=0.7)
-        text = f"  {style.time_label(row.ms)}, {row.share_of_limit:.0%} of the limit"
+        text = f"  {style.time_label(row.ms)}, {share_label(row.share_of_limit)} of the limit" if row.share_of_limit > 0 else f"  {style.time_label(row.ms)}"
         axes.text(max(row.ms, start), place, text, va="center", fontsize=9)
     style.ratio_axis(axes, "x", style.nice_ratios(start, longest), style.time_label)
     axes.set_xlim(0.8 * start, longest * (longest / start) ** 0.5)
@@ -95,9 +96,20 @@ def _best(frame: pandas.DataFrame) -> str:
     """A sentence for the alt text: who is closest to the limit, and how close."""
     measured = frame.dropna(subset=["share_of_limit"])
     if measured.empty:
-        return "No times."
-    best = measured.loc[measured["share_of_limit"].idxmax()]
-    return f"Closest to the limit is {best['variant']}, at {best['share_of_limit']:.0%} of it."
+        return "No times." if frame["ms"].isna().all() else "The limit is not known."
+    beyond = measured["share_of_limit"] > BEYOND
+    sentences = []
+    if not beyond.all():
+        best = measured.loc[measured["share_of_limit"].where(~beyond).idxmax()]
+        sentences.append(f"Closest to the limit is {best['variant']}, at {share_label(best['share_of_limit'])} of it.")
+    for variant, rows in measured[beyond].groupby("variant", sort=False):
+        sentences.append(f"{variant} is past it, {share_label(rows['share_of_limit'].max())}, by 16-bit halves on tensor cores.")
+    return " ".join(sentences)
+
+
+def share_label(share: float) -> str:
+    """A share of the limit: `86%`; that of a row which multiplies float32 on tensor cores, and so is not held by the limit of float32: `4.6×`."""
+    return f"{share:.1f}×" if share > BEYOND else f"{share:.0%}"
 
 
 def size_words(name: str, value) -> str:

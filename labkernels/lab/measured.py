@@ -39,9 +39,18 @@ def recorded(op_name: str, gpu: str = GPU) -> pandas.DataFrame:
 
 def recorded_ceilings(gpu: str = GPU) -> Ceilings:
     """The ceilings recorded for a GPU; NotRecorded if there are none."""
-    values = pandas.read_csv(measured_file("ceilings", gpu)).set_index("name")["value"]
-    tflops = {name.removeprefix("matmul_"): float(value) for name, value in values.items() if name.startswith("matmul_")}
-    return Ceilings(float(values["copy"]), tflops, read_gb_per_s=float(values["read"]) if "read" in values else None)
+    return ceilings_of(pandas.read_csv(measured_file("ceilings", gpu)))
+
+
+def ceilings_of(frame: pandas.DataFrame) -> Ceilings:
+    """The ceilings of the rows of a ceilings.csv: for each dtype the higher of `matmul_...`, of its own run, and `best_...`, of the operations' rows."""
+    values = {name: float(value) for name, value in zip(frame["name"], frame["value"])}
+    tflops: dict[str, float] = {}
+    for name, value in values.items():
+        start, _, kind = name.partition("_")
+        if start in ("matmul", "best"):
+            tflops[kind] = max(value, tflops.get(kind, 0.0))
+    return Ceilings(values["copy"], tflops, read_gb_per_s=values.get("read"))
 
 
 def label(frame: pandas.DataFrame) -> str:

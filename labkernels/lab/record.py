@@ -13,6 +13,7 @@ from labkernels.errors import LabKernelsError
 from labkernels.lab.bench_table import BenchTable, varied_sizes
 from labkernels.lab.ceilings import Ceilings, measure_ceilings
 from labkernels.lab.environment import environment
+from labkernels.lab.limits import settle
 from labkernels.lab.measure import ENVIRONMENT_COLUMNS, RESULT_COLUMNS, Entry, empty_row, measure
 from labkernels.operation import Op, as_dtype, ops, product_of
 
@@ -48,6 +49,7 @@ def record(
         frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         summaries.append(_summary(ops[name], frame))
         say(f"{name}: {len(frame)} rows after {time.perf_counter() - start:.0f} s")
+    settle(folder)  # a row may be faster than the ceilings
     say("\n".join([*map(str, summaries), _ceilings_frame(ceilings)[["name", "value", "unit"]].to_string(index=False)]))
 
 

@@ -150,5 +150,6 @@ OP = Op(
     ),
     flops=lambda *, m, n, k, **_: 2 * m * n * k,
     bytes_moved=bytes_moved,
+    compute_ceiling="int8",
     peers=PEERS,
 )

@@ -7,7 +7,7 @@ from labkernels.lab.measure import Entry, empty_row
 from labkernels.operation import Op
 
 ENVIRONMENT = {"gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0", "torch": "2.11.0", "commit": "0123456789ab", "date": "2026-11-20"}
-CEILINGS = Ceilings(copy_gb_per_s=4000.0, tflops={"float32": 50.0, "bfloat16": 700.0, "float16": 650.0, "tf32": 400.0})
+CEILINGS = Ceilings(copy_gb_per_s=4000.0, tflops={"float32": 50.0, "bfloat16": 700.0, "float16": 650.0, "tf32": 400.0, "float8_e4m3fn": 1400.0, "int8": 1500.0})
 SHARES = {"v1_naive": 0.01, "v1_naive_cuda": 0.05, "v2_online": 0.1, "v3_tiled": 0.5, "flash": 0.4, "cudnn": 0.8}
 
 

@@ -155,11 +155,12 @@ def test_the_read_ceiling_is_recorded_and_read_again(tmp_path, monkeypatch):
     assert measured.recorded_ceilings() == ceilings
 
 
-def test_products_of_8_bit_floats_are_limited_by_their_own_ceiling_where_it_was_measured():
-    point = ops["scaled_matmul"], torch.bfloat16, ops["scaled_matmul"].complete_shape(torch.bfloat16, m=8192)
-    assert CEILINGS.limit_ms(*point) == pytest.approx(2 * 8192**3 / 700e9)
-    with_bytes = replace(CEILINGS, tflops={**CEILINGS.tflops, "float8_e4m3fn": 1400.0})
-    assert with_bytes.limit_ms(*point) == pytest.approx(2 * 8192**3 / 1400e9)
+@pytest.mark.parametrize("name, tflops", [("scaled_matmul", 1400.0), ("w8a8_matmul", 1500.0)])
+def test_products_of_8_bits_are_limited_by_their_own_ceiling_or_by_none(name, tflops):
+    point = ops[name], torch.bfloat16, ops[name].complete_shape(torch.bfloat16, m=8192)
+    assert CEILINGS.limit_ms(*point) == pytest.approx(2 * 8192**3 / tflops / 1e9)
+    without = replace(CEILINGS, tflops={"bfloat16": 700.0})
+    assert math.isnan(without.limit_ms(*point)) and without.memory_bound(*point)  # no other dtype's stands for it
 
 
 @pytest.mark.gpu
@@ -167,7 +168,7 @@ def test_reading_is_a_little_faster_than_copying_and_bytes_multiplied_faster_tha
     ceilings = measure_ceilings()
     assert 0.95 < ceilings.read_gb_per_s / ceilings.copy_gb_per_s < 1.25
     if torch.cuda.get_device_capability() >= (9, 0):
-        assert ceilings.tflops["float8_e4m3fn"] > 1.3 * ceilings.tflops["bfloat16"]
+        assert all(ceilings.tflops[kind] > 1.3 * ceilings.tflops["bfloat16"] for kind in ("float8_e4m3fn", "int8"))
 
 
 @pytest.mark.parametrize("count", [4, 8, 1000, 8192, 8196])
