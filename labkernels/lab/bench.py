@@ -94,4 +94,4 @@ def _find(frame: pandas.DataFrame, name: str, dtype: torch.dtype, shape: Shape) 
         if size not in frame:
             return None
         here &= frame[size].isna() if value is None else frame[size] == value
-    return frame[here].iloc[-1].to_dict() if here.any() else None
+    return frame[here].iloc[-1].to_dict() | {size: None for size, value in shape.items() if value is None} if here.any() else None

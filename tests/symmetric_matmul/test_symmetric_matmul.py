@@ -70,3 +70,10 @@ def test_what_hopper_cannot_take_is_refused():
     assert accepts(**inputs(24, 40)) is None
     for other, reason in ((inputs(33, 40), "multiples of 8"), (inputs(dtype=torch.float32), "bfloat16"), (inputs(24, 40, gap=3), "16 bytes")):
         assert reason in accepts(**other)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without a GPU shows")
+def test_its_recorded_figures_are_found_without_a_batch_and_with_one():
+    for options in ({"m": [8192]}, {"m": [1536], "k": [4096], "batch": [24], "c": [True]}):
+        table = lk.bench("symmetric_matmul", ["v3_hopper", "cublas"], **options)
+        assert table.frame["ms"].notna().all() and "nan" not in repr(table)
