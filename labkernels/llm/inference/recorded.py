@@ -8,14 +8,15 @@ from labkernels.lab.measured import NotRecorded, label, recorded
 
 MODEL = "llama-3.2-1b"
 RUNGS = ("naive", "cached", "fused", "graphs", "early")
+SHORT = {"compiled reduce-overhead": "compiled"}  # of peers
 FORMATS = {
     "tokens/s": "{:,.0f}", "ms a step": "{:.2f}", "first token, ms": "{:.1f}", "launches": "{:.0f}", "GB read a step": "{:.2f}", "of the limit": "{:.0%}",
-    "memory, GB": "{:.2f}", "estimated, GB": "{:.2f}", "seconds": "{:.2f}",
+    "GB": "{:.2f}", "estimated": "{:.2f}", "seconds": "{:.2f}",
 }  # fmt: skip
 COLUMNS = {
     "model": "model", "runner": "engine", "weights": "weights", "head": "head", "cache": "cache", "batch": "sequences", "prompt": "prompt", "new": "answer",
     "tokens_per_s": "tokens/s", "ms_per_token": "ms a step", "first_token_ms": "first token, ms", "launches": "launches",
-    "bytes_per_step": "GB read a step", "share_of_limit": "of the limit", "peak_gb": "memory, GB", "estimate_gb": "estimated, GB",
+    "bytes_per_step": "GB read a step", "share_of_limit": "of the limit", "peak_gb": "GB", "estimate_gb": "estimated",
 }  # fmt: skip
 ANSWERS = {97: "a short fact", 496: "an explanation", 196: "a poem", 146: "something looked up", 315: "a summary"}  # tokens of five published answers
 
@@ -73,6 +74,7 @@ def _where(frame: pandas.DataFrame | None, **wanted) -> pandas.DataFrame | None:
         except NotRecorded:
             print("not recorded yet: on an H200, python -m labkernels.llm.inference.bench_engine llama-3.2-1b --out data/measured/h200/engine.csv")
             return None
+    frame = frame.assign(runner=frame["runner"].replace(SHORT))
     for column, value in wanted.items():
         frame = frame[frame[column].isin(value if isinstance(value, tuple) else (value,))]
     return frame

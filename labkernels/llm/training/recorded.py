@@ -30,7 +30,8 @@ def table(frame: pandas.DataFrame):
     shown = frame[frame["preset"].eq("645m") | frame["preset"].isna()]
     shown = shown.assign(on=shown["base"].where(shown["base"].isin(shown["row"]), "")).rename(columns=COLUMNS)[list(COLUMNS.values())]
     formats = {"ms a step": "{:.0f}", "GB": "{:.1f}", "loss": "{:.3f}"}
-    return shown.style.format(formats, na_rep="").hide(axis="index").set_caption(label(frame))
+    left = {name: [{"selector": "", "props": "text-align: left"}] for name in ("row", "stands on", "what it adds")}
+    return shown.style.format(formats, na_rep="").hide(axis="index").set_table_styles(left).set_caption(label(frame))
 
 
 def shapes(frame: pandas.DataFrame) -> pandas.DataFrame:
