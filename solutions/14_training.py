@@ -198,8 +198,8 @@ print(f"to nearest: {nearest.mean():.6f}   stochastic: {stochastic.mean():.6f}  
 # %% [markdown]
 # ## Where the time goes
 # Each weight multiplies each token once forward, and twice backward, for the gradient of what came in and for its own: 6 FLOPs. Attention
-# comes on top. For each of *L* layers a query meets half of the *S* keys on average, in two products over all heads' *d* numbers: $2 \cdot
-# 2 \cdot d \cdot S/2$ forward, three times that in all.
+# comes on top. For each of *L* layers a query meets half of the *S* keys on average, in two products over all heads' *d* numbers:
+# $2 \cdot 2 \cdot d \cdot S/2$ forward, three times that in all.
 #
 # *Model FLOPs utilisation*, MFU, is the share of these FLOPs in what the GPU could do. An H200 can do 989 TFLOP/s in bfloat16.
 #
@@ -313,10 +313,14 @@ lk.draw.singular_values(seen)
 
 # %% [markdown]
 # Two of the three products, $X X^T$ and its square, are symmetric. Half of their numbers need not be computed, and `symmetric_matmul` does
-# not: a tile above the diagonal is stored twice, the second time transposed. For 1536 × 4096 that saves 29% of the FLOPs.
+# not: a tile above the diagonal is stored twice, the second time transposed. For a weight of 1536 × 4096 that saves 29% of an iteration's FLOPs. Here
+# is the product of an *m* × *m* matrix, beside cuBLAS, which computes all of it:
 
 # %%
-lk.ops["symmetric_matmul"]
+lk.bench("symmetric_matmul", ["v3_hopper", "cublas"]).plot()
+
+# %% [markdown]
+# Small ones do not fill the GPU, halved or not. Large ones take little more than half the time. And the result is the same, up to rounding:
 
 # %%
 whole, halved = (newton_schulz(gradient.bfloat16(), kernel=kernel) for kernel in ("torch", "labkernels"))
