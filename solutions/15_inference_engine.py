@@ -284,8 +284,8 @@ lk.draw.token_timeline()
 # What remains is reading. In a pass each weight of the layers is read once, and the head once: it is multiplied with every row. Of the
 # embedding a row is read, which is nothing. Norms are nothing, too. Each sequence reads its own keys and values.
 #
-# **Write** the bytes that one pass reads, for a SwiGLU model whose layers' weights have `bits` bits each (fractions for the scales of
-# groups included). The head, keys and values have 16. `config` has `num_layers`, `embed_dim`, `num_heads`, `num_kv_heads`, `head_dim`,
+# **Write** the bytes that one pass reads, for a SwiGLU model whose layers' weights have `bits` bits each (in int4 that is 4.25, with the scales of
+# its groups). The head, keys and values have 16. `config` has `num_layers`, `embed_dim`, `num_heads`, `num_kv_heads`, `head_dim`,
 # `ffn_dim`, `vocab_size`.
 
 # %% solution="limit"
@@ -362,8 +362,9 @@ for scheme in ("int8", "int4"):
     print(f"v5 {scheme:<14}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB")
 
 # %% [markdown]
-# What does it cost? Here is the model of lab 14's long run, on text that was kept from it, and the speed of one answer on an H200. `none` is as it
-# was trained, `int4-mse` has the scales of lab 10 with the least error, `+int8` is a cache of 8 bits. A line joins what no other beats in both.
+# What does that cost? Here is the model of lab 14's long run, on text that was kept from it, and the speed of one answer on an H200. `none` is as it
+# was trained, `int4-mse` has the scales of lab 10 with the least error, `+int8` is a cache of 8 bits. A line joins those that none beats in both
+# respects.
 
 # %%
 pareto.plot(pareto.recorded())
@@ -374,12 +375,12 @@ pareto.plot(pareto.recorded())
 #
 # ## v6: never a pause
 # Between two kernels of a graph memory stands idle for a microsecond or two: the last blocks of one finish, the first of the next begin,
-# and ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, the last row above. It asks for its
-# first weights, which do not depend on anybody, and only then waits.
+# and ask, and wait. *Programmatic dependent launch* lets a kernel begin while the one before runs, as in the last row of the timeline. It asks for
+# its first weights, which do not depend on anybody, and only then waits.
 #
 # All of it on an H200: Llama 3.2 1B's shape, one sequence, a prompt of 64 tokens. `naive` to `graphs` are v1 to v4; `early` is v6, at first in
 # bfloat16, then with v5's weights and a head of 8 bits. In grey is what `torch.compile` makes, with CUDA graphs of its own, of a plain module and of
-# Hugging Face's model.
+# Hugging Face's model, whose prompts are not compiled.
 
 # %%
 ladder = recorded.ladder()
@@ -399,11 +400,12 @@ recorded.table(ladder, "runner", "weights", "ms_per_token", "first_token_ms", "l
 # become 16-bit numbers first, one by arithmetic, one by a table. So fp8 is slower than int8 for as many bytes, and nf4 for fewer.
 #
 # A model of 8 billion weights is nearer to its limit, since each kernel has more to read. A prompt of 8192 tokens is another thing
-# altogether: all of its tokens are computed at once, and arithmetic is the limit.
+# altogether: all of its tokens are computed at once, and arithmetic is the limit. The last columns are the memory at its most, and what was
+# estimated before anything was loaded.
 
 # %%
-columns = ("model", "runner", "weights", "cache", "prompt", "tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb")
-recorded.table(recorded.shapes(), *columns)
+stored, measured = ("weights", "cache", "prompt"), ("tokens_per_s", "first_token_ms", "share_of_limit", "peak_gb", "estimate_gb")
+recorded.table(recorded.shapes(), "model", "runner", *stored, *measured)
 
 # %% [markdown]
 # Five kinds of answer, from the prompt to the last token, as long as in a table that others have published. Theirs says 22.7 tokens/s; that was not
@@ -421,15 +423,14 @@ recorded.answers().style.format(recorded.FORMATS).hide(axis="index")
 recorded.many().style.format("{:,.0f}", na_rep="")
 
 # %% [markdown]
-# The bytes allow more: sequences share what is read of the weights, but neither the arithmetic nor what attention does for each.
-# Weights of 4 bits win much for one sequence, and little for many. At 16 prompts of 8192 tokens most bytes are keys and values. In 8 bits, not 16,
-# these are half as many, which is quicker for 16, and slower for one: its cache is small, and numbers of 8 bits are turned and scaled by launches
-# of their own.
+# The bytes allow more: sequences share what is read of the weights, but neither the arithmetic nor what attention does for each. Weights of 4 bits
+# win much for one sequence, and little for many. At 16 prompts of 8192 tokens most bytes are keys and values. In 8 bits they are half as many, which
+# is quicker for 16, and slower for one: its cache is small, and numbers of 8 bits are turned and scaled by launches of their own.
 #
-# So one must have others. But prompts come when they come, and answers end when they end. *Continuous batching* decides anew before each pass
-# who is in it.
+# So a server wants a full batch. But prompts come when they come, and answers end when they end. *Continuous batching* decides anew before each
+# pass who is in it.
 #
-# The cache has so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one
+# The cache has only so many pages, and nobody knows how long an answer will be. So a request takes pages as it grows. When none is free, the one
 # that came last gives its own back, and is computed again later, prompt and answer so far: *pre-emption*. Nothing is lost but time, and the
 # one that came first always goes on.
 #
@@ -563,6 +564,9 @@ shared = 1000 // 16 + 40 * -(-(1150 - 1000 // 16 * 16) // 16)
 # %% tests="predict-sharing" points=1
 lk.check_prediction("shared pages", apart, shared)
 
+# %% [markdown]
+# Four questions, one after the other, with the same 50 tokens of instructions:
+
 # %%
 engine = Engine(model, tokenizer, runner="cached", max_batch=4, page_size=16)
 instructions = (slow * 3)[:50]
@@ -574,7 +578,7 @@ print(f"{stats.prompt_tokens} tokens of prompts, {stats.computed_prompt_tokens} 
 # %% [markdown]
 # ## What may be shown
 # A reader wants to see the answer as it is written. But it ends at a *stop string*, say `"\n\n"` or `"User:"`, which is not to be seen; and
-# it comes in pieces. After a first `"\n"` nobody knows yet. So what stands at the end and might begin a stop string is held back, and nothing else is.
+# it comes in pieces. After a first `"\n"` nobody knows yet. So what stands at the end and might begin a stop string is held back, and nothing else.
 #
 # **Write** it. `held` is all text that has come and was not shown yet.
 
