@@ -3,7 +3,7 @@
 //             measured against it. When a larger score arrives, sum and output are both multiplied by the factor they were wrong by.
 //   Predicts  Memory O(N), not O(N^2): at S=8192 with 32 heads, 8.6 GB of scores (v1) become none. But every query reads all of K
 //             and V: S*S*head_dim*8 bytes a head, from the caches, and five shuffles for each key.
-//   Measured  data/measured/h200/attention.csv: float32, S=4096, d=128, 32 heads: v1 298 ms -> v2 57.1 ms.
+//   Measured  data/measured/h200/attention.csv: float32, S=4096, d=128, 32 heads: v1 298 ms -> v2 54.9 ms.
 //   Wastes    A key that is loaded serves one query of the warp. The shuffles outnumber the multiplications: with head_dim 64, a
 //             lane multiplies 2 numbers for a score and then takes 5 steps to add it up with the others.
 #include <math_constants.h>

@@ -4,7 +4,7 @@
 //             patch of 8 x 8 scores, so that 4 loads from shared memory feed 64 multiplications.
 //   Predicts  4 * S^2 * head_dim FLOPs a head against S^2 * head_dim / 16 bytes: bound by FP32 arithmetic at every length.
 //             S=4096, d=128, 32 heads: 275 GFLOP, 5.4 ms at the measured ceiling of 50.9 TFLOP/s; exp and copies come on top.
-//   Measured  data/measured/h200/attention.csv: float32, S=4096, d=128, 32 heads: v2 57.1 ms -> v3 6.61 ms.
+//   Measured  data/measured/h200/attention.csv: float32, S=4096, d=128, 32 heads: v2 54.9 ms -> v3 6.61 ms.
 //   Wastes    The tensor cores, which multiply 8 to 14 times as fast; half of each tile on the causal diagonal; nearly all of a
 //             tile when there is one query, as in decoding.
 #include <math_constants.h>

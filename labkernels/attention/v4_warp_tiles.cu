@@ -5,8 +5,8 @@
 //             vector each, for a patch of 8 x 8 scores. The softmax, its statistics and the weights stay within the warp.
 //   Predicts  The same 4 * S^2 * head_dim FLOPs and the same 4 vector loads for 64 multiplications as v3, but 2 barriers instead of 16 for
 //             128 keys, no instruction spent on carrying K and V, and no warp that works on keys that only the others may see.
-//   Measured  On an H200, float32, 32 heads, 4096 queries: 6.53 ms at head_dim 128, v3 6.61; causal 3.32 and 3.36. At head_dim 64 3.62 and 3.74. So
-//             the barriers were a small loss: both are bound by FMAs, which reach 82% of the limit.
+//   Measured  data/measured/h200/attention.csv, float32, 32 heads, S = 4096: 6.61 -> 6.58 ms at head_dim 128, causal 3.36 -> 3.35 ms; at head_dim
+//             64 3.74 -> 3.63 ms. So the barriers were a small loss: both are bound by FMAs, which reach 82% of the limit.
 //   Wastes    The tensor cores, still. The weights cross shared memory for the sake of the layout alone: each thread has 8 columns of 8
 //             rows and needs all columns of them. Tensor cores have the same question and answer it in registers (v5).
 // Also here, and in all that follow: windows, masks, packed sequences and the log-sum-exp, by the rules of visible.cuh.

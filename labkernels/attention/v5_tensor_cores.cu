@@ -7,9 +7,9 @@
 //             The exponential, 16 a cycle: a tile of 64 keys needs half as long for its exponentials as for its multiplications at
 //             head_dim 64, a quarter at 128. So those of some keys run while the weights of others are multiplied, within each warp.
 //             Everything else a tile needs: 3 instructions for each mma.sync, of which the copies run among the multiplications, too.
-//   Measured  On an H200, bf16, 16384 tokens of 2048, S = 16384: 395 TFLOP/s at head_dim 128, FlashAttention-2 354; causal 348 and 325. At
-//             head_dim 64 353 and 308, causal 346 and 300. With 16 queries a warp 0.9 of it at head_dim 128; tiles of 48 keys are a little
-//             faster than those of 32, and spill.
+//   Measured  data/measured/h200/attention.csv, bf16, 16384 tokens of 2048, S = 16384: 395 TFLOP/s at head_dim 128, FlashAttention-2 354 TFLOP/s;
+//             causal 348 and 325. At head_dim 64 353 and 308, causal 346 and 300. While it was made: with 16 queries a warp 0.9 of it at
+//             head_dim 128, tiles of 48 keys a little faster than those of 32, and with spills.
 //   Wastes    All warps of a block wait for each other once a tile, and the maximum of a tile waits for all of its scores. Tiles that the
 //             causal mask hides from a warp, but not from the last warp of its block, are computed. On Hopper, wgmma is faster.
 //

@@ -5,7 +5,7 @@
 //             have the same digit. Counts are whole numbers, so additions in any order give the same: the sort is stable and repeatable.
 //   Predicts  4 launches of some 3 us for 16384 tokens, where torch.sort took 88 us on an H200 while this was made.
 //   Measured  data/measured/h200/embedding_backward.csv: 16384 tokens 263 -> 203 us (v2 with torch.sort), 71% of the limit where tokens are those
-//             of a text; PyTorch 586 to 733, torch.compile 668 to 697. PyTorch takes 157 us to write the zeros alone.
+//             of a text; PyTorch 586 to 733, torch.compile 668 to 697. In a profile PyTorch takes 157 us to write the zeros alone.
 //   Wastes    Every chunk reads the counts of all: with a million tokens a launch between the two should add them up.
 #include "row_index.cuh"
 #include "warp.cuh"

@@ -2,7 +2,8 @@
 //   Idea      labkernels/quant multiplies; a decode step also wants the norm before, SwiGLU and the residual behind, in the same launch, and
 //             to begin early. So its formats come into this stream. int4 and int8 go to the tensor cores as bytes (digits.cuh).
 //   Predicts  Llama-3.2-1B at int4, layers alone: 0.52 GB a token, 0.12 ms, and 5 launches a layer for 9.
-//   Measured  bench_engine.py. In 16-bit numbers a token took 0.61 ms, in digits 0.51: 204 instructions a KB of the weight, then 115.
+//   Measured  The engine's answers are in engine.csv. When it was tuned, a token in 16-bit numbers took 0.61 ms, in digits 0.51: 204 instructions a
+//             KB of the weight, then 115.
 //   Wastes    A launch's own time: from the end of the kernel before to what its last block writes, 2.5 us at least, 80 times a token.
 #include "../quant/gemv_formats.cuh"
 #include "epilogues.cuh"

@@ -6,7 +6,7 @@
 //             Launched early, it asks for its first weights before the kernel that makes x has ended.
 //   Predicts  Gates and ups of Llama-3.2-1B, 16384 x 2048, are 67 MB: 15.4 us at 4350 GB/s. q, k, v, 3072 x 2048: 2.9 us; a launch costs as much.
 //   Measured  data/measured/h200/gemv.csv: gates and ups 25.9 -> 21.3 us for one row of x, 147 -> 22.1 for 8 (torch.compile 25.0, 25.2); q, k, v
-//             9.7 -> 7.7 (10.1); 128256 x 2048 149 -> 125, 92% of the limit (130). Of 16 rows torch.compile is ahead at 128256 x 2048, 136
+//             9.7 -> 7.7 (10.1); 128256 x 2048 149 -> 125, 91% of the limit (130). Of 16 rows torch.compile is ahead at 128256 x 2048, 136
 //             against 138, at 3072 x 2048, 10.2 against 12.5, and by far at 2048 x 8192, 16.8 against 28.8.
 //   Wastes    The way of the first bytes (1 us) where no kernel runs before it that leaves room, and the last tile, which not all SMs have.
 #include "epilogues.cuh"

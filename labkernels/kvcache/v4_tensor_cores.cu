@@ -11,7 +11,7 @@
 //   Predicts  Of the time that 16 tokens' 8 KB take to come to a multiprocessor (436 cycles), tensor cores need 25, other instructions 80: memory
 //             is the limit if enough is asked for at a time. 8 to 12 warps with 8 KB each on their way are some 80 KB, 2 us of the bandwidth.
 //   Measured  data/measured/h200/decode_attention.csv: one sequence of 8192 tokens 57.0 -> 15.4 us, 8 of them 377 -> 66.6, 32 of them 1128 ->
-//             246.0, 96% of the limit (cuDNN 17.2, 69.3, 242.9). In pages of 64: 15.7, 67.6, 248.0 (FlashInfer 17.8, 71.0, 247.0); int8 154.
+//             246.0, 94% of the limit (cuDNN 17.2, 69.3, 242.9). In pages of 64: 15.7, 67.6, 248.0 (FlashInfer 17.8, 71.0, 247.0); int8 154.
 //             Splits that take turns, tile by tile, instead of a stretch each, so that all blocks of a head read in one region: 2% faster from 128 MB on.
 //             Rings of tokens in shared memory, filled by cp.async or by TMA, with two and three times as many bytes on their way, were not
 //             faster: what memory gives is taken already. A block that crossed from one head into the next was slower by as much as both waits.

@@ -5,7 +5,7 @@
 //             A block is a whole multiprocessor of warps: fewer, larger shares than two blocks have, which come out even where lengths differ.
 //   Predicts  v4 without some 2 us: a wait for the lengths, divisions, and a scan over the sequences.
 //   Measured  data/measured/h200/decode_attention.csv: one sequence of 8192 tokens 15.4 -> 14.4 us, 8 of them 66.6 -> 66.1, 32 of them 246.0 ->
-//             243.8; 32 x 32768 962 -> 953, 99% of the limit. cuDNN: 17.2, 69.3, and ahead with 32 sequences, 242.9 and 947. In pages of 64 32 x
+//             243.8; 32 x 32768 962 -> 953, 97% of the limit. cuDNN: 17.2, 69.3, and ahead with 32 sequences, 242.9 and 947. In pages of 64 32 x
 //             32768 976 -> 962 (FlashInfer 965); 32 x 8192 in int8 154 -> 137, in fp8 153 -> 136. 32 x 1024 is slower than in v4: 35.9 -> 36.9.
 //             Tried while this was written, and slower, at 32 x 8192 if not said otherwise: loads that tell L2 to fetch 256 bytes at a time, or
 //             to bypass L1: up to 10%; two chunks of a warp on their way in place of one: 3 to 8%; chunks that L2 is asked for ahead of the

@@ -2,8 +2,8 @@
 //   Idea      A warp's store of 16 bytes a lane is 512 bytes at once. What a query may see is one run of keys, from `first` to before `end`:
 //             worked out once a thread, then two comparisons a key. A block knows its row, so nothing is divided but by the block's number.
 //   Predicts  The time in which the bytes can be written.
-//   Measured  data/measured/h200/attention_mask.csv: 8 x 8192 x 8192 in bfloat16 2354 -> 245 us, all of a copy's bandwidth (torch.compile 347,
-//             PyTorch 3095); 8 x 2048 x 2048 150 -> 18.6 (24.3).
+//   Measured  data/measured/h200/attention_mask.csv: 8 x 8192 x 8192 in bfloat16 2354 -> 267 us, 95% of the limit (torch.compile 348,
+//             PyTorch 3075); 8 x 2048 x 2048 150 -> 18.6 (24.3).
 //   Wastes    The mask itself: attention kernels that know the rule need none of it.
 #include "may_see.cuh"
 

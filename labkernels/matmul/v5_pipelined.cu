@@ -6,8 +6,8 @@
 //             not 57% (v4): bound by FP32 arithmetic, 137 GFLOP at 4096^3, 2.7 ms at the measured ceiling of 50.9 TFLOP/s.
 //   Small     Tiles of 128 x 128 leave most SMs idle at 1024^2. Smaller tiles have too few warps to hide anything, so teams of warps
 //             share the depth of a slice, each with sums of its own, which are added up at the end.
-//   Measured  On an H200: 45.4 TFLOP/s at 4096^3, 0.88 of cuBLAS (51.4), 46.0 at 8192^3 (0.90), 19.3 at 512^3 (1.07). 128 x 256 tiles, of which more
-//             instructions are FMAs, but of which only one block fits a multiprocessor: 41.3.
+//   Measured  data/measured/h200/matmul.csv, float32: 45.5 TFLOP/s at 4096^3, 0.97 of cuBLAS (47.1), 46.0 at 8192^3 (0.90), 19.5 at 512^3 (1.06).
+//             While it was made: 41.3 with tiles of 128 x 256, of which more instructions are FMAs, but only one block fits a multiprocessor.
 //   Wastes    The tensor cores. The last wave: 4096^2 is 1024 tiles for 264 places (2 blocks on each of 132 SMs), 3.88 waves that take
 //             4. And with one row, as in decoding, 31 of 32 rows of the smallest tile.
 #include "epilogue.cuh"

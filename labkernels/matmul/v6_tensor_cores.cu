@@ -6,8 +6,8 @@
 //   Predicts  Bound by tensor cores, if shared memory keeps up: each 16 columns of k, a block of 128 x 256 reads 32 KiB and writes 12
 //             KiB of it, at 128 bytes a cycle 352 cycles, for 256 mma, 64 in each quarter of a multiprocessor. An A100 takes 512
 //             cycles for them. A Hopper GPU, whose mma.sync is slower than its wgmma but not slower than that, has less to spare.
-//   Measured  On an H200: 498 TFLOP/s at 4096^3, 0.64 of cuBLAS, which uses wgmma (779); 513 at 8192^3, 0.75 of what cuBLAS does there, where its
-//             power limits it. mma.sync alone, on registers that never change, gives 645: 0.83 of cuBLAS at 4096^3. ncu, of those 4096^3: the
+//   Measured  data/measured/h200/matmul.csv, bf16: 500 TFLOP/s at 4096^3, 0.64 of cuBLAS, which uses wgmma (782); 513 at 8192^3, 0.75 of what cuBLAS
+//             does there, where its power limits it. While it was made: mma.sync alone, on registers that never change, gives 645. ncu: the
 //             tensor cores' pipe is busy for 82% of the clocks in which a multiprocessor has a block, shared memory for 61% (no conflicts), and
 //             6% of the time goes to the last round of 512 blocks on 132 multiprocessors. Warps wait for that pipe (a third of their time) and
 //             for fixed latencies of instructions between (another third), with two warps to a scheduler to hide them. Tried: 192 x 256 tiles

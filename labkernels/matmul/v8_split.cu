@@ -7,8 +7,9 @@
 //             added to float32 registers by the threads, while the tensor cores work on the next (SETS = 2) or for the other warpgroup.
 //   Predicts  Three times the work of v7 in bf16, so a third of its speed: five times what FMAs can do. To split a matrix moves 8 bytes
 //             an element, and 12 if its columns are dense: at 4096^3 a tenth of the time.
-//   Measured  On an H200 at 2048^3: 165 TFLOP/s, 4.7 times cuBLAS's float32 (218 when the matrices are split already), with an error against
-//             float64 of 1.7e-7, cuBLAS's 8e-7. A new sum only every 128 of k: 3.9e-7, every 256: 8.4e-7, and neither is faster.
+//   Measured  data/measured/h200/matmul.csv: 164 TFLOP/s at 2048^3, 3.3 times cuBLAS's float32, 220 at 8192^3, 4.3 times. While it was made: 218 at
+//             2048^3 when the matrices are split already; an error against float64 of 1.7e-7, cuBLAS's 8e-7, with a new sum only every 128 of k
+//             3.9e-7, every 256 8.4e-7, and neither is faster.
 //   Wastes    The split matrices are written, and read again. tf32 would need neither scales nor another copy for its high part, and three
 //             products as well; but wgmma multiplies tf32 at half the speed of halves, and a number takes twice the room in shared memory.
 //

@@ -3,7 +3,7 @@
 //             by bulk copies that nobody waits for (Hopper's TMA, one instruction a row); the weight stays in registers. The barrier
 //             at which the warps meet for the sum also says that all have read the row: its place in the ring is filled again at once.
 //   Predicts  The bytes of v2, but reads are always on their way, however long the threads meet and write.
-//   Measured  data/measured/h200/rms_norm.csv: 72.8 -> 71.6 us for 16384 rows of 4096 in bfloat16; of 16384 373 -> 275, 93% of the limit.
+//   Measured  data/measured/h200/rms_norm.csv: 72.0 -> 71.0 us for 16384 rows of 4096 in bfloat16; of 16384 369 -> 273, 93% of the limit.
 //             layer_norm.csv: 90.0 -> 74.4 (4096). rms_norm_quantized.csv: 64.4 -> 53.9 in float8.
 //   Wastes    The detour through shared memory. Rows are dealt out beforehand, and whoever is late is waited for. More than two stages only
 //             spread the reads over more of the memory, and cost time.

@@ -3,7 +3,7 @@
 //             mask and a load for two numbers. Random lookups would meet in a bank 3 or 4 at a time; so each of the 32 banks has a table
 //             of its own, and a lane looks only into that of its bank: 32 KB, and no conflict ever.
 //   Predicts  One shared load for two numbers, 64 numbers a clock and SM; the stream brings 37. Within 1.15 of v2.
-//   Measured  data/measured/h200/quant_matmul.csv: one row of x, 11008 x 4096: NF4 420 -> 15.7 us; int4 16.6, 1.27 times v2's 13.0.
+//   Measured  data/measured/h200/quant_matmul.csv: one row of x, 11008 x 4096: NF4 420 -> 15.7 us; int4 16.7, 1.72 times v2's 9.7.
 //   Wastes    32 KB of tables in every block.
 #include "gemv.cuh"
 #include "gemv_formats.cuh"

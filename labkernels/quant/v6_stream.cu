@@ -7,8 +7,8 @@
 //             its first slots full when this one ends.
 //   Predicts  100 instructions a step of 2048 numbers, 2.2 us for 4096 x 11008, while its 24 MB take 5.5 us: memory is the limit, and there is no
 //             pause between kernels. A lookup is one more read of shared memory for two numbers: 5.3 us, just within.
-//   Measured  data/measured/h200/quant_matmul.csv: one row of x: 11008 x 4096 in int4 13.0 -> 9.6 us (cuBLAS with a bf16 weight 27.3), NF4 15.7
-//             (v3) -> 10.4, int8 20.3 -> 13.5; 28672 x 8192 in int4 53.0 -> 31.6 (123), 87% of the limit.
+//   Measured  data/measured/h200/quant_matmul.csv: one row of x: 11008 x 4096 in int4 9.7 -> 9.6 us (cuBLAS with a bf16 weight 27.3), NF4 15.7
+//             (v3) -> 10.4, int8 14.7 -> 13.5; 28672 x 8192 in int4 37.2 -> 31.6 (123), 85% of the limit.
 //   Wastes    Seven of eight columns of the tensor cores when x has one row; the first kernel of a stream waits for its first bytes.
 #include "gemv.cuh"
 #include "gemv_formats.cuh"

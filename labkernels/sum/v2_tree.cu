@@ -3,7 +3,7 @@
 //             of 256. Launch again on the partial sums until one is left.
 //   Predicts  x is read once, 1/256 of it written and read again: bound by memory if the steps cost nothing. They do cost:
 //             8 barriers for 256 elements, and after the first step half of the threads idle, after the second three quarters.
-//   Measured  data/measured/h200/sum.csv: 16777216 elements: v1 29.5 ms -> v2 0.0822 ms.
+//   Measured  data/measured/h200/sum.csv: 16777216 elements: v1 29.5 ms -> v2 0.0811 ms.
 //   Wastes    Barriers and shared memory where a warp could exchange registers; one element a thread keeps too few bytes in flight.
 
 constexpr int THREADS = 256;

@@ -3,7 +3,7 @@
 //             block's warps in one more round. A second launch, of one block, adds the blocks' partial sums.
 //   Predicts  Barriers a thread: 2 in all, not 8 for each 256 elements (v2). Four loads of 16 bytes in flight a thread: bound by
 //             memory, 64 Mi floats in about 0.06 ms.
-//   Measured  data/measured/h200/sum.csv: 16777216 elements: v2 0.0822 ms -> v3 0.0213 ms.
+//   Measured  data/measured/h200/sum.csv: 16777216 elements: v2 0.0811 ms -> v3 0.0216 ms.
 //   Wastes    The second launch, a few microseconds: everything for a short array. The last block to finish could do its work.
 #include "block.cuh"
 #include "vector.cuh"

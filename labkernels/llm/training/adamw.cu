@@ -4,7 +4,7 @@
 //             of its own.
 //   Predicts  bfloat16 weights with float32 masters and moments: 28 bytes a weight, 18 GB for 645M, 4.3 ms at 4.3 TB/s. Rounded
 //             stochastically, no masters: 22 bytes. With bfloat16 moments, too: 14.
-//   Measured  In a profile of a step of 645M: 5.1 ms in 146 launches with float32 masters and moments, 3.5 TB/s; 3.0 ms with bfloat16
+//   Measured  In a profile of a step of 645M: 5.1 ms in 146 launches with float32 masters and moments, 3.5 TB/s, and 3.0 ms with bfloat16
 //             moments and no masters, 3.0 TB/s.
 //   Wastes    A launch for each tensor. Launched early (sm_90), a tensor's blocks begin where the last one's leave room: in turns 258.5 -> 257.1 ms a
 //             step, which varies by as much.

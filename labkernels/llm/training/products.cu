@@ -10,9 +10,9 @@
 //   Predicts  32768 tokens, embed 1536, ffn 4096, 24 layers: 0.54 GB a layer less in the forward pass, 0.54 less in the backward pass and the rest beside
 //             products: 3 and 5 to 7 of 270 ms. RoPE: 0.25 GB a layer less, 1.4 ms.
 //   Measured  data/measured/h200/training.csv, cublas and fused_products: 272.9 -> 266.9 ms a step, the three together. When they were tuned, alone, ms a
-//             layer; before: cuBLAS's product (which alone takes as long as in brackets) and the walk after it
+//             layer, before: cuBLAS's product (which alone takes as long as in brackets) and the walk after it
 //                 swiglu_forward      1.231 (1.075) -> 1.135
-//                 swiglu_backward     0.933 (0.549) -> 0.839 with a lag of 1; 0.860 of 0, 0.870 of 2; without hidden 0.754
+//                 swiglu_backward     0.933 (0.549) -> 0.839 with a lag of 1, 0.860 of 0, 0.870 of 2, without hidden 0.754
 //                 turned_projection   0.366 (0.300) -> 0.325
 //             2.3, 2.3 and 1.0 ms of a step: half of what was predicted.
 //   Wastes    What is done with a tile's sums takes a third as long as its product in swiglu_backward, and nobody multiplies in that warpgroup meanwhile. The
