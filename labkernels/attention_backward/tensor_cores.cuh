@@ -119,25 +119,32 @@ struct Warp {
         }
     }
 
-    // P from scores; what is hidden gets 0, by a score of -inf.
+    // Gives what is hidden a score of -inf; scale becomes what the scores are still to be multiplied by.
+    template <int MASK, class Element>
+    __device__ __forceinline__ static void hide(Scores& scores, float& scale, bool hides, const Window& window, const Mask<MASK, Element>& mask,
+                                                int first_query, int first_key, int pair_column) {
+        const int group = Warp::group();
+        if (MASK == MASK_NONE && !hides) return;
+#pragma unroll
+        for (int row = 0; row < 2 * ROW_TILES; ++row) {
+            const int i = row / 2, half = row % 2, key = first_key + 16 * i + 8 * half + group;
+            const int first = window.first_query(key), end = key < window.kv_len ? window.end_query(key) : 0;
+#pragma unroll
+            for (int n = 0; n < QUERIES / 4; ++n) {
+                const int query = first_query + n / 2 * 8 + pair_column + n % 2;
+                float& score = scores[i][n / 2][2 * half + n % 2];
+                score = query >= first && query < end ? mask.apply(score * scale, query, key) : -CUDART_INF_F;
+            }
+        }
+        scale = 1.0f;
+    }
+
+    // P from scores.
     template <int MASK>
     __device__ __forceinline__ void exponentiate(Weights& weights, Scores& scores, const float* lse, bool hides, const Window& window,
                                                  const Mask<MASK, T>& mask, float scale, int first_query, int first_key) {
-        const int group = this->group(), pair_column = this->pair_column();
-        if (MASK != MASK_NONE || hides) {
-#pragma unroll
-            for (int row = 0; row < 2 * ROW_TILES; ++row) {
-                const int i = row / 2, half = row % 2, key = first_key + 16 * i + 8 * half + group;
-                const int first = window.first_query(key), end = key < window.kv_len ? window.end_query(key) : 0;
-#pragma unroll
-                for (int n = 0; n < QUERIES / 4; ++n) {
-                    const int query = first_query + n / 2 * 8 + pair_column + n % 2;
-                    float& score = scores[i][n / 2][2 * half + n % 2];
-                    score = query >= first && query < end ? mask.apply(score * scale, query, key) : -CUDART_INF_F;
-                }
-            }
-            scale = 1.0f;
-        }
+        const int pair_column = this->pair_column();
+        hide(scores, scale, hides, window, mask, first_query, first_key, pair_column);
 #pragma unroll
         for (int n = 0; n < QUERIES / 8; ++n) {
             const float2 row_lse = *reinterpret_cast<const float2*>(lse + 8 * n + pair_column);
@@ -205,6 +212,12 @@ struct Warp {
                 }
             }
         }
+        add_sums<DETERMINISTIC>(sums, turn, before, dq);
+    }
+
+    // In deterministic mode when it is this block's turn.
+    template <bool DETERMINISTIC>
+    __device__ __forceinline__ static void add_sums(float4* sums, int* turn, int before, const float (&dq)[2][Tiling::DQ_COLUMNS / 8][4]) {
         if (DETERMINISTIC) {
             if (lane_id() == 0) wait_for_turn(turn, before);
             __syncwarp();
