@@ -170,12 +170,12 @@ lk.check_prediction("training memory", small_gb, large_gb)
 
 # %%
 model = ModelConfig.preset("645m")
-step = {"batch": 16, "seq_len": 2048, "kernels": {"attention": "labkernels"}}
+step, kernels = {"batch": 16, "seq_len": 2048}, {"attention": "labkernels", "loss": "labkernels"}
 estimates = {
-    "logits at once": training_memory(model, **step),
-    "loss in chunks": training_memory(model, **step | {"kernels": {"attention": "labkernels", "loss": "labkernels"}}),
-    "selective": training_memory(model, **step | {"kernels": {"attention": "labkernels", "loss": "labkernels"}}, checkpointing="selective"),
-    "full": training_memory(model, **step | {"kernels": {"attention": "labkernels", "loss": "labkernels"}}, checkpointing="full"),
+    "logits at once": training_memory(model, **step, kernels=kernels | {"loss": "torch"}),
+    "loss in chunks": training_memory(model, **step, kernels=kernels),
+    "selective": training_memory(model, **step, kernels=kernels, checkpointing="selective"),
+    "full": training_memory(model, **step, kernels=kernels, checkpointing="full"),
 }
 lk.draw.training_memory(estimates, limit_gb=141)
 
