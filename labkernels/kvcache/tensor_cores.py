@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from labkernels.cuda.lasting import counters
 from labkernels.cuda.variants import ceil_div, hopper_refusal, kernel, processors
-from labkernels.kvcache.launch import as_rows, capacity, counters, problem_bytes
+from labkernels.kvcache.launch import as_rows, capacity, problem_bytes
 from labkernels.operation import Variant
 
 FOLDER = Path(__file__).parent
@@ -46,6 +47,7 @@ class Tiling:
         return f"Tiling<{', '.join(map(str, astuple(self)))}>"
 
 
+# Which tiling, by the times of 4 and 8 warps and 1 to 4 blocks a multiprocessor on an H200, seen while the kernels were made; no file holds them.
 TILINGS = {  # by head_dim, tiles of 8 rows, and whether there are more heads in all than multiprocessors
     (64, 1, False): Tiling(64, 1, 8, 2),
     (64, 2, False): Tiling(64, 2, 8, 1),
