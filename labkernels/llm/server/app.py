@@ -3,7 +3,7 @@
 Notable:
 - nothing is computed here: prompts are tokenised in threads, the model runs in the engine's own (loop.py)
 - a client that goes away is noticed at once, streaming or not, and its pages are free after the pass that is under way
-- SIGTERM and Ctrl-C: no new requests, those in flight have `grace_s` seconds, then they are cancelled
+- SIGTERM and Ctrl-C: no new requests, those in flight have `grace_s` seconds, then they are cancelled, and their clients told so
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from labkernels.llm.server.limits import Gate, Limits, Refused, sse
 from labkernels.llm.server.loop import Answer, EngineLoop
 from labkernels.llm.server.metrics import Counted, Metrics
 
+ENDING = "the server is shutting down"
 DEFAULT_NEW_TOKENS = 16  # of a completion that does not say; OpenAI's
 
 
@@ -224,7 +225,8 @@ class Service:
 
 
 def _failed(event: Event) -> Refused:
-    return Refused(event.request.error or "a pass through the model failed; the server's log says why", 500)
+    why = event.request.error
+    return Refused(why or "a pass through the model failed; the server's log says why", 503 if why == ENDING else 500)
 
 
 async def _disconnected(request: Request) -> None:
@@ -240,18 +242,34 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return Refused("the body is not JSON").response()
     if first["type"] == "extra_forbidden":
         return Refused(f"unrecognized request argument: {where[-1]}", param=where[-1], code="unknown_parameter").response()
+    if first["type"] == "too_short" and where:
+        return Refused(f"{where[0]} is empty", param=where[0]).response()
     return Refused(f"{'.'.join(where) or 'the body'}: {first['msg']}", param=where[0] if where else None).response()
+
+
+def make_server(app: FastAPI, host: str, port: int, *, grace_s: int, log_level: str):
+    """A uvicorn.Server that ends as it is said above."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets=None) -> None:
+            ending = asyncio.get_running_loop().call_later(grace_s, app.state.service.loop.end_all, ENDING)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                ending.cancel()
+
+    limit_s = grace_s + 5  # for the pass that is under way, and for the last words
+    return Server(
+        uvicorn.Config(
+            app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=limit_s, timeout_keep_alive=30, server_header=False
+        )
+    )
 
 
 def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, grace_s: int = 30, log_level: str = "info") -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    import uvicorn
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=grace_s, timeout_keep_alive=30, server_header=False
-        )
-    )
+    server = make_server(app, host, port, grace_s=grace_s, log_level=log_level)
     # uvicorn raises them again at the end: a graceful end is no failure
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -261,4 +279,4 @@ def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, grace_s: int
             signal.signal(number, handler)
 
 
-__all__ = ["Service", "create_app", "run"]
+__all__ = ["Service", "create_app", "make_server", "run"]

@@ -112,6 +112,10 @@ class EngineLoop:
         """Between two passes. No harm to what is finished."""
         self._inbox.put(lambda: self._cancel(answer.request))
 
+    def end_all(self, why: str) -> None:
+        """Between two passes, whoever still listens is told that no more comes, and why."""
+        self._inbox.put(lambda: [self._cancel(request, why) for request in list(self._answers)])
+
     # In the thread
 
     def _run(self) -> None:
@@ -161,10 +165,11 @@ class EngineLoop:
             order()
             wait = False
 
-    def _cancel(self, request: Request) -> None:
+    def _cancel(self, request: Request, why: str | None = None) -> None:
         if request in self._answers:
             self.engine.cancel(request)
-            self._publish([Event(request, None, "", finish_reason=request.finish_reason)])
+            request.error = request.error or why
+            self._publish([Event(request, None, "", finish_reason="error" if why else request.finish_reason)])
 
     def _publish(self, events: list[Event]) -> None:
         heard = [(answer, event) for event in events if (answer := self._answers.get(event.request))]

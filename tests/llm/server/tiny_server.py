@@ -16,6 +16,7 @@ from labkernels.llm.config import ModelConfig
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.model import Transformer
 from labkernels.llm.server import create_app
+from labkernels.llm.server.app import make_server
 from labkernels.llm.data.tokenizer import Tokenizer
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "über Straßen – naïve café", "def f(x): return x + 1", "猫は座る。犬も座る。"]
@@ -61,7 +62,7 @@ class Running:
 @contextlib.contextmanager
 def served(engine: Engine, grace_s: int = 5, **options) -> Iterator[Running]:
     app = create_app(engine, NAME, **options)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=grace_s))
+    server = make_server(app, "127.0.0.1", 0, grace_s=grace_s, log_level="warning")
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     end = time.monotonic() + 20
