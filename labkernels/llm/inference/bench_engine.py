@@ -69,6 +69,14 @@ def read_bytes(model: Transformer, batch: int, length: float, cache) -> int:
     return int(weights + batch * length * per_token)
 
 
+def peer_peak_bytes(peak_bytes: int, model: Transformer, peer: str) -> int:
+    """Of the most bytes that were allocated while a peer ran, those of the peer: Hugging Face has weights of its own, and `model` lay beside them unused."""
+    if peer != "hugging-face":
+        return peak_bytes
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
+    return peak_bytes - sum(storages.values())
+
+
 def measure(engine: Engine, batch: int, prompt: int, new: int) -> dict:
     """Runs of `batch` requests, after short ones that warm up: a pass over prompts is captured when it comes again. Seconds are the CPU's."""
     prompts = _prompts(engine.config, batch, prompt)
@@ -240,7 +248,7 @@ def bench(given: argparse.Namespace, device: torch.device, read_gb_per_s: float)
                 "model": given.model, "kind": kind, "runner": f"compiled {name}" if kind == "peer" and name in COMPILED else name,
                 "weights": quantize or "bf16", "head": quantize and given.head or "bf16", "cache": given.cache_dtype or "bf16",
                 "batch": batch, "prompt": prompt, "new": new, **found,
-                "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan"),
+                "peak_gb": peer_peak_bytes(torch.cuda.max_memory_allocated(), model, name) / 1e9 if device.type == "cuda" else float("nan"),
             }  # fmt: skip
             options = {"quantize": quantize, "head": quantize and given.head, "cache_dtype": CACHE_DTYPES.get(given.cache_dtype)}
             options |= {"prefill_tokens": min(8192, batch * prompt), "on_gpu": device.type == "cuda"}

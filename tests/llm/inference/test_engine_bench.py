@@ -1,9 +1,11 @@
 """What the engine is measured with: the peer computes the same model, and bytes a token are those counted by hand."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from labkernels.llm.inference.bench_engine import _parser, bench, main, measure, random_model, read_bytes
+from labkernels.llm.inference.bench_engine import _parser, bench, main, measure, peer_peak_bytes, random_model, read_bytes
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.inference.engine import Engine
 from labkernels.llm.inference.peers import CompiledPeer, HuggingFacePeer
@@ -96,6 +98,15 @@ def test_a_table_has_a_row_for_each_rung_and_peer_beside_estimate_and_limit(tmp_
     assert all(row["tokens_per_s"] > 0 and 0 < row["estimate_gb"] < 0.01 for row in rows)
     assert 0 < rows[0]["share_of_limit"] < 1 and rows[4]["weights"] == "int8" and rows[4]["bytes_per_step"] < 2 * rows[0]["bytes_per_step"]
     assert len((tmp_path / "engine.csv").read_text().splitlines()) == 1 + len(rows)
+
+
+def test_hugging_faces_memory_is_without_that_of_our_model_beside_it():
+    model = random_model(CONFIG, torch.bfloat16, "cpu")
+    tied = random_model(dataclasses.replace(CONFIG, tie_embeddings=True), torch.bfloat16, "cpu")
+    for one in (model, tied):
+        ours = sum(t.numel() * t.element_size() for t in (*one.parameters(), *one.buffers()))
+        assert peer_peak_bytes(10**9, one, "hugging-face") == 10**9 - ours
+        assert peer_peak_bytes(10**9, one, "reduce-overhead") == peer_peak_bytes(10**9, one, "early") == 10**9
 
 
 def test_without_a_gpu_it_says_so():
