@@ -3,8 +3,8 @@
     <!-- measured: attention dtype=bfloat16 head_dim=128 causal=False across=seq_len -->
     <!-- /measured -->
 
-The first word is an operation; `across` is the size that runs along the columns; the rest chooses the rows. Of files that are no operation's,
-rows as they are, with these `columns`:
+The first word is an operation; `across` is the size that runs along the columns; the rest chooses the rows, of the variants and peers that `show`
+lists, or of all. Of files that are no operation's, rows as they are, with these `columns`:
 
     <!-- rows: engine model=llama-3.2-1b batch=1 prompt=64 columns=runner,weights,tokens_per_s -->
     <!-- /rows -->
@@ -47,15 +47,20 @@ def markdown_table(wanted: str) -> str:
     """The table for the words of a marker: a row for each variant that was timed, with times and shares of the limit; below it where they come from,
     and why the other variants have no row."""
     op, choice = _words(wanted)
-    across = choice.pop("across", None)
+    across, show = choice.pop("across", None), choice.pop("show", None)
     frame = _chosen("measured", wanted, op, choice, [across])
+    if show is not None:
+        if unknown := set(show.split(",")) - set(frame["variant"]):
+            raise BookError(f"measured: {wanted}: no recorded row is of {sorted(unknown)[0]}")
+        frame = frame[frame["variant"].isin(show.split(","))]
     timed = frame.groupby("variant")["ms"].transform("count") > 0
     refused = timed & frame["ms"].isna() & ~frame["note"].astype(str).str.startswith("left out")  # "left out: about 2 s a call" says so in its cell
-    table = BenchTable(op, frame[timed & ~refused], label(frame), (across,)).pivot().fillna("–")
+    shown = BenchTable(op, frame[timed & ~refused], label(frame), (across,))
+    table = shown.pivot().fillna("–")
     heads = ["", *(f"{across} {value}" for value in table.columns)]
     rows = [heads, ["---"] * len(heads), *([f"`{name}`", *cells] for name, *cells in table.itertuples())]
     passed = " (×: so many times as fast as float32's limit, by 16-bit halves on tensor cores)" if (frame["share_of_limit"] > BEYOND).any() else ""
-    source = f"Time, and the share of the limit reached{passed}; {label(frame)}."
+    source = f"Time of {op}, {shown.fixed(across)}, and the share of the limit reached{passed}; {label(frame)}."
     return _lines(rows) + f"\n\n{source}{_reasons('Without a row', frame[~timed])}{_reasons('Not at all sizes', frame[refused])}\n"
 
 

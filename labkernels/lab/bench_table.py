@@ -42,22 +42,23 @@ class BenchTable:
 
     def plot(self) -> style.Picture:
         """Times against the size that varies, on ratio axes, with the limit as a line; bars where only one size was measured."""
-        title = f"{self.op}: {self._fixed()}"
+        title = f"{self.op}: {self.fixed()}"
         if not self.varied or self.frame["ms"].isna().all():
             return draw_bars(self.frame.drop_duplicates("variant"), title, self.source)
         return draw_lines(self.frame, self.varied, title, self.source)
 
-    def _fixed(self) -> str:
-        """The sizes that all rows share, in words; those of the keys only where they differ from the queries'."""
-        sizes = [column for column in self.frame.columns if column not in _NOT_SIZES and self.frame[column].nunique(dropna=False) == 1]
+    def fixed(self, *across: str) -> str:
+        """The sizes that all rows share, in words, but for those `across` a table; those of the keys only where they differ from the queries'."""
+        left_out = _NOT_SIZES.union(across)
+        sizes = [column for column in self.frame.columns if column not in left_out and self.frame[column].nunique(dropna=False) == 1]
         sizes = [size for size in sizes if not (size in _SAME_AS and self.frame[size].equals(self.frame[_SAME_AS[size]]))]
         return ", ".join(size_words(size, self.frame[size].iloc[0]) for size in sizes)
 
     def _repr_html_(self) -> str:
-        return f"<div>{html.escape(self.op)}: {html.escape(self._fixed())}</div>{self.pivot().to_html()}<div><i>{html.escape(self.source)}</i></div>"
+        return f"<div>{html.escape(self.op)}: {html.escape(self.fixed())}</div>{self.pivot().to_html()}<div><i>{html.escape(self.source)}</i></div>"
 
     def __repr__(self) -> str:
-        return f"{self.op}: {self._fixed()}\n{self.pivot().to_string()}\n{self.source}"
+        return f"{self.op}: {self.fixed()}\n{self.pivot().to_string()}\n{self.source}"
 
 
 def varied_sizes(sweep: Mapping[str, Any]) -> tuple[str, ...]:

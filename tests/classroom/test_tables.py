@@ -40,6 +40,21 @@ def test_the_table_between_the_markers_is_written_from_the_recorded_rows():
         "",
     ]
     assert "recorded on NVIDIA H200, 2026-01-02, commit 0123abcd" in lines[7]
+    assert lines[7].startswith("Time of attention, not causal, float32, and the share of the limit reached; ")
+
+
+def test_a_table_shows_those_that_it_is_told_to_and_speaks_of_no_other():
+    lines = tables.with_tables(TEXT.replace(" across", " show=v2_online across")).splitlines()
+    assert [line for line in lines if line.startswith("| `")] == ["| `v2_online` | 300 µs (3%) | 19.2 ms (0%) |"] and "cudnn" not in lines[6]
+
+
+def test_times_as_fast_as_a_limit_of_other_units_are_explained(tmp_path):
+    path = tmp_path / "measured" / "h200" / "attention.csv"
+    frame = pandas.read_csv(path)
+    frame.loc[(frame.variant == "v2_online") & (frame.dtype == "float32"), "share_of_limit"] = 4.58
+    frame.to_csv(path, index=False)
+    assert "300 µs (4.6×)" in tables.with_tables(TEXT) and "(×: so many times as fast as float32's limit" in tables.with_tables(TEXT)
+    assert "×" not in tables.with_tables(TEXT.replace("float32", "bfloat16"))
 
 
 def test_a_variant_that_was_not_timed_has_no_row_but_the_reason_below():
@@ -74,6 +89,7 @@ def test_writing_twice_changes_nothing(tmp_path):
         ("causal=", "masked=", BookError, "masked is not recorded"),
         (" across=seq_len", "", BookError, "across=... is missing"),
         ("float32", "float8", BookError, "no recorded row is like that"),
+        (" across", " show=v9_unheard across", BookError, "no recorded row is of v9_unheard"),
         ("<!-- /measured -->", "", BookError, "has no <!-- /measured -->"),
         ("attention", "rope", NotRecorded, "rope"),
     ],
