@@ -36,8 +36,8 @@ def vectors_refusal(*tensors: torch.Tensor | None) -> str | None:
     given = [tensor for tensor in tensors if tensor is not None]
     if any(tensor.stride(-1) != 1 and tensor.shape[-1] > 1 for tensor in given):
         return "takes rows whose elements are neighbours in memory"
-    if given[0].numel() > MOST_VECTORS:
-        return f"counts vectors in 31 bits: at most {MOST_VECTORS} elements"
+    if given[0].numel() > MOST_VECTORS and given[0].numel() > MOST_VECTORS * width_of(*given):
+        return f"counts vectors in 31 bits: at most {MOST_VECTORS} of them"
     return None
 
 

@@ -20,18 +20,26 @@ def gather_naive(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def gather_vectors(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """The same, in units of up to 16 bytes."""
+    return _gather(table, index, _unit_bytes(table), VECTORS)
+
+
+def _unit_bytes(table: torch.Tensor) -> int:
     row_bytes = table.shape[1] * table.element_size()
     distances = (row_bytes, table.stride(0) * table.element_size(), table.data_ptr() if table.device.type != "meta" else 0)
-    return _gather(table, index, next(size for size in UNITS if not any(distance % size for distance in distances)), VECTORS)
+    return next(size for size in UNITS if not any(distance % size for distance in distances))
 
 
 def gather_refusal(table: torch.Tensor, index: torch.Tensor) -> str | None:
     """Why neither of them can take these, or None."""
-    if table.stride(1) != 1 and table.shape[1] > 1:
-        return "takes rows whose elements are neighbours in memory"
-    if index.numel() * table.shape[1] >= 2**31:
-        return "counts what it copies in 31 bits"
-    return None
+    return "takes rows whose elements are neighbours in memory" if table.stride(1) != 1 and table.shape[1] > 1 else None
+
+
+def vectors_refusal(table: torch.Tensor, index: torch.Tensor) -> str | None:
+    """Why `gather_vectors` cannot take these, or None."""
+    elements = index.numel() * table.shape[1]
+    if elements >= 2**31 and elements * table.element_size() >= 2**31 * _unit_bytes(table):
+        return "counts units in 31 bits: of 16 bytes where rows are whole multiples of that, else of 8, 4 or 2"
+    return gather_refusal(table, index)
 
 
 def _gather(table: torch.Tensor, index: torch.Tensor, size: int, vectors: int | None = None) -> torch.Tensor:

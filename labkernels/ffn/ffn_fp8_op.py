@@ -62,6 +62,8 @@ def problem(x, w1, w2, scale_1, scale_2, b1=None, b2=None, activation="gelu") ->
             continue
         if tensor.shape != size:
             return f"{name} has shape {tuple(tensor.shape)}; with w2 {tuple(w2.shape)} it must be {size}"
+        if name.startswith("b") and tensor.stride(0) != 1 and len(tensor) > 1:
+            return f"{name} has stride {tensor.stride(0)}; its elements must be dense in memory (stride 1)"
         if tensor.device != x.device:
             return f"{name} is on {tensor.device}, x is on {x.device}; both must be on one device"
         wanted = torch.float32 if name.startswith("scale") else x.dtype if name.startswith("b") else FLOAT8

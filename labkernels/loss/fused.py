@@ -170,4 +170,6 @@ def accepts(x, weight, target, ignore_index=-100, label_smoothing=0.0, z_loss=0.
         return "takes at least one token"
     if x.shape[1] % 8:
         return "takes a hidden size of a multiple of 8"
+    if x.stride(1) != 1 or weight.stride(1) != 1:  # matmul takes columns, too
+        return "takes x and weight whose rows are dense in memory"
     return hopper.accepts(x, weight.t())

@@ -17,7 +17,7 @@ ALL = -1  # of a window's side
 
 def v1_naive(lengths, seq_len, kv_len, causal=False, window=None, dtype=torch.bool, hidden=-torch.inf) -> torch.Tensor:
     out = _empty(lengths, seq_len, kv_len, dtype)
-    args = (_bytes(out), lengths, len(lengths), seq_len, kv_len, *_sides(causal, window), *_values(dtype, hidden))
+    args = (_bytes(out), lengths.contiguous(), len(lengths), seq_len, kv_len, *_sides(causal, window), *_values(dtype, hidden))
     kernel(FOLDER / "v1_mask_naive.cu", "mask_naive", *_type(dtype))(ceil_div(out.numel(), THREADS), THREADS, args)
     return out
 
@@ -27,7 +27,7 @@ def v2_vectors(lengths, seq_len, kv_len, causal=False, window=None, dtype=torch.
     width = 16 // out.element_size() if kv_len % (16 // out.element_size()) == 0 else 1
     threads = min(THREADS, 32 * ceil_div(kv_len, 32 * width))
     rows = len(lengths) * seq_len
-    args = (_bytes(out), lengths, rows, seq_len, kv_len, *_sides(causal, window), *_values(dtype, hidden))
+    args = (_bytes(out), lengths.contiguous(), rows, seq_len, kv_len, *_sides(causal, window), *_values(dtype, hidden))
     kernel(FOLDER / "v2_mask_vectors.cu", "mask_vectors", *_type(dtype), width)(ceil_div(rows, ROWS), threads, args)
     return out
 

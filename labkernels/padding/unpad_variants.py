@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from labkernels.embedding.gather import FOLDER, gather_naive, gather_refusal, gather_vectors
+from labkernels.embedding.gather import FOLDER, gather_naive, gather_refusal, gather_vectors, vectors_refusal
 from labkernels.operation import Variant
 
 
 def v1_naive(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    return gather_naive(x.flatten(0, 1), indices)
+    rows = x.flatten(0, 1)
+    return gather_naive(rows if gather_refusal(rows, indices) is None else rows.contiguous(), indices)
 
 
 def v2_vectors(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -19,7 +20,7 @@ def v2_vectors(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 def _accepts(x, indices) -> str | None:
     if x.stride(0) != x.stride(1) * x.shape[1] and x.shape[0] > 1 and x.shape[1] > 1:
         return "takes sequences that lie one after the other"
-    return gather_refusal(x.flatten(0, 1), indices)
+    return vectors_refusal(x.flatten(0, 1), indices)
 
 
 VARIANTS = {

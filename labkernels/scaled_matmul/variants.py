@@ -91,7 +91,7 @@ def v1_naive(a, b, scale_a, scale_b, bias=None, out_dtype=torch.bfloat16) -> tor
     c = torch.empty((m, n), dtype=out_dtype, device=a.device)
     if c.numel():
         grid = ceil_div(n, BLOCK[0]), ceil_div(m, BLOCK[1])
-        scales = scale_a.reshape(-1), scale_b.reshape(-1)
+        scales = scale_a.reshape(-1).contiguous(), scale_b.reshape(-1).contiguous()  # the kernel's steps are ints
         steps = (scale.stride(0) if scale.numel() > 1 else 0 for scale in scales)
         args = (a, b, c, m, n, k, a.stride(0), b.stride(1), *scales, *steps, bias)
         kernel(FOLDER / "v1_naive.cu", "scaled_matmul_naive", out_dtype)(grid, BLOCK, args)
