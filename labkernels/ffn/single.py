@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from labkernels.cuda.kernel import Kernel
+from labkernels.cuda.lasting import counters
 from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processors
 from labkernels.ffn.reference import activation_number, is_gated, ready
 from labkernels.operation import Variant
@@ -66,28 +65,11 @@ def best_config(tokens: int, embed: int, ffn: int, gated: bool, blocks: int, ite
 
 
 _kernels: dict[tuple, Kernel] = {}
-_progress: dict[tuple, Iterator[torch.Tensor]] = {}
-_spare: dict[int, list[torch.Tensor]] = {}
-_kept: list[torch.Tensor] = []  # what spare ones are parts of: graphs go on with them when none is left here
 
 
 def progress(device: torch.device) -> torch.Tensor:
-    """Three zeros, which the kernel leaves as zeros. Launches that may run at the same time get different ones: each stream has two, which take
-    turns, since a launch may begin before the one before has ended; and so has each launch that is captured, whose graph may be replayed on any
-    stream."""
-    if device.type != "cuda":
-        return torch.zeros(4, dtype=torch.int32)
-    if torch.cuda.is_current_stream_capturing():
-        spare = _spare.get(device.index)
-        return spare.pop() if spare else torch.zeros(4, dtype=torch.int32, device=device)  # zeroed by the graph, then
-    if device.index not in _spare:
-        _kept.append(torch.zeros((4096, 4), dtype=torch.int32, device=device))
-        _spare[device.index] = list(_kept[-1].unbind())
-        torch.cuda.current_stream(device).synchronize()
-    key = device.index, torch.cuda.current_stream(device).cuda_stream
-    if key not in _progress:
-        _progress[key] = itertools.cycle(torch.zeros((2, 4), dtype=torch.int32, device=device).unbind())
-    return next(_progress[key])
+    """Three zeros, which the kernel leaves as zeros; those of two launches in a row differ, since v6_boxes hands out strips before it has waited."""
+    return counters(3, device, turns=2)
 
 
 def v6_rows(x, w1, w2, b1=None, b2=None, activation="gelu") -> torch.Tensor:

@@ -22,6 +22,7 @@ from labkernels.attention import attention, attention_varlen
 from labkernels.attention_backward import attention_backward, attention_backward_varlen
 from labkernels.attention_backward.hopper import backward as hopper_backward, block_q
 from labkernels.attention_backward.variants import VARIANTS as BACKWARD_VARIANTS
+from labkernels.cuda.lasting import capturing, lasting
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.rope.launch import block_of, head_strides, heads_each, pairs_of, position_layout
 from labkernels.rope.rope_op import OP as ROPE
@@ -51,10 +52,18 @@ def ends_of(qkv: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
     return _equal_ends(*qkv.shape[:2], qkv.device) if cu_seqlens is None else cu_seqlens
 
 
-@functools.lru_cache(64)  # the same for all layers and steps; nobody writes to it
+_ends: dict[tuple, torch.Tensor] = {}  # kept for good: a CUDA graph may have been given it
+
+
 def _equal_ends(batch: int, seq: int, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.arange(0, batch * seq + 1, seq, dtype=torch.int32, device=device)
+    """The same for all layers and steps; nobody writes to it. While a graph is captured a new one is the graph's own: others would find it empty."""
+    make = functools.partial(torch.arange, 0, batch * seq + 1, seq, dtype=torch.int32, device=device)
+    key = batch, seq, device
+    if key not in _ends:
+        if device.type == "cuda" and capturing(device):
+            return make()
+        _ends[key] = lasting(make, device)
+    return _ends[key]
 
 
 def forward(qkv, angles, positions, cu_seqlens, heads, kv_heads, cudnn=False):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from labkernels.cuda import lasting
 from labkernels.cuda.variants import ceil_div, kernel, processors
 from labkernels.operation import Variant
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
-from labkernels.quant.v5_variants import SCHEMES, STEP, counters_for, for_copies
+from labkernels.quant.v5_variants import SCHEMES, STEP, for_copies
 
 FILE = Path(__file__).with_name("v4_tensor_cores.cu")
 
@@ -65,7 +66,7 @@ def configured(config: str | Config, x, weight: QuantizedWeight, bias=None, bloc
     workspace = counters = None
     if whole < tiles:
         workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
-        counters = counters_for(x.device, blocks)
+        counters = lasting.counters(blocks, x.device)
     four_bit = weight.scheme in FOUR_BIT
     row_bytes = weight.packed.shape[1] * weight.packed.element_size()
     sizes = (weight.group_size or 0, config.warps, config.tiles, config.tokens, config.stages)

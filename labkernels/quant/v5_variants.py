@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from labkernels.cuda import lasting
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.tensor_map import tensor_map
 from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processors
@@ -197,7 +198,7 @@ def configured(
         workspace = counters = None
         if config.splits > 2:
             workspace = torch.empty(tiles * config.splits * config.rows * config.tokens, dtype=torch.float32, device=x.device)
-            counters = counters_for(x.device, tiles)
+            counters = lasting.counters(tiles, x.device)
         args = (map_x, map_w, map_scales, y, row_scales, weight.codebook, m, n, k, workspace, counters)
         launch(launched, weight, (config.splits, tiles), threads, args, shared, (2, 1) if config.splits == 2 else None)
     else:
@@ -215,7 +216,7 @@ def configured(
             blocks, whole, parts = min(at_once, tiles), tiles, 1
         if whole < tiles:
             workspace = torch.empty(2 * blocks * config.rows * config.tokens, dtype=torch.float32, device=x.device)
-            counters = counters_for(x.device, blocks)
+            counters = lasting.counters(blocks, x.device)
         args = (map_x, map_w, map_scales, map_y, row_scales, weight.codebook, m, n, k, whole, parts, config.band, workspace, counters)
         launch(launched, weight, (blocks, 1), threads, args, shared, (config.splits, 1) if config.splits > 1 else None)
     return y if bias is None else y.add_(bias)
@@ -230,17 +231,6 @@ def _kernel(config: Config | Few, dtype: torch.dtype, scheme: str, group_size: i
         return Kernel(FEW_ROWS_FILE, f"quant_matmul_few_rows<{types}, {', '.join(map(str, sizes))}>")
     sizes = (config.consumers, config.tokens, config.depth, stages, config.slabs, copies, config.splits)
     return Kernel(FILE, f"quant_matmul_hopper<{types}, {', '.join(map(str, sizes))}>")
-
-
-_zeros: dict[tuple, torch.Tensor] = {}
-
-
-def counters_for(device: torch.device, count: int) -> torch.Tensor:
-    """Zeros that a kernel leaves as it found them. Kernels of one stream run one after another and share them."""
-    key = device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    if key not in _zeros or _zeros[key].numel() < count:
-        _zeros[key] = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
-    return _zeros[key]
 
 
 def for_copies(x: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from labkernels.cuda import lasting
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.tensor_map import tensor_map
 from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processors
 from labkernels.operation import Variant
 from labkernels.quant.early_launch import launch
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
-from labkernels.quant.v5_variants import counters_for, for_copies
+from labkernels.quant.v5_variants import for_copies
 from labkernels.quant.v6_variants import FORMATS, TABLE_BYTES, few_rows_refusal
 
 FILE = Path(__file__).with_name("v7_resident.cu")
@@ -64,7 +65,7 @@ def resident(config: Resident, x: torch.Tensor, weight: QuantizedWeight) -> torc
     clustered = config.clustered and config.splits > 1
     if config.splits > 1 and not clustered:
         workspace = torch.empty(teams * config.splits * steps * columns * 8 * config.rows, dtype=torch.float32, device=x.device)
-        counters = counters_for(x.device, teams)
+        counters = lasting.counters(teams, x.device)
     row_scales = None if four_bit else scales
     args = (x, map_w, map_scales, row_scales, weight.codebook, y, m, n, x.shape[1], x.stride(0), row_units(weight), workspace, counters)
     made = _kernel(x.dtype, weight.scheme, weight.group_size or 0, columns, replace(config, steps=0))

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from labkernels.cuda import sanitizing
-from labkernels.cuda.settled import settled
 from labkernels.ffn import boxes, single
 from labkernels.ffn.reference import reference
 from labkernels.ffn.single import Config, best_config, configured
@@ -41,10 +40,11 @@ def test_float32_in_the_emulator_is_clean_and_exact():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_same_bits_each_time_and_progress_is_left_at_zero(device):
-    tensors = network(9, 160, 256, device=device)
+def test_the_same_bits_each_time_and_progress_is_left_at_zero(device, monkeypatch):
+    tensors, used, progress = network(9, 160, 256, device=device), [], single.progress
+    monkeypatch.setattr(single, "progress", lambda device: used.append(progress(device)) or used[-1])
     results = [configured(SMALL, *tensors, "swiglu") for _ in range(3)]
-    assert all(torch.equal(results[0], other) for other in results) and not single.progress(tensors[0].device).any()
+    assert all(torch.equal(results[0], other) for other in results) and len(used) == 3 and not any(each.any() for each in used)
 
 
 def test_each_block_has_one_strip_of_each_where_that_fits():
@@ -131,16 +131,3 @@ def test_early_launches_see_what_was_written_before_them():
         assert torch.equal(chain, want)
         torch.neg(w1, out=w1)  # PyTorch counts this: the next launch waits
         assert_right(boxes.v6_boxes(x, w1, w2, b1, b2, "swiglu"), (x, w1, w2, b1, b2))
-
-
-def test_a_weight_that_was_written_to_has_not_settled(monkeypatch):
-    monkeypatch.setattr("labkernels.cuda.settled.can_launch_early", lambda device: True)
-    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr("torch.cuda.current_stream", lambda device: type("Stream", (), {"cuda_stream": 0}))
-    first, second = torch.ones(2), torch.ones(3)
-    assert [settled(first, second) for _ in range(3)] == [False, True, True]
-    second.add_(1)
-    assert [settled(first, second) for _ in range(2)] == [False, True]
-    assert not settled(first, torch.ones(3)), "another weight beside it"
-    with torch.inference_mode():
-        assert not settled(torch.ones(2)), "counts no versions"
