@@ -1,24 +1,21 @@
 """Programmatic dependent launch (Hopper and newer): a kernel begins before the kernel launched before it on the stream has ended.
 
-`kernel(grid, block, args, early=True)` is such a launch; here stand the question whether a GPU knows them, and the same by another name.
+`kernel(grid, block, args, early=True)` is such a launch, or one like any other where the GPU does not know them. Whether a kernel that reads weights
+before it waits may be launched so is for settled.py to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import torch
-
-from labkernels.cuda.kernel import Kernel
-
-Shape = tuple[int, int, int]
 
 
 def can_launch_early(device: torch.device) -> bool:
     """Is it a GPU that knows such launches?"""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return device.type == "cuda" and _is_hopper(device)
 
 
-def launch_early(kernel: Kernel, device: torch.device, grid: Shape, block: Shape, args: Sequence, shared_mem: int = 0, cluster: Shape | None = None) -> None:
-    """kernel(grid, block, args, shared_mem, cluster, early=True); `device` is that of `args`. Raises ArgumentError, LaunchError."""
-    kernel(grid, block, args, shared_mem, cluster, early=True)
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)  # or newer

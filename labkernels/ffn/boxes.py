@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from labkernels.cuda.kernel import Kernel
-from labkernels.cuda.settled import settled
+from labkernels.cuda.settled import launch_beside
 from labkernels.cuda.tensor_map import tensor_map
 from labkernels.cuda.variants import c_type, ceil_div, hopper_refusal, processors
 from labkernels.ffn.reference import activation_number, is_gated, ready
@@ -119,9 +119,11 @@ def configured(config: Config | None, x, w1, w2, b1=None, b2=None, activation="g
     )
     args = (*maps, b1, b2, h, y, tokens, embed, ffn, progress(x.device))
     kernel = _kernel(config, x.dtype, activation)
-    early = phases == (3,) and settled(w1, w2)
+    if phases == (3,):
+        launch_beside(kernel, (w1, w2), blocks, THREADS, (*args, 3), config.shared_mem)
+        return y
     for phase in phases:
-        kernel(blocks, THREADS, (*args, phase), config.shared_mem, early=early)
+        kernel(blocks, THREADS, (*args, phase), config.shared_mem)
     return y
 
 

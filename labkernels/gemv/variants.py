@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.variants import c_type, ceil_div, kernel, processors, vector_width
 from labkernels.operation import Variant
 from labkernels.quant.formats import FOUR_BIT, QuantizedWeight
@@ -162,10 +161,7 @@ def sizes(config: Stream, m: int, stored: Stored, tiles: int, eps: float, x_stri
 def launch_stream(run, config: Stream, device: torch.device, tiles: int, args: tuple, shared: int, early: bool) -> None:
     """A persistent grid."""
     grid = (blocks_of(config, device, tiles), config.splits)
-    if early and can_launch_early(device):
-        launch_early(run, device, (*grid, 1), (32 * config.warps, 1, 1), args, shared, config.cluster)
-    else:
-        run(grid, 32 * config.warps, args, shared, cluster=config.cluster)
+    run(grid, 32 * config.warps, args, shared, config.cluster, early)
 
 
 def blocks_of(config: Stream, device: torch.device, tiles: int) -> int:

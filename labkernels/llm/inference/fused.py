@@ -19,7 +19,6 @@ import torch
 from torch.nn import functional as F
 
 from labkernels import functional as lk
-from labkernels.cuda.early_launch import can_launch_early, launch_early
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.gemv.variants import TABLE_BYTES, Stored, blocks_of, format_of, launch_stream, quantised_refusal, sizes, stream_for, streamed
 from labkernels.kvcache.caches import Step
@@ -205,10 +204,7 @@ class FusedRunner(Prompts, Several):
         return clustered(tiling, blocks, *given, k_scale=k_scale, v_scale=v_scale, run=launch)
 
     def _launch(self, run, grid, block, args, shared: int, cluster) -> None:
-        if self.early and can_launch_early(self.device):
-            launch_early(run, self.device, grid, block, args, shared, cluster)
-        else:
-            run(grid, block, args, shared, cluster)
+        run(grid, block, args, shared, cluster, self.early)
 
     def _streams(self, weight) -> bool:
         """Does its product fit the stream of gemv?"""
