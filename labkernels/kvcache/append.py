@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.cuda.settled import wrote
 from labkernels.cuda.variants import ceil_div, kernel, vector_width
 from labkernels.errors import ArgumentError
 from labkernels.kvcache.checks import cache_problem, on_one_device
@@ -63,4 +64,5 @@ def append(k, v, k_cache, v_cache, slots, k_scale=None, v_scale=None) -> None:
     sizes = struct.pack("<15q4i", *strides, k_cache.shape[0] * k_cache.shape[2], tokens, kv_heads, head_dim, k_cache.shape[2])
     run = kernel(FILE, "cache_append", k.dtype, stored_type(k_cache.dtype), values, str(aligned).lower())
     run(ceil_div(2 * tokens * kv_heads, WARPS), 32 * WARPS, (k, v, k_cache, v_cache, k_scale, v_scale, slots, sizes))
+    wrote(k_cache, v_cache, k_scale, v_scale)
 

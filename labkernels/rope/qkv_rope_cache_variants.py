@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.cuda.settled import wrote
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.kvcache.layout import LARGEST
 from labkernels.kvcache.tensor_cores import stored_type
@@ -25,6 +26,7 @@ def v1_naive(qkv, cache, angles, positions, slots, bias=None, interleaved=False,
     tokens, heads, kv_heads, pairs, head_dim, _ = sizes
     fused = kernel(FOLDER / "v1_qkv_cache_naive.cu", "qkv_cache_naive", qkv.dtype)
     fused(ceil_div(tokens * (heads + 2 * kv_heads) * (head_dim - pairs), THREADS), THREADS, (*pointers, *sizes, interleaved, *rest))
+    wrote(*cache[:2])
     return q[None], *cache[:2]
 
 
@@ -37,6 +39,7 @@ def v2_vectors(qkv, cache, angles, positions, slots, bias=None, interleaved=Fals
     block, slices = block_of(parts, all_heads, each, threads=BLOCK)
     fused = kernel(FOLDER / "v2_qkv_cache_vectors.cu", "qkv_cache_vectors", qkv.dtype, width, each, str(bool(interleaved)).lower())
     fused((ceil_div(tokens, block[2]), slices), block, (*pointers, *sizes, *rest))
+    wrote(*cache[:2])
     return q[None], *cache[:2]
 
 
@@ -57,6 +60,7 @@ def bytes_written(qkv, cache, angles, positions, slots, bias=None, interleaved=F
     fused = kernel(FOLDER / "v3_qkv_cache_bytes.cu", "qkv_cache_bytes", *types, width, lanes, each, str(bool(interleaved)).lower())
     scales = [struct.pack("<2q", *scale.stride()[:2]) for scale in cache[2:4]]
     fused(ceil_div(tokens * ceil_div(all_heads, each) * lanes, BLOCK), BLOCK, (*pointers, *sizes, *rest, *cache[2:4], *scales), early=early)
+    wrote(*cache[:4], out)
     return q
 
 

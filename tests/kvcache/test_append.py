@@ -77,6 +77,17 @@ def test_slots_of_pages_and_gathering_them_back():
     assert gather(cache, table, 6)[:, 0, :, 0].tolist() == [[12, 13, 14, 15, 4, 5], [0, 1, 2, 3, 0, 1]]
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.int8])
+def test_pytorch_is_told_what_was_written(stored):
+    caches, scales = cache(2, 1, 16, 64, stored, "cpu")
+    k, v = torch.randn(2, 3, 1, 64)
+    for half in caches + [scale for scale in scales if scale is not None]:
+        before = half._version
+        cache_append(k, v, *caches, torch.tensor([3, 17, -1]), *scales)
+        assert half._version > before
+    assert k._version == v._version == 0
+
+
 def test_nothing_to_append():
     (k_cache, v_cache), _ = cache(2, 1, 4, 64, torch.float32, "cpu")
     cache_append(torch.zeros(0, 1, 64), torch.zeros(0, 1, 64), k_cache, v_cache, torch.zeros(0, dtype=torch.int64))

@@ -13,6 +13,7 @@ from labkernels.lab.failure import CheckFailed
 from labkernels.nn import RotaryEmbedding
 from labkernels.rope import rope_frequencies, rope_table
 from labkernels.rope.qkv_rope_cache_op import OP as FUSED
+from labkernels.rope.qkv_rope_cache_op import Cache
 from labkernels.rope.rope_op import OP as ROPE
 from labkernels.rope.rope_op import reference
 
@@ -155,6 +156,20 @@ def test_the_cache_holds_what_separate_operations_would_write(paged):
             torch.testing.assert_close(cache[half, page, :, offset], want[sequence, :, token])
             before[half, page, :, offset] = cache[half, page, :, offset]
     assert torch.equal(cache, before)
+
+
+@pytest.mark.parametrize("variant", ["v1_naive", "v2_vectors", "v3_bytes"])
+def test_pytorch_is_told_that_the_cache_was_written(variant):
+    """Its version goes up, by which autograd would notice."""
+    cache = [torch.zeros(2, 2, 16, 64) for _ in "kv"]
+    if variant == "v3_bytes":
+        cache = [half.to(torch.int8) for half in cache] + [torch.zeros(2, 2, 16) for _ in "kv"]
+    before = [half._version for half in cache]
+    fn = FUSED.variants[variant].fn
+    qkv, slots = torch.randn(3, 8 * 64), torch.tensor([3, 17, -1])
+    fn(qkv, Cache(*cache), rope_frequencies(64), torch.arange(3), slots)
+    assert all(half._version > version and half.any() for half, version in zip(cache, before))
+    assert qkv._version == 0
 
 
 @pytest.mark.parametrize(
