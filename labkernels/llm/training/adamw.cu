@@ -35,6 +35,8 @@ __global__ void __launch_bounds__(256)
     adamw(Weight* weight, float* master, const Grad* grad, Moment* m, Moment* v, const float* factor, const float* corrections, long long n,
           float lr, float beta1, float beta2, float eps, float decay, unsigned seed) {
     constexpr int N = 8;
+    // Before anything is written: the next kernel reads only other tensors before it waits, whether it is this one for the next weight (optim.py launches
+    // that early only right after another), or one that reads weights early (cuda/settled.py: this weight's version says that it was written to).
     grid_dependency_launch();
     const float scale = factor == nullptr ? 1.0f : *factor, rate = lr * corrections[0], correction2 = corrections[1];
     if (!isfinite(scale)) return grid_dependency_wait();

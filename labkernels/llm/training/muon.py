@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from labkernels.errors import ArgumentError
-from labkernels.llm.training.optim import ExactState
+from labkernels.llm.training.optim import ExactState, loss_of
 from labkernels.symmetric_matmul import symmetric_matmul
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of X, (X X^T) X and (X X^T)^2 X: small singular values grow threefold a step, all end near 1
@@ -79,7 +79,9 @@ class Muon(ExactState):
         self._taken: torch.Tensor | float = 1.0  # of the step that is being made
 
     @torch.no_grad()
-    def step(self, closure=None, *, factor: torch.Tensor | None = None) -> None:
+    def step(self, closure=None, *, factor: torch.Tensor | None = None):
+        """As AdamW's."""
+        loss = loss_of(closure)
         self._taken = 1.0 if factor is None else factor.isfinite().float()  # 0.0 where nothing may change: nobody waits to know
         by_shape: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)  # (momentum's piece, update's piece)
         updates = []
@@ -97,6 +99,7 @@ class Muon(ExactState):
             self._orthogonalise(shape, pieces)
         for p, group, update in updates:
             self._apply(p, group, update)
+        return loss
 
     def _momentum(self, p: torch.Tensor, group: dict, factor: torch.Tensor | None) -> torch.Tensor:
         """The momentum with this step's gradient, and that gradient once more (Nesterov), bfloat16 on a GPU and float32 elsewhere."""

@@ -11,14 +11,14 @@ Notable:
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from labkernels.cuda.settled import wrote
 from labkernels.cuda.variants import ceil_div, kernel
 from labkernels.errors import ArgumentError
 
@@ -38,6 +38,14 @@ class ExactState(torch.optim.Optimizer):
             for name, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, torch.Tensor):
                     self.state[p][name] = value.detach().to("cpu" if value.dim() == 0 and name == "step" else p.device, copy=True)
+
+
+def loss_of(closure: Callable[[], torch.Tensor] | None):
+    """What an optimiser's step is to do first: have the gradients computed, by who wants it so."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class AdamW(ExactState):
@@ -71,9 +79,12 @@ class AdamW(ExactState):
         self._betas: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, closure=None, *, factor: torch.Tensor | None = None) -> None:
+    def step(self, closure=None, *, factor: torch.Tensor | None = None):
+        """`closure`, if given, computes the gradients anew; its loss is returned, as PyTorch's optimisers do."""
+        loss = loss_of(closure)
         numbers = {id(p): number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}
         corrections: dict[tuple, torch.Tensor] = {}  # by device, betas and step: one for all weights, as a rule
+        in_a_row, launched = [], set()  # with nothing between them on the GPU, so that each after the first may be launched early
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
@@ -81,12 +92,13 @@ class AdamW(ExactState):
             whole = [p for p in params if p.dtype == torch.float32 and self.moment_dtype == torch.float32]
             if whole:
                 self._fused(whole, group, factor)
-            for p in params:
-                if p.dtype != torch.float32 or self.moment_dtype != torch.float32:
-                    self._one(p, group, factor, numbers[id(p)], corrections)
+            in_a_row += [(p, group) for p in params if p.dtype != torch.float32 or self.moment_dtype != torch.float32]
+        for p, group in in_a_row:
+            self._one(p, group, factor, numbers[id(p)], corrections, launched)
         if factor is not None:
             for device in {device for device, *_ in corrections}:
                 self._skipped[device] += ~factor.to(device).isfinite()
+        return loss
 
     def state_dict(self) -> dict:
         """Steps that changed nothing do not count in it: on a GPU they are counted here, where it is waited for anyway."""
@@ -125,12 +137,12 @@ class AdamW(ExactState):
                 state["step"] = state["step"].to(p.device)
         steps = [state["step"] for state in states]
         found = None if factor is None else (~factor.isfinite()).float().reshape(1)
+        moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
             params,
             [p.grad for p in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            *moments,
             [],
             steps,
             lr=group["lr"],
@@ -143,10 +155,11 @@ class AdamW(ExactState):
             grad_scale=None if factor is None else factor.reshape(1).reciprocal(),
             found_inf=found,
         )
+        wrote(*params, *moments[0], *moments[1])  # which that does not count
         if found is not None:
             torch._foreach_sub_(steps, [found.squeeze()] * len(steps))  # a step that was skipped does not count
 
-    def _one(self, p: torch.Tensor, group: dict, factor: torch.Tensor | None, number: int, corrections: dict) -> None:
+    def _one(self, p: torch.Tensor, group: dict, factor: torch.Tensor | None, number: int, corrections: dict, launched: set) -> None:
         state = self.state[p]
         if factor is not None and not p.is_cuda and not factor.isfinite():
             return
@@ -154,15 +167,19 @@ class AdamW(ExactState):
         (beta1, beta2), step = group["betas"], int(state["step"])
         numbers = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "decay": group["lr"] * group["weight_decay"]}
         same = p.device, beta1, beta2, step
-        early = same in corrections  # then a weight of this step is before it, and no gradient is still to come
-        if not early:
+        if same not in corrections:
             corrections[same] = self._corrections(*same)
         numbers["corrections"] = corrections[same]
         seed = hash((self.seed, step, number, self.shards.get(id(p), 0))) & 0xFFFFFFFF
         local = [getattr(t, "_local_tensor", t) for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state.get("master")) if t is not None]
-        update = functools.partial(adamw_kernel, early=early) if p.is_cuda else adamw_torch
-        update(*local[:4], local[4] if len(local) > 4 else None, factor, self.master == "stochastic", seed, **numbers)
-
+        if not local[0].numel():  # as a rank's part of a small weight may be
+            return
+        early = same in launched and local[1].is_contiguous()  # then the kernel before is this one for another weight, and nothing that this reads is to come
+        launched.add(same)
+        update = adamw_kernel if p.is_cuda else adamw_torch
+        update(*local[:4], local[4] if len(local) > 4 else None, factor, self.master == "stochastic", seed, **numbers, early=early)
+        if local[0] is not p:  # the part of it that is here
+            wrote(p)
 
     def _corrections(self, device: torch.device, beta1: float, beta2: float, step: int) -> torch.Tensor:
         """1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) where the weights are, t the steps that were taken."""
@@ -187,10 +204,11 @@ def adamw_kernel(weight, grad, m, v, master, factor, stochastic, seed, *, lr, be
     numbers = (lr, beta1, beta2, eps, decay)
     if count:
         step(ceil_div(count, PER_BLOCK), 256, (weight, master, grad, m, v, factor, corrections, count, *numbers, seed), early=early)
+        wrote(weight, master, m, v)
 
 
-def adamw_torch(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, corrections) -> None:
-    """The same in PyTorch, in place: for weights on the CPU, and what the kernel is tested against. Random bits are other ones."""
+def adamw_torch(weight, grad, m, v, master, factor, stochastic, seed, *, lr, beta1, beta2, eps, decay, corrections, early=False) -> None:
+    """The same in PyTorch, in place: for weights on the CPU, and what the kernel is tested against. Random bits are other ones; nothing is early."""
     g = grad.float() * (1.0 if factor is None else factor)
     w = (weight if master is None else master).float()
     first, second = m.float().lerp_(g, 1 - beta1), v.float().lerp_(g * g, 1 - beta2)

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from labkernels.errors import ArgumentError
+from labkernels.ffn import boxes
 from labkernels.llm.training import optim
 from labkernels.llm.config import ModelConfig
 from labkernels.llm.model import Transformer
+from labkernels.llm.training.muon import Muon
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NUMBERS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "decay": 1e-3}
@@ -115,6 +117,82 @@ def test_each_tensor_and_each_part_of_one_is_rounded_by_its_own_numbers():
     assert all(0.3 < (a != b).float().mean() < 0.7 for a, b in ((ups[0], ups[1]), (ups[1], ups[2]))), "tensors of one step are independent"
     again, other = rounded({}), rounded({id(weights[1]): 3})
     assert all(map(torch.equal, first, again)) and torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("optimizer", [optim.AdamW, Muon])
+def test_a_closure_is_called_with_gradients_on_and_its_loss_returned(optimizer):
+    p = torch.nn.Parameter(torch.ones(4, 4))
+    made = optimizer([p], lr=0.1)
+
+    def closure():
+        made.zero_grad()
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    losses = [made.step(closure).item() for _ in range(3)]
+    assert losses[0] == 16.0 > losses[1] > losses[2], "each of gradients that the closure computed"
+    assert made.step() is None
+
+
+def test_a_kernel_is_launched_early_only_right_after_another_of_the_step(monkeypatch):
+    """Else it would read, before it waits, what the launch before it writes: a moment that was just made, a gradient that is copied, the corrections."""
+    order = []
+    for name, note in (("_begin", lambda *_: "begin"), ("_fused", lambda *_: "fused"), ("_corrections", lambda *_: "corrections")):
+        method = getattr(optim.AdamW, name)
+        monkeypatch.setattr(optim.AdamW, name, lambda *given, method=method, note=note: order.append(note()) or method(*given))
+    update = optim.adamw_torch
+    monkeypatch.setattr(optim, "adamw_torch", lambda w, *given, early, **more: order.append((w.numel(), early)) or update(w, *given, early=early, **more))
+
+    def weight(*shape, dtype=torch.bfloat16, dense=True):
+        p = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
+        p.grad = torch.ones_like(p) if dense else torch.ones(shape[::-1], dtype=dtype).t()
+        return p
+
+    groups = [[weight(0), weight(2), weight(3)], [weight(4), weight(2, 3, dense=False), weight(7), weight(8, dtype=torch.float32)]]
+    optimizer = optim.AdamW([{"params": groups[0]}, {"params": groups[1]}])
+    for _ in range(2):
+        order.clear()
+        optimizer.step()
+        first = order.index("corrections")
+        assert order[:first] == ["begin"] * 3 + ["begin"] * 4 + ["fused"]
+        assert order[first + 1 :] == [(2, False), (3, True), (4, True), (6, False), (7, True)]
+    optimizer.param_groups[1]["betas"] = (0.5, 0.95)
+    order.clear()
+    optimizer.step()
+    assert [entry for entry in order if entry[0] == 4] == [(4, False)], "its own corrections are new"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_product_right_after_a_step_sees_the_new_weights():
+    """A kernel that begins early asks for its weights beside adamw, which has said that the next may begin: only the version keeps it from that."""
+    torch.manual_seed(0)
+    embed, ffn = 2048, 5632
+    x = torch.randn(4, embed, device="cuda").bfloat16()
+    shapes = [(4096, 4096)] * 4 + [(2 * ffn, embed), (embed, ffn)]
+    weights = [torch.nn.Parameter(0.02 * torch.randn(shape, device="cuda").bfloat16()) for shape in shapes]
+    *_, w1, w2 = weights
+    optimizer = optim.AdamW(weights, lr=1e-2)
+    for turn in range(20):
+        for p in weights:
+            p.grad = torch.randn_like(p)
+        with torch.no_grad():
+            boxes.v6_boxes(x, w1, w2, activation="swiglu")
+            optimizer.step()
+            got = boxes.v6_boxes(x, w1, w2, activation="swiglu")
+            torch.cuda.synchronize()
+            assert torch.equal(got, boxes.v6_two_kernels(x, w1, w2, activation="swiglu")), turn
+    graph = torch.cuda.CUDAGraph()
+    state = optimizer.state[w2]
+    numbers = {**NUMBERS, "corrections": torch.tensor(CORRECTIONS, device="cuda")}
+    with torch.no_grad(), torch.cuda.graph(graph):
+        optim.adamw_kernel(w2, w2.grad, state["exp_avg"], state["exp_avg_sq"], state["master"], None, False, 0, **numbers)
+        got = boxes.v6_boxes(x, w1, w2, activation="swiglu")
+    for turn in range(20):
+        graph.replay()
+        torch.cuda.synchronize()
+        with torch.no_grad():
+            assert torch.equal(got, boxes.v6_two_kernels(x, w1, w2, activation="swiglu")), turn
 
 
 def test_without_masters_small_steps_are_lost():
