@@ -99,7 +99,6 @@ __device__ inline unsigned long long ticket(float score, int token) {
     return static_cast<unsigned long long>(ordered(score)) << 32 | (0xffffffffu - static_cast<unsigned>(token));
 }
 __device__ inline int token_of(unsigned long long ticket) { return static_cast<int>(0xffffffffu - static_cast<unsigned>(ticket)); }
-__device__ inline float score_of(unsigned long long ticket) { return from_ordered(static_cast<unsigned>(ticket >> 32)); }
 
 // By which a token is drawn, from its random word.
 __device__ inline float score(float logit, float maximum, const Rule& rule, unsigned word) {

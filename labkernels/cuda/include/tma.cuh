@@ -113,13 +113,6 @@ LK_TMA_MULTICAST(3, "{%4, %5, %6}", x0 LK_COMMA x1 LK_COMMA x2, "r"(x0), "r"(x1)
 LK_TMA_MULTICAST(4, "{%4, %5, %6, %7}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3, "r"(x0), "r"(x1), "r"(x2), "r"(x3))
 LK_TMA_MULTICAST(5, "{%4, %5, %6, %7, %8}", x0 LK_COMMA x1 LK_COMMA x2 LK_COMMA x3 LK_COMMA x4, "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4))
 
-// Asks for the map itself, which the first copy would have to wait for.
-__device__ __forceinline__ void tma_prefetch_map(const TensorMap& map) {
-#ifndef LK_EMULATOR
-    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-#endif
-}
-
 // Plain bytes, without a tensor map: both addresses and `bytes` are multiples of 16.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, int bytes, Mbarrier* barrier) {
 #ifndef LK_EMULATOR
