@@ -29,5 +29,5 @@ def by_hopper(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
     maps = tensor_map(x, (config.rows, of_stage), 128), tensor_map(weight, (config.columns, of_stage), 128), tensor_map(out, (64, slab), 2 * slab)
     kernel = hopper._kernel(config, x.dtype, out.dtype, False, False, False, 0)
     blocks, _ = config.blocks(rows, columns, processors(x))
-    args = (*maps, rows, columns, depth, None, None, None, None, 0, config.band)
+    args = (*maps, maps[2], rows, columns, depth, None, None, None, 0, config.band)  # no residual
     kernel(blocks, 128 * (config.consumers + 1), args, config.shared_mem)

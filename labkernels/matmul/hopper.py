@@ -109,10 +109,11 @@ def configured(
     map_a = tensor_map(a.t(), (depth, 64), 128) if a_columns else tensor_map(a, (config.rows, depth), 128)
     map_b = tensor_map(b, (depth, 64), 128) if b_rows else tensor_map(b.t(), (config.columns // config.cluster // halves, depth), 128)
     map_c = tensor_map(out, (64, slab), 2 * slab)
-    bias, residual = _in_pairs(bias), _in_pairs(residual)
+    bias, residual = _in_pairs(bias), _in_boxes(residual)
+    map_residual = map_c if residual is None else tensor_map(residual, (config.rows, slab), 2 * slab)
     finish = any(given is not None for given in (bias, None if gated else activation, residual, scale_a))
     kernel = _kernel(config, a.dtype, out.dtype, a_columns, b_rows, finish, activation_number(activation), *[True] * gated)
-    args = (map_a, map_b, map_c, m, n, k, scale_a, scale_b, bias, residual, 0 if residual is None else residual.stride(0), config.band)
+    args = (map_a, map_b, map_c, map_residual, m, n, k, scale_a, scale_b, bias, int(residual is not None), config.band)
     blocks, _ = config.blocks(m, n * halves, processors(a))
     kernel(blocks, 128 * (config.consumers + 1), args, config.shared_mem, config.cluster if config.cluster > 1 else None)
     return out
@@ -125,9 +126,14 @@ def _by_rows(matrix: torch.Tensor) -> bool:
 
 def _in_pairs(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The same values where the kernel can read two neighbours at a time."""
-    if tensor is None or (tensor.data_ptr() % 4 == 0 and all(stride % 2 == 0 for stride in tensor.stride()[:-1])):
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor if tensor is None or tensor.data_ptr() % 4 == 0 else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _in_boxes(residual: torch.Tensor | None) -> torch.Tensor | None:
+    """The same values where the copy engine can read them: rows on 16 bytes, each in a place of its own."""
+    if residual is None or (residual.data_ptr() % 16 == 0 and (len(residual) == 1 or (residual.stride(0) and residual.stride(0) % 8 == 0))):
+        return residual
+    return residual.clone(memory_format=torch.contiguous_format)
 
 
 def accepts(a, b, bias=None, activation=None, residual=None) -> str | None:

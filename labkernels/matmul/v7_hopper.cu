@@ -27,23 +27,30 @@
 // GATED, of the first half of a SwiGLU network: C = silu(A B_gate) * (A B_up), where B has the columns of all gates before those of all ups. A tile
 // of B is half gates and half the ups that belong to them, so a thread has both sums, and neither goes through memory. Figures: ffn.csv, v4_hopper.
 //
-// What it still wastes: the last wave of tiles (4096^3 has 512, that is 3.9 waves), and the time in which nobody multiplies under a tile's epilogue.
-// Without bias, activation and residual that is a conversion; with them it costs more than a walk of its own: bias and GELU at 1024^3 12.2 us for
-// 6.2, at 4096^3 220 us for 175, where cuBLAS takes 10.0 and 199; SiLU and a residual 12.5 and 246 us, torch.compile 9.6 and 198. The residual is
-// read 4 bytes a lane between two barriers, and both consumers end their tiles at the same time.
+// What follows a product (finish_tile.cuh). As it was recorded it costs more than a walk of its own: bias and GELU at 1024^3 12.2 us for 6.2, at 4096^3
+// 220 us for 175, where cuBLAS takes 10.0 and 199; SiLU and a residual 12.5 and 246 us, torch.compile 9.6 and 198. That was 47 and 55 instructions a sum,
+// and 64 loads, of a bias or of 4 bytes of a residual, each waited for before the next one was asked for. Now it is 14 and 10 instructions, SiLU's two
+// approximations take 16 clocks, and no load is waited for. Predicted: 1024^3 7 us, 4096^3 183 and 187 us; not recorded yet. Products alone are the
+// same instructions as before.
+//
+// What it still wastes: the last wave of tiles (4096^3 has 512, that is 3.9 waves), and the time in which nobody multiplies under a tile's epilogue, for
+// both consumers end their tiles at the same time.
 #include "cluster.cuh"
-#include "hopper.cuh"
+#include "finish_tile.cuh"
 #include "setmaxnreg.cuh"
 #include "wgmma.cuh"
 
 template <class T, class Out, int ROWS, int COLUMNS, int CONSUMERS, int STAGES, int SLABS, int CLUSTER, bool A_COLUMNS, bool B_ROWS, bool FINISH, int ACTIVATION,
           bool GATED = false>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
-    matmul_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c, int m, int n, int k,
-                  const float* scale_a, const float* scale_b, const Out* bias, const Out* residual, long long residual_stride, int band) {
+    matmul_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap c,
+                  const __grid_constant__ TensorMap residual, int m, int n, int k, const float* scale_a, const float* scale_b, const Out* bias,
+                  int has_residual, int band) {
     using Memory = Layout<T, ROWS, COLUMNS, STAGES, SLABS>;
+    using Residual = ResidualStages<Memory, Out, ROWS, COLUMNS>;
     constexpr int DEPTH = Memory::DEPTH, PARTS = ROWS / CONSUMERS / 64, PANEL = ROW_BYTES / sizeof(T);
     constexpr int RESULTS = GATED ? COLUMNS / 2 : COLUMNS;  // columns of C in a tile; n counts those of C
+    constexpr bool SCALED = sizeof(T) == 1;
     static_assert(!GATED || CLUSTER == 1 && !B_ROWS, "gates and ups are two boxes of rows of 128 bytes of k");
     extern __shared__ __align__(1024) char dynamic[];
     const Memory memory(dynamic);
@@ -101,6 +108,16 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                         else tma_load(share, b, arrived, depth, first);
                     }
                 }
+                if constexpr (FINISH && !GATED) {
+                    for (int i = 0; has_residual && i < Residual::COUNT; ++i, ring.advance()) {
+                        Mbarrier* arrived = &full[ring.stage];
+                        wait_empty(ring);
+                        mbarrier_arrive_expect_tx(arrived, Residual::strips(i) * Residual::STRIP_BYTES);
+                        for (int strip = 0; strip < Residual::strips(i); ++strip)
+                            tma_load(memory.a(ring.stage) + strip * Residual::STRIP_BYTES, residual, arrived,
+                                     column + (i * Residual::EACH + strip) * Residual::WIDTH, row);
+                    }
+                }
             }
         }
         if (CLUSTER > 1) cluster_sync();  // what the other blocks send here must find this one's shared memory
@@ -123,6 +140,19 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     for (int index = blockIdx.x / CLUSTER; index < tiles; index += clusters) {
         const Tile tile(index, row_tiles, column_tiles, band);
         const int row = (tile.row * CLUSTER + rank) * ROWS + warpgroup * PARTS * 64, column = tile.column * RESULTS;
+        OfColumns<Out, COLUMNS> bias_of;
+        OfColumns<float, COLUMNS> scale_of;
+        float scale_of_row[PARTS][2] = {};
+        if constexpr (FINISH && !GATED) {
+            bias_of.load(bias, column, n);
+            if (SCALED) {
+                scale_of.load(scale_b, column, n);
+                for (int i = 0; i < 2 * PARTS; ++i) {
+                    const int r = row + i / 2 * 64 + thread / 32 * 16 + lane / 4 + i % 2 * 8;
+                    scale_of_row[i / 2][i % 2] = r < m ? scale_a[r] : 0.0f;
+                }
+            }
+        }
         int before = 0;
         for (int step = 0; step < steps; ++step, ring.advance()) {
             mbarrier_wait(&full[ring.stage], ring.parity);
@@ -149,6 +179,7 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
 
         constexpr int OWN = SLABS / CONSUMERS;  // slabs of this warpgroup
         if constexpr (GATED) {
+            const Out* const nothing = nullptr;
 #pragma unroll
             for (int part = 0; part < PARTS; ++part) {
                 float(&gates)[COLUMNS / 4] = reinterpret_cast<float(&)[COLUMNS / 4]>(d[part]);
@@ -162,25 +193,42 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                             gate[0] *= scale_a[r] * scale_b[col], gate[1] *= scale_a[r] * scale_b[col + 1];
                             up[0] *= scale_a[r] * scale_b[n + col], up[1] *= scale_a[r] * scale_b[n + col + 1];
                         }
-                        finish<0>(up, bias == nullptr ? bias : bias + n, residual, 0, r, col);
-                        finish<0>(gate, bias, residual, 0, r, col);
+                        finish<0>(up, bias == nullptr ? bias : bias + n, nothing, 0, r, col);
+                        finish<0>(gate, bias, nothing, 0, r, col);
                     }
                     gates[i] = gated<ACTIVATION, Out>(gate[0], up[0]);
                     gates[i + 1] = gated<ACTIVATION, Out>(gate[1], up[1]);
                 }
                 store_tile<Out, RESULTS, OWN>(c, memory.slab(warpgroup * OWN), slab, gates, row + part * 64, column, warpgroup, [](float(&)[2], int, int) {});
             }
-        } else
+        } else {
+            if constexpr (FINISH) {
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part)
-            store_tile<Out, COLUMNS, OWN>(c, memory.slab(warpgroup * OWN), slab, d[part], row + part * 64, column, warpgroup, [&](float(&sums)[2], int r, int col) {
-                if (!FINISH || r >= m || col >= n) return;
-                if (scale_a != nullptr) {
-                    sums[0] *= scale_a[r] * scale_b[col];
-                    sums[1] *= scale_a[r] * scale_b[col + 1];
+                for (int part = 0; part < PARTS; ++part) {
+                    if (SCALED) scale_sums<COLUMNS>(d[part], scale_of_row[part], scale_of);
+                    if (bias != nullptr) add_bias<COLUMNS>(d[part], bias_of);
+#pragma unroll
+                    for (float& sum : d[part]) sum = activate_tile<ACTIVATION, Out>(sum);
                 }
-                finish<ACTIVATION>(sums, bias, residual, residual_stride, r, col);
-            });
+                if (has_residual)
+#pragma unroll
+                    for (int i = 0; i < Residual::COUNT; ++i, ring.advance()) {
+                        mbarrier_wait(&full[ring.stage], ring.parity);
+#pragma unroll
+                        for (int strip = 0; strip < Residual::EACH; ++strip)
+#pragma unroll
+                            for (int part = 0; part < PARTS; ++part)
+                                if (i * Residual::EACH + strip < Residual::STRIPS)
+                                    add_strip<Out, Residual::WIDTH>(
+                                        d[part], (i * Residual::EACH + strip) * Residual::WIDTH,
+                                        memory.a(ring.stage) + strip * Residual::STRIP_BYTES + (warpgroup * PARTS + part) * 64 * Residual::ROW);
+                        release(ring.stage);
+                    }
+            }
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part)
+                store_tile<Out, COLUMNS, OWN>(c, memory.slab(warpgroup * OWN), slab, d[part], row + part * 64, column, warpgroup, [](float(&)[2], int, int) {});
+        }
     }
     if (thread == 0) tma_wait_read<0>();
     if (CLUSTER > 1) cluster_sync();

@@ -20,11 +20,11 @@ struct HopperMatmul {
         const TensorMap b = B_ROWS ? matrix_map<T>(call.b, call.k, call.n, call.b_stride, DEPTH, 64, 128)
                                    : matrix_map<T>(call.b, call.n, call.k, call.b_stride, COLUMNS, DEPTH, 128);
         const TensorMap c = matrix_map<T>(call.c, call.m, call.n, call.n, 64, SLAB, 2 * SLAB);
+        const TensorMap residual = call.residual == nullptr ? c : matrix_map<T>(call.residual, call.m, call.n, call.residual_stride, ROWS, SLAB, 2 * SLAB);
         const long long tiles = static_cast<long long>(ceil_div(call.m, ROWS)) * ceil_div(call.n, COLUMNS);
         const int blocks = static_cast<int>(tiles < call.gpu.processors ? tiles : call.gpu.processors);
         kernel<<<blocks, GROUP * (CONSUMERS + 1), SHARED, call.gpu.stream>>>(
-            a, b, c, call.m, call.n, call.k, nullptr, nullptr, static_cast<const T*>(call.bias), static_cast<const T*>(call.residual),
-            call.residual_stride, BAND);
+            a, b, c, residual, call.m, call.n, call.k, nullptr, nullptr, static_cast<const T*>(call.bias), call.residual != nullptr, BAND);
         check(cudaGetLastError(), "matmul_hopper");
     }
 
