@@ -137,7 +137,7 @@ lk.bench("rms_norm").plot()
 # %% [markdown]
 # The top of the ladder reads 16 bytes at a time, and gives a long row to a whole block. The limit is the time in which a copy would move
 # the same bytes: a norm is a copy with some arithmetic on the way. Others know that, too. On an H200 `v4_packed` is first with 2048 and 4096
-# columns, 66 µs against Liger's 68; with 8192 PyTorch's compiler is 2% ahead of it.
+# columns, 66 µs against Liger's 67; with 8192 PyTorch's compiler is 2% ahead of it.
 #
 # ## The way back
 # Training needs the gradients of *x* and of the weight, *dx* and *dw*, from that of the result, *dy*. Write $\hat x_j = x_j\, r$ for the row

@@ -388,7 +388,7 @@ print("pages of the second:", allocator.pages(second))
 lk.bench("decode_attention", length=[1024, 8192], batch=[1, 8]).plot()
 
 # %% [markdown]
-# With 8 sequences of 8192 tokens `v4` and `v6` are at 89% of the limit, cuDNN at 85%. With one of 1024 nobody is near it: 4 MB are read in a
+# With 8 sequences of 8192 tokens `v4` and `v6` are at 87 and 88% of the limit, cuDNN at 84%. With one of 1024 nobody is near it: 4 MB are read in a
 # microsecond, and the best, `v5`, takes 6.4. The rest is waiting, for the launch, for the first keys, for the parts of others.
 #
 # FlashInfer, a library of kernels for servers, reads pages only, and so is not in this picture; neither are 32 sequences of 32 768 tokens. Of those
@@ -417,8 +417,8 @@ print("bytes of a key, and in int8 its scale: float32", 64 * 4, " bfloat16", 64 
 lk.bench("decode_attention", ["v4_tensor_cores", "v6_guess"], length=[8192], batch=[32], page_size=[64], cache=["same", "int8"])
 
 # %% [markdown]
-# Half of the bytes, and on the H200 not quite half of the time: in `v4` 248 µs become 154, in `v6` 247 become 137. In bfloat16 both are within 5%
-# of the limit. In int8 that is 122 µs, and there is more to do for each byte: every number must be converted before it is multiplied.
+# Half of the bytes, and on the H200 not quite half of the time: in `v4` 248 µs become 154, in `v6` 247 become 137. In bfloat16 both are at 94%
+# of the limit. In int8 that is 120 µs, and there is more to do for each byte: every number must be converted before it is multiplied.
 
 # %% [markdown]
 # ## Still wasted
