@@ -58,10 +58,11 @@ def draw_bars(frame: pandas.DataFrame, title: str, source: str) -> style.Picture
             axes.text(start, place, f"  {row.note}", va="center", color=style.GREY)
             continue
         axes.barh(place, row.ms - start, left=start, color=looks[row.variant]["color"], height=0.7)
-        text = f"  {style.time_label(row.ms)}, {share_label(row.share_of_limit)} of the limit" if row.share_of_limit > 0 else f"  {style.time_label(row.ms)}"
+        text = f"  {style.time_label(row.ms)}, {_of_the_limit(row.share_of_limit)}" if row.share_of_limit > 0 else f"  {style.time_label(row.ms)}"
         axes.text(max(row.ms, start), place, text, va="center", fontsize=9)
-    style.ratio_axis(axes, "x", style.nice_ratios(start, longest), style.time_label)
-    axes.set_xlim(0.8 * start, longest * (longest / start) ** 0.5)
+    shortest = min([start, *frame["ms"].dropna()])
+    style.ratio_axis(axes, "x", style.nice_ratios(shortest, longest), style.time_label)
+    axes.set_xlim(0.8 * shortest, longest * (longest / start) ** 0.5)
     if len(limits):
         axes.axvline(start, color=style.LIMIT, linestyle=(0, (4, 2)), linewidth=1.2)
         axes.set_title(f"limit {style.time_label(start)}", fontsize=9, fontweight="normal")
@@ -105,6 +106,10 @@ def _best(frame: pandas.DataFrame) -> str:
     for variant, rows in measured[beyond].groupby("variant", sort=False):
         sentences.append(f"{variant} is past it, {share_label(rows['share_of_limit'].max())}, by 16-bit halves on tensor cores.")
     return " ".join(sentences)
+
+
+def _of_the_limit(share: float) -> str:
+    return f"{share_label(share)} as fast as the limit" if share > BEYOND else f"{share_label(share)} of the limit"
 
 
 def share_label(share: float) -> str:
