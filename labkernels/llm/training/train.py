@@ -12,7 +12,7 @@ Notable:
 
     trainer = Trainer(TrainConfig(preset="10m", minutes=1, batch_size=4, seq_len=256))
     trainer.train()
-    trainer.rows, trainer.model, trainer.sample("def ")
+    trainer.rows, trainer.model, trainer.sample("def")
 """
 
 from __future__ import annotations

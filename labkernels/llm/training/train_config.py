@@ -31,7 +31,7 @@ CHOICES = {
 LEAST = {
     "seq_len": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0.0, "weight_decay": 0.0, "clip": 0.0, "evaluate_every": 0,
     "evaluate_batches": 1, "sample_every": 0, "sample_tokens": 1, "save_every": 0, "keep": 1,
-    "tensor_parallel": 1, "timeout_s": 1,
+    "tensor_parallel": 1, "timeout_s": 1, "seed": 0,
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ class TrainConfig:
     evaluate_batches: int = 8  # batches of the validation split that an evaluation reads, always the first
     sample_every: int = 0  # steps between samples; 0: at the end alone
     sample_tokens: int = 64  # the length of a sample
-    prompt: str = "def "  # how samples begin
+    prompt: str = "def"  # how samples begin
     log: str | None = None  # a .jsonl or .csv file with a row a step; None: train.jsonl in `folder`, if that is given
     tensorboard: str | None = None  # a folder for TensorBoard
     # How it survives
