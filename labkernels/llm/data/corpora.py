@@ -2,7 +2,7 @@
 
     corpus("stdlib")         the Python standard library of this machine: real text, no download; some 30 MB with its tests
     corpus("python")         that and every package installed beside it: some hundreds of MB
-    corpus("folder/")        any folder of text, JSON lines or Parquet; or one file
+    corpus("folder/")        any folder of text, JSON lines or Parquet; or one file, as a book. Few and long texts are cut at blank lines
     corpus("shakespeare"), corpus("tinystories"), corpus("fineweb-edu", files=2)    downloaded when first read: 1 MB, 2.2 GB, 2.2 GB a file
 
 `max_bytes` ends it with the document that reaches so much. Files of a folder come in the order of a hash of their names, so that the first
@@ -27,6 +27,7 @@ from labkernels.llm.data.downloads import PublicFile, fetch
 from labkernels.llm.survival.files import sha256
 
 NAMES = ("stdlib", "python", "shakespeare", "tinystories", "fineweb-edu")
+_ENOUGH = 256  # documents: of so many, one in twenty, 13 are for validation, and none with a chance of 2 in a million
 _SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 
 
@@ -116,10 +117,20 @@ def corpus(name: str | Path = "stdlib", *, max_bytes: int | None = None, files: 
         return Corpus(name, tuple(_public(file) for file in public_corpora.FINEWEB_EDU[:files]), max_bytes)
     path = Path(name).expanduser()
     if path.is_file():
-        return Corpus(path.name, (CorpusFile(path.name, path.stat().st_size, path),), max_bytes)
+        one = (CorpusFile(path.name, path.stat().st_size, path),)
+        return Corpus(path.name, one, max_bytes, _largest_of(one, max_bytes))
     if path.is_dir():
-        return Corpus(path.resolve().name, _first(_walk(path), max_bytes, path), max_bytes)
+        found = _first(_walk(path), max_bytes, path)
+        return Corpus(path.resolve().name, found, max_bytes, _largest_of(found, max_bytes))
     raise ArgumentError(f"corpus: {str(name)!r} is neither a folder, nor a file, nor one of {', '.join(NAMES)}")
+
+
+def _largest_of(files: tuple[CorpusFile, ...], max_bytes: int | None) -> int:
+    """Characters of a document at most: a book, or a few, must come in so many that some are for validation."""
+    if len(files) >= _ENOUGH:
+        return documents.LARGEST
+    total = sum(file.bytes for file in files)
+    return max(1024, min(documents.LARGEST, (total if max_bytes is None else min(total, max_bytes)) // _ENOUGH))
 
 
 def _public(file: PublicFile, split: str | None = None) -> CorpusFile:

@@ -79,6 +79,12 @@ class Parts:
             raise ArgumentError(f"Trainer: the data has {self.data.vocab_size} words, the model {self.model.config.vocab_size}")
         if self.seq_len > self.model.config.max_seq_len:
             raise ArgumentError(f"Trainer: seq_len is {self.seq_len}; the model takes at most {self.model.config.max_seq_len}, its max_seq_len")
+        for name in ("train", "validation"):
+            if (there := self.data[name]).tokens <= self.seq_len:
+                raise ArgumentError(
+                    f"Trainer: {'training' if name == 'train' else name} has {there.tokens} tokens, in documents: {there.documents}, "
+                    f"not the {self.seq_len + 1} tokens of one sample; take a smaller seq_len or more text"
+                )
         self.build_loader("validation").one_batch_at_least()  # else it would be missed at the end
         kernels, self.extras = self.config.kernels, {}
         if kernels == "auto":

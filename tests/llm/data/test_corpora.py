@@ -81,6 +81,17 @@ def test_a_collection_is_cut_at_its_separators_and_long_text_at_blank_lines(tmp_
     assert all(part.startswith("SPEAKER") for part in parts) and len(parts) < 40
 
 
+def test_a_book_or_a_few_come_in_enough_documents_for_both_splits(tmp_path):
+    for part in range(3):
+        (tmp_path / f"part {part}.txt").write_text("".join(f"Chapter {part}.{number}\n{'and so it went on, ' * 20}\n\n" for number in range(300)))
+    for source in (tmp_path / "part 1.txt", tmp_path):
+        whole = sum(len(path.read_text()) for path in ([source] if source.is_file() else source.iterdir()))
+        found = texts(corpus(source))
+        assert 100 < len(found) < 600 and sum(map(len, found)) == whole and all(text.startswith("Chapter") for text in found)
+    (tmp_path / "program.py").write_text("x = 1\n\n" * 5000)
+    assert len(texts(corpus(tmp_path / "program.py"))) == 1  # a program is one document
+
+
 @pytest.mark.parametrize("block", [1, 7, 64, 10_000])
 @pytest.mark.parametrize("largest", [3, 50, 10_000])
 def test_cutting_does_not_depend_on_how_a_file_is_read(block, largest):
