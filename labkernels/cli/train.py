@@ -21,7 +21,7 @@ from labkernels.errors import ArgumentError
 _AS_PAIRS = ("model", "kernels")  # fields that take NAME=VALUE, several times
 _SOURCE = Path(__file__).parents[1] / "llm" / "training" / "train_config.py"
 _FIELD = re.compile(r"^    # (?P<panel>.+)$|^    (?P<name>\w+): (?P<kind>[^=\n]+) = (?P<default>.+?)  # (?P<help>.+)$", re.MULTILINE)
-_REFUSED = re.compile(r"^(?:TrainConfig|Trainer): (\w+) (?=is )")  # a field that is refused
+_REFUSED = re.compile(r"^(?:TrainConfig|Trainer): (\w+) (?=is |goes )")  # a field that is refused
 _KINDS = {"str": str, "int": int, "float": float, "bool": bool, "Any": str, "dict[str, Any]": str, "tuple[float, float]": tuple[float, float]}
 
 

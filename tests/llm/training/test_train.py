@@ -197,6 +197,7 @@ def test_samples_are_seeded_and_greedy_ones_are_the_likeliest(data):
         ({"steps": None}, "neither steps nor minutes"),
         ({"fp8": "tensor"}, "fp8 goes with precision 'bf16'"),
         ({"min_lr": 2}, "min_lr is 2"),
+        ({"seed": -1}, "seed is -1; it must be a number of at least 0"),
         ({"minutes": -1}, "minutes is -1"),
         ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
         ({"steps": 2.0}, "steps is 2.0; it must be a whole number"),
@@ -240,7 +241,7 @@ def test_what_would_fail_at_the_end_is_refused_at_the_beginning(data, tmp_path):
     for number in range(40):
         (tmp_path / "text" / f"{number}.txt").write_text(f"number {number * number} is the number {number} times itself, and so it goes on.")
     short = prepare(corpus(tmp_path / "text"), 300, folder=tmp_path / "tokens")
-    with pytest.raises(ArgumentError, match="Loader: the split has"):
+    with pytest.raises(ArgumentError, match="Trainer: validation has [0-9]+ tokens, in documents: [0-9]+, not the 257"):
         Trainer(config(model={**TINY, "max_seq_len": 256}, seq_len=256, batch_size=1), short)
 
 
