@@ -8,7 +8,11 @@ import torch
 
 import labkernels as lk
 from labkernels.cuda import lasting
+from labkernels.ffn import boxes
+from labkernels.kvcache.decode_attention_variants import VARIANTS as DECODING
 from labkernels.llm import rope_attention
+from labkernels.quant import quantize, v4_variants
+from labkernels.rope import rope_frequencies, rope_table
 
 COUNT = """
     extern "C" __global__ void count(int* counters, int* last, int n) {  // who comes last writes how many came before, and leaves zeros
@@ -188,6 +192,73 @@ def test_on_a_gpu_graphs_and_streams_count_beside_each_other(warm, monkeypatch):
     torch.cuda.synchronize()
     assert all((result == blocks - 1).all() for result in results[1:])
     assert not any(each.any() for each in lasting._reserve(device.index).kept)
+
+
+def products(device):
+    """quant_matmul, its tiles cut along k."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(shape, generator=generator) for shape in ((5, 4000), (1330, 4000)))
+    x, weight = x.to(device, torch.bfloat16), quantize(w, "int4", 128).to(device)
+    return lambda: v4_variants.configured("64x8", x, weight, blocks=100)
+
+
+def decoding(device):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in ((3, 8, 64), (3, 2, 4096, 64), (3, 2, 4096, 64)))
+    lengths = torch.tensor([4096, 77, 1030], dtype=torch.int32, device=device)
+    return lambda: DECODING["v6_guess"].fn(q, k, v, lengths)
+
+
+def feed_forward(device):
+    generator = torch.Generator().manual_seed(0)
+    x, w1, w2 = (0.1 * torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in ((4, 1024), (5632, 1024), (1024, 2816)))
+    return lambda: boxes.v6_boxes(x, w1, w2, activation="swiglu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("made", [products, decoding, feed_forward])
+def test_on_a_gpu_a_kernel_that_counts_runs_beside_graphs_of_itself_that_were_captured_first(made):
+    lasting._reserve.cache_clear()
+    launch = made(torch.device("cuda", torch.cuda.current_device()))
+    graphs, results, streams = [], [], [torch.cuda.Stream() for _ in range(4)]
+    for _ in range(2):
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            results += [launch() for _ in range(3)]
+    want = launch()
+    torch.cuda.synchronize()
+    for _ in range(30):
+        for stream, graph in zip(streams, graphs):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        for stream in streams[2:]:
+            with torch.cuda.stream(stream):
+                results.append(launch())
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, want) for result in results)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_is_first_wanted_inside_of_torch_compiles_graphs_stays(monkeypatch):
+    """reduce-overhead: a run that warms up, one that is captured, then replays, with other work between them that would take memory given back."""
+    lasting._reserve.cache_clear()
+    monkeypatch.setattr(rope_attention, "_ends", {})
+    device = torch.device("cuda", torch.cuda.current_device())
+    qkv, angles = torch.randn(2, 128, 6 * 64, device=device).bfloat16(), rope_table(rope_frequencies(64), 128).to(device)
+    layer = lk.nn.QuantLinear.from_linear(torch.nn.Linear(256, 4000, bias=False), "int4").to(device, torch.bfloat16)
+
+    def both(qkv):
+        out = torch.ops.labkernels.rope_attention(qkv, angles, None, None, 4, 1)[0]
+        return layer(out[:, :16].reshape(32, 256))
+
+    compiled = torch.compile(both, mode="reduce-overhead", fullgraph=True)
+    with torch.no_grad():
+        for turn in range(6):
+            qkv.normal_()
+            got = compiled(qkv).clone()
+            junk = [torch.full((1 << size,), 7, dtype=torch.int32, device=device) for size in range(4, 20)]
+            torch.testing.assert_close(got, both(qkv), msg=str(turn))
+            del junk
 
 
 @pytest.mark.gpu
