@@ -76,6 +76,8 @@ def configured(config: Config, q, k, v, causal=False, scale=None, *, window=None
     result = out
     if packed:
         q, k, v, out = (x.transpose(0, 1)[None] for x in (q, k, v, out))
+    if k.stride(1) == v.stride(1) == 0:  # one head of keys and values, shown as many
+        k, v = k[:, :1], v[:, :1]
     heads, head_dim, kv_heads, kv_len = q.shape[1], q.shape[3], k.shape[1], k.shape[2]
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if return_lse else None
     lse_strides = (0, 0) if lse is None else (0 if packed else lse.stride(0), lse.stride(1))
@@ -94,6 +96,16 @@ def configured(config: Config, q, k, v, causal=False, scale=None, *, window=None
     return result, lse[0] if packed else lse
 
 
+def tiles_refusal(queries: int, matrices: int) -> str | None:
+    """Schedule (hopper.cuh) counts tiles of queries, 64 or more each, of all heads of all batches in 32 bits."""
+    return None if ceil_div(queries, 64) * matrices < 2**30 else "takes fewer than 2^30 tiles of 64 queries, heads and batches together"
+
+
+def accepts_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=False, scale=None, *, max_seqlen_q=None, **_) -> str | None:
+    longest = q.shape[0] if max_seqlen_q is None else max_seqlen_q
+    return accepts(q, k, v, causal, scale) or tiles_refusal(longest, q.shape[1] * (len(cu_seqlens_q) - 1))
+
+
 def accepts(q, k, v, causal=False, scale=None, **_) -> str | None:
     if q.dtype not in (torch.bfloat16, torch.float16):
         return "takes bfloat16 and float16"
@@ -105,8 +117,8 @@ def accepts(q, k, v, causal=False, scale=None, **_) -> str | None:
         rows = [stride for stride, length in zip(tensor.stride()[:-1], tensor.shape[:-1]) if length > 1]
         if tensor.stride(-1) != 1 or tensor.shape[-1] % 8 or tensor.data_ptr() % 16 or any(stride % 8 for stride in rows):
             return f"takes rows that lie on 16 bytes, {name}'s do not"
-    return hopper_refusal(q)
+    return hopper_refusal(q) or (tiles_refusal(q.shape[2], q.shape[0] * q.shape[1]) if q.dim() == 4 else None)
 
 
 V6 = Variant("v6_hopper", v6_hopper, "TMA and wgmma: one warpgroup's softmax under another one's products", FILE, accepts)
-V6_VARLEN = Variant("v6_hopper", v6_hopper_varlen, V6.idea, FILE, accepts)
+V6_VARLEN = Variant("v6_hopper", v6_hopper_varlen, V6.idea, FILE, accepts_varlen)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from labkernels.attention.hopper import tiles_refusal
+from labkernels.attention.launches import launches
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.tensor_map import tensor_map
@@ -60,10 +62,11 @@ def split_tiles(q, k, v) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         matrices, tiles = batches * tensor.shape[1], ceil_div(tensor.shape[2], TILE)
         halves.append(torch.empty((2 * matrices, tiles * TILE, padded(head_dim)), dtype=torch.float16, device=q.device))
         scales.append(torch.empty((matrices, tiles), dtype=torch.float32, device=q.device))
-    grid = ceil_div(max(seq_len, kv_len), TILE), batches * max(heads, kv_heads), 3
     sizes = (batches, heads, kv_heads, seq_len, kv_len, head_dim)
     split = kernel(SPLIT_FILE, "split_tiles", padded(head_dim), vector_width(4, q, k, v))
-    split(grid, 256, (q, k, v, strides(q), strides(k), strides(v), *halves, *scales, *sizes))
+    for first, matrices in launches(batches * heads):
+        grid = ceil_div(max(seq_len, kv_len), TILE), matrices, 3
+        split(grid, 256, (q, k, v, strides(q), strides(k), strides(v), *halves, *scales, *sizes, first))
     return halves, scales
 
 
@@ -84,9 +87,7 @@ def accepts(q, k, v, causal=False, scale=None, **_) -> str | None:
     strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if tensor.stride(3) != 1 and tensor.shape[3] > 1]
     if strided:
         return f"takes rows whose elements are neighbours in memory, {strided[0]}'s are not"
-    if q.shape[0] * q.shape[1] > 65535:
-        return "takes at most 65535 heads of all batches"
-    return hopper_refusal(q)
+    return tiles_refusal(q.shape[2], q.shape[0] * q.shape[1]) or hopper_refusal(q)
 
 
 V7 = Variant("v7_split", v7_split, "float32 as two halves: three products of the tensor cores are as exact", FILE, accepts)

@@ -5,7 +5,8 @@
 // ones, with zeros from row `rows` to a multiple of 128 and from column `columns` to HEAD_DIM; and the scales (heads of all batches, tiles),
 // with a minus sign for a tile that has an infinity, for v7 to see.
 //
-// All three tensors in one launch: grid (tiles, heads of all batches, 3), as many of each as the largest of them needs; 256 threads.
+// All three tensors in one launch: grid (tiles, heads of all batches from first_matrix on, 3), as many of each as the largest of them needs;
+// 256 threads.
 #include "halves.cuh"
 #include "strides.cuh"
 #include "vector.cuh"
@@ -18,9 +19,9 @@ template <int HEAD_DIM, int WIDTH>
 __global__ void __launch_bounds__(THREADS)
     split_tiles(const float* q, const float* k, const float* v, Strides q_strides, Strides k_strides, Strides v_strides, __half* q_halves,
                 __half* k_halves, __half* v_halves, float* q_scales, float* k_scales, float* v_scales, int batches, int heads, int kv_heads,
-                int seq_len, int kv_len, int columns) {
+                int seq_len, int kv_len, int columns, int first_matrix) {
     const int rows = blockIdx.z == 0 ? seq_len : kv_len, own_heads = blockIdx.z == 0 ? heads : kv_heads;
-    const int tiles = (rows + TILE - 1) / TILE, matrices = batches * own_heads, tile = blockIdx.x, matrix = blockIdx.y;
+    const int tiles = (rows + TILE - 1) / TILE, matrices = batches * own_heads, tile = blockIdx.x, matrix = blockIdx.y + first_matrix;
     if (tile >= tiles || matrix >= matrices) return;
     const Strides strides = blockIdx.z == 0 ? q_strides : blockIdx.z == 1 ? k_strides : v_strides;
     const float* const x = head_matrix(blockIdx.z == 0 ? q : blockIdx.z == 1 ? k : v, strides, matrix / own_heads, matrix % own_heads);

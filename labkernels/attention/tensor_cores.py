@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.attention.launches import MOST
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.cuda.variants import ceil_div, kernel, strides, vector_width
 from labkernels.operation import Variant
@@ -117,6 +118,7 @@ def _launch(tiling, q, k, v, out, lse, lse_strides, packed, causal, scale, windo
     problem = b"".join((*map(strides, (q, k, v, out)), struct.pack("<3q", *lse_strides), mask_strides, struct.pack("<8if", *sizes, scale * LOG2_OF_E)))
     run = kernel(FILE, "attention_tensor_cores", q.dtype, tiling, kind, vector_width(8, q, k, v), str(cu_seqlens_q is not None).lower())
     at_a_time = min(batch * heads, group * max(1, L2_BYTES // max(1, 4 * kv_len * head_dim)))
+    at_a_time = max(at_a_time, ceil_div(batch * heads, MOST))  # z has no more places
     grid = at_a_time, tiles, ceil_div(batch * heads, at_a_time)
     run(grid, 32 * tiling.warps, (q, k, v, out, lse, mask, cu_seqlens_q, cu_seqlens_k, problem + bytes(4)), tiling.shared_bytes)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from labkernels.attention import hopper, split, tensor_cores, warp_tiles
+from labkernels.attention.launches import MOST
 from labkernels.cuda.variants import ceil_div, kernel, numba_refusal, strides, vector_width
 from labkernels.operation import Variant
 
@@ -118,7 +119,11 @@ def _plain(accepts):
 @_plain
 def _contiguous(q, k, v) -> str | None:
     strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if not tensor.is_contiguous()]
-    return f"takes contiguous tensors, {strided[0]} is not" if strided else None
+    return f"takes contiguous tensors, {strided[0]} is not" if strided else _matrices_refusal(q)
+
+
+def _matrices_refusal(q) -> str | None:
+    return f"takes at most {MOST} heads of all batches" if q.shape[0] * q.shape[1] > MOST else None
 
 
 def _rows(max_head_dim: int):
@@ -126,6 +131,8 @@ def _rows(max_head_dim: int):
     def accepts(q, k, v) -> str | None:
         if q.shape[3] > max_head_dim:
             return f"takes a head_dim of at most {max_head_dim}"
+        if max(q.shape[:2]) > MOST:
+            return f"takes at most {MOST} batches, and as many heads"
         if max(tensor.stride(2) for tensor in (q, k, v)) >= 1 << 24:
             return "takes rows less than 2^24 elements apart"
         strided = [name for name, tensor in (("q", q), ("k", k), ("v", v)) if tensor.stride(3) != 1 and tensor.shape[3] > 1]
@@ -136,7 +143,7 @@ def _rows(max_head_dim: int):
 
 @_plain
 def _numba(q, k, v) -> str | None:
-    return numba_refusal(q, steps=2 * q.numel() * k.shape[2])
+    return numba_refusal(q, steps=2 * q.numel() * k.shape[2]) or _matrices_refusal(q)
 
 
 VARIANTS = {

@@ -21,5 +21,5 @@ def mask_operand(mask: torch.Tensor | None, q: torch.Tensor, kv_len: int) -> tup
     """(kind, the mask to pass as a pointer, its MaskStrides) of a mask broadcastable to (batch, heads, seq_len, kv_len)."""
     if mask is None:
         return MASK_NONE, None, bytes(32)
-    kind = {torch.bool: MASK_BOOL, q.dtype: MASK_ADDITIVE}.get(mask.dtype, MASK_ADDITIVE_FLOAT)
-    return kind, mask, struct.pack("<4q", *mask.expand(*q.shape[:3], kv_len).stride())
+    kind, mask = {torch.bool: MASK_BOOL, q.dtype: MASK_ADDITIVE}.get(mask.dtype, MASK_ADDITIVE_FLOAT), mask.expand(*q.shape[:3], kv_len)
+    return kind, mask, struct.pack("<4q", *mask.stride())

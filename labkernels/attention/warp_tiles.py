@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.attention.launches import from_batch, launches
 from labkernels.attention.varlen import longest
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.cuda.variants import ceil_div, kernel, strides, vector_width
@@ -24,10 +25,11 @@ def attention(q, k, v, causal=False, scale=None, *, window=None, mask=None, retu
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if return_lse else None
     lse_strides = bytes(24) if lse is None else strides(lse)
-    kind, *operand = mask_operand(mask, q, k.shape[2])
+    kind, mask_values, mask_strides = mask_operand(mask, q, k.shape[2])
     tile = tile or best_tile(q, batch * heads, seq_len, k.shape[2], masked=mask is not None)
-    args = (q, k, v, out, lse, strides(q), strides(k), strides(v), strides(out), lse_strides, *operand, None, None)
-    _launch(tile, kind, (heads, batch, seq_len), args, (seq_len, k.shape[2], head_dim, heads // k.shape[1]), causal, window, scale)
+    all_strides = (strides(q), strides(k), strides(v), strides(out), lse_strides, mask_strides)
+    sizes = (seq_len, k.shape[2], head_dim, heads // k.shape[1])
+    _launch(tile, kind, batch, (q, k, v, out, lse, mask_values), all_strides, (None, None), sizes, causal, window, scale)
     return out if lse is None else (out, lse)
 
 
@@ -42,22 +44,28 @@ def varlen(
     lse = torch.empty((heads, total), dtype=torch.float32, device=q.device) if return_lse else None
     packed = [struct.pack("<3q", 0, tensor.stride(1), tensor.stride(0)) for tensor in (q, k, v, out)]
     tile = tile or best_tile(q, batch * heads, seq_len, k.shape[0], masked=False)
-    kind, *operand = mask_operand(None, q, 0)
-    args = (q, k, v, out, lse, *packed, struct.pack("<3q", 0, total, 1), *operand, cu_seqlens_q, cu_seqlens_k)
-    _launch(tile, kind, (heads, batch, seq_len), args, (seq_len, k.shape[0], head_dim, heads // k.shape[1]), causal, window, scale)
+    kind, _, mask_strides = mask_operand(None, q, 0)
+    all_strides = (*packed, struct.pack("<3q", 0, total, 1), mask_strides)
+    sizes = (seq_len, k.shape[0], head_dim, heads // k.shape[1])
+    _launch(tile, kind, batch, (q, k, v, out, lse, None), all_strides, (cu_seqlens_q, cu_seqlens_k), sizes, causal, window, scale)
     return out if lse is None else (out, lse)
 
 
-def _launch(tile, mask_kind, grid, args, sizes, causal, window, scale) -> None:
-    q, k, v = args[:3]
+def _launch(tile, mask_kind, batch, tensors, all_strides, ends, sizes, causal, window, scale) -> None:
+    """tensors: q, k, v, out, lse and the mask; ends: the cu_seqlens, or None, None."""
+    q, k, v = tensors[:3]
     warps, keys = tile
-    heads, batch, seq_len = grid
+    heads = q.shape[1]
     padded = 32 * ceil_div(q.shape[-1], 32)
     width = vector_width(16 // q.element_size(), q, k, v)
     attention = kernel(SOURCE, "attention_warp_tiles", q.dtype, padded, warps, keys, width, mask_kind)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    grid = (heads, batch, ceil_div(seq_len, QUERIES_PER_WARP * warps))
-    attention(grid, 32 * warps, (*args, *sizes, *window_sides(causal, window), scale), tile_bytes(q.element_size(), padded, warps, keys))
+    last = (*sizes, *window_sides(causal, window), scale)
+    for first, batches in launches(batch):
+        *own, own_mask, start_q, start_k = from_batch(first, tensors, ends)
+        args = (*own, *all_strides[:5], own_mask, all_strides[5], start_q, start_k, *last)
+        grid = (heads, batches, ceil_div(sizes[0], QUERIES_PER_WARP * warps))
+        attention(grid, 32 * warps, args, tile_bytes(q.element_size(), padded, warps, keys))
 
 
 def tile_bytes(element_size: int, head_dim: int, warps: int, keys: int) -> int:

@@ -40,12 +40,14 @@ __device__ __forceinline__ void pass_turn(int* turn) {
 
 // lse in units of log 2, and delta, the sum of grad * out over a row: eight elements a lane, as many lanes a row as it takes. A query
 // that is not there, or sees nothing, or nothing above torch.finfo.min, gets an infinite lse: its probabilities become 0. Rows lie on 16 bytes.
+// Launch (tiles, heads of all batches from first_batch on) blocks.
 template <class T, int HEAD_DIM, int BLOCK_Q>
 __global__ void __launch_bounds__(256)
     attention_backward_prepare(const T* grad, const T* out, const float* lse, float* row_lse, float* delta, Strides grad_strides, Strides out_strides,
-                               long long lse_batch, long long lse_head, const int* cu_seqlens_q, int heads, int seq_len, int head_dim, int row_tiles) {
+                               long long lse_batch, long long lse_head, const int* cu_seqlens_q, int heads, int seq_len, int head_dim, int row_tiles,
+                               int first_batch) {
     constexpr int LANES = HEAD_DIM <= 64 ? 8 : HEAD_DIM <= 128 ? 16 : 32;  // of a row
-    const int batch = blockIdx.y / heads, head = blockIdx.y % heads, column = threadIdx.x % LANES * 8;
+    const int batch = blockIdx.y / heads + first_batch, head = blockIdx.y % heads, column = threadIdx.x % LANES * 8;
     const Bounds bounds = bounds_of(cu_seqlens_q, nullptr, batch, seq_len, 0);
     if (static_cast<int>(blockIdx.x) * BLOCK_Q >= bounds.seq_len) return;
     const RowTiles rows{cu_seqlens_q ? bounds.first_query / BLOCK_Q + batch : 0, row_tiles, cu_seqlens_q ? 0 : batch * heads};

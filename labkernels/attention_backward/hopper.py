@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.attention.launches import launches
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.cuda.kernel import Kernel
 from labkernels.cuda.tensor_map import tensor_map
@@ -42,6 +43,7 @@ def backward(grad, q, k, v, out, lse, causal=False, scale=None, *, window=None, 
     if packed:
         grad, q, k, v, out, dq, dk, dv = (None if x is None else x.transpose(0, 1)[None] for x in (grad, q, k, v, out, dq, dk, dv))
         lse = lse[None]
+    lse = lse if lse.stride(-1) == 1 else lse.contiguous()
     heads, head_dim, kv_heads = q.shape[1], q.shape[3], k.shape[1]
     padded, rows = 64 * ceil_div(head_dim, 64), block_q(head_dim)
     tiles = ceil_div(seq_len, rows)
@@ -53,7 +55,8 @@ def backward(grad, q, k, v, out, lse, causal=False, scale=None, *, window=None, 
     lse_strides = (0 if packed else lse.stride(0), lse.stride(1))
     prepare = _kernel("attention_backward_prepare", q.dtype, padded, rows)
     args = (grad, out, lse, *values, strides(grad), strides(out), *lse_strides, cu_q, heads, seq_len, head_dim, row_tiles)
-    prepare((tiles, batches * heads), 256, args)
+    for first, some in launches(batches, heads):
+        prepare((tiles, some * heads), 256, (*args, first))
 
     boxes = (q, rows), (k, BLOCK_K), (v, BLOCK_K), (grad, rows), (dk, 64), (dv, 64)
     maps = [tensor_map(tensor, (1, 1, size, 64), 128) for tensor, size in boxes]
@@ -66,10 +69,12 @@ def backward(grad, q, k, v, out, lse, causal=False, scale=None, *, window=None, 
         scale * math.log2(math.e),
     )  # fmt: skip
     main = _kernel("attention_backward_hopper", q.dtype, padded, rows, kind, deterministic)
-    main((ceil_div(kv_len, BLOCK_K), batches * kv_heads), 384, args, shared_mem(padded))
+    for first, some in launches(batches, kv_heads):
+        main((ceil_div(kv_len, BLOCK_K), some * kv_heads), 384, (*args, first), shared_mem(padded))
     if finish is not None:
         finish(sums, scale)
         return tuple(results)
     to_rows = _kernel("attention_backward_finish", q.dtype, padded, rows)
-    to_rows((tiles, batches * heads), 256, (sums, dq, strides(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale))
+    for first, some in launches(batches, heads):
+        to_rows((tiles, some * heads), 256, (sums, dq, strides(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale, first))
     return tuple(results)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from labkernels.attention.launches import launches
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.attention_backward.packing import as_heads, gradients_like
 from labkernels.cuda.variants import ceil_div, kernel, strides, vector_width
@@ -78,6 +79,7 @@ def configured(
     batch = len(cu_q) - 1 if packed else q.shape[0]
     results = gradients_like(q, k, v)
     grad_out, q, k, v, out, dq, dk, dv = as_heads(packed, grad_out, q, k, v, out, *results)
+    lse = lse if lse.stride(-1) == 1 else lse.contiguous()
     heads, head_dim, kv_heads = q.shape[1], q.shape[3], k.shape[1]
     tiles = ceil_div(seq_len, tiling.queries)
     row_tiles = q.shape[2] // tiling.queries + batch if packed else tiles
@@ -92,7 +94,9 @@ def configured(
     prepare = kernel(FILE, "attention_backward_prepare", q.dtype, tiling.head_dim, tiling.queries)
     lse_strides = (0 if packed else lse.stride(0), lse.stride(-2))
     sizes = (heads, seq_len, head_dim, row_tiles)
-    prepare((tiles, batch * heads), 256, (grad_out, out, lse, row_lse, delta, steps(grad_out), steps(out), *lse_strides, cu_q, *sizes))
+    args = (grad_out, out, lse, row_lse, delta, steps(grad_out), steps(out), *lse_strides, cu_q, *sizes)
+    for first, batches in launches(batch, heads):
+        prepare((tiles, batches * heads), 256, (*args, first))
 
     kind, mask, mask_strides = mask_operand(mask, q, kv_len)
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
@@ -100,10 +104,12 @@ def configured(
     problem = b"".join((*map(steps, (q, k, v, grad_out, dk, dv)), mask_strides, struct.pack("<8if", *sizes, scale * math.log2(math.e)), bytes(4)))
     main = kernel(FILE, "attention_backward_tensor_cores", q.dtype, tiling, kind, str(deterministic).lower())
     args = (q, k, v, grad_out, row_lse, delta, sums, turns, dk, dv, mask, cu_q, cu_k, problem)
-    main((ceil_div(kv_len, tiling.keys), batch * kv_heads), tiling.threads, args, tiling.shared_bytes)
+    for first, batches in launches(batch, kv_heads):
+        main((ceil_div(kv_len, tiling.keys), batches * kv_heads), tiling.threads, (*args, first), tiling.shared_bytes)
 
     finish = kernel(FILE, "attention_backward_rows", q.dtype, tiling)
-    finish((tiles, batch * heads), tiling.threads, (sums, dq, steps(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale))
+    for first, batches in launches(batch, heads):
+        finish((tiles, batches * heads), tiling.threads, (sums, dq, steps(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale, first))
     return results
 
 
@@ -115,8 +121,6 @@ def accepts(grad_out, q, k, v, out, lse, *_, **__) -> str | None:
     for name, tensor in (("grad_out", grad_out), ("q", q), ("k", k), ("v", v), ("out", out)):
         if vector_width(8, tensor) == 1:
             return f"takes rows that lie on 16 bytes, {name}'s do not"
-    if lse.stride(-1) != 1 and lse.shape[-1] > 1:
-        return "takes lse whose last axis is contiguous"
     if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
         return "needs a GPU of compute capability 8.0 or more"
     return None

@@ -26,10 +26,11 @@ struct Problem {
 
 // dk and dv of KEYS keys, over all queries that see them and all heads that share them; dq is added to `sums`, which begin as zeros.
 // lse and delta lie as `attention_backward_prepare` leaves them. `turns`, zeros, one for each tile of queries and warp, only if DETERMINISTIC.
+// Launch (tiles of keys, heads of all batches from first_batch on) blocks.
 template <class T, class Tiling, int MASK, bool DETERMINISTIC>
 __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     attention_backward_tensor_cores(const T* q, const T* k, const T* v, const T* grad, const float* lse, const float* delta, float* sums, int* turns,
-                                    T* dk, T* dv, const void* mask_values, const int* cu_seqlens_q, const int* cu_seqlens_k, Problem problem) {
+                                    T* dk, T* dv, const void* mask_values, const int* cu_seqlens_q, const int* cu_seqlens_k, Problem problem, int first_batch) {
     constexpr int HEAD_DIM = Tiling::HEAD_DIM, KEYS = Tiling::KEYS, QUERIES = Tiling::QUERIES, THREADS = Tiling::THREADS;
     constexpr int PAIR_BYTES = Tiling::PAIR_KEYS * Layout<Tiling>::ROW_BYTES;
     using OwnWarp = Warp<T, Tiling>;
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
         return Place{at.head + (tile == block.start), tile};
     };
     if (threadIdx.x == 0) {
-        const int kv_heads = problem.heads / problem.group, batch = blockIdx.y / kv_heads;
+        const int kv_heads = problem.heads / problem.group, batch = blockIdx.y / kv_heads + first_batch;
         const int first_key = (DETERMINISTIC ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * KEYS;
         block.first_key = first_key;
         const Bounds bounds = bounds_of(cu_seqlens_q, cu_seqlens_k, batch, problem.seq_len, problem.kv_len);
@@ -165,10 +166,11 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
 // dq from its sums: rows of 16-bit elements again, by way of shared memory.
 template <class T, class Tiling>
 __global__ void __launch_bounds__(Tiling::THREADS)
-    attention_backward_rows(const float* sums, T* dq, Strides strides, const int* cu_seqlens_q, int heads, int seq_len, int head_dim, int row_tiles, float scale) {
+    attention_backward_rows(const float* sums, T* dq, Strides strides, const int* cu_seqlens_q, int heads, int seq_len, int head_dim, int row_tiles, float scale,
+                            int first_batch) {
     constexpr int HEAD_DIM = Tiling::HEAD_DIM, QUERIES = Tiling::QUERIES, STRIDE = 2 * HEAD_DIM + 16, ACROSS = HEAD_DIM / Tiling::DQ_COLUMNS;
     __shared__ __align__(16) char tile[QUERIES * STRIDE];
-    const int batch = blockIdx.y / heads, head = blockIdx.y % heads, first_query = blockIdx.x * QUERIES;
+    const int batch = blockIdx.y / heads + first_batch, head = blockIdx.y % heads, first_query = blockIdx.x * QUERIES;
     const Bounds bounds = bounds_of(cu_seqlens_q, nullptr, batch, seq_len, 0);
     if (first_query >= bounds.seq_len) return;
     const RowTiles rows{cu_seqlens_q ? bounds.first_query / QUERIES + batch : 0, row_tiles, cu_seqlens_q ? 0 : batch * heads};

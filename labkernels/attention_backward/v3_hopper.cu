@@ -58,7 +58,8 @@ __device__ inline void zero_rows(char* tile, int first, int end, int thread) {
     for (int i = first * 8 + thread; i < end * 8; i += GROUP) reinterpret_cast<int4*>(tile)[i] = make_int4(0, 0, 0, 0);
 }
 
-// One block: the gradients of BLOCK_K keys and values of one head, over all queries that see them.
+// One block: the gradients of BLOCK_K keys and values of one head, over all queries that see them. Launch (tiles, heads of all batches from
+// first_batch on) blocks.
 template <class T, int HEAD_DIM, int BLOCK_Q, int MASK, bool DETERMINISTIC>
 __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
     attention_backward_hopper(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
@@ -66,14 +67,15 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
                               const __grid_constant__ TensorMap dv_map, T* dk_out, T* dv_out, Strides dk_strides, Strides dv_strides, const float* lse,
                               const float* delta, int* turns, const void* mask_values, MaskStrides mask_strides, const int* cu_seqlens_q,
                               const int* cu_seqlens_k, int heads, int group, int seq_len, int kv_len, int head_dim, int row_tiles, int window_left,
-                              int window_right, float scale) {
+                              int window_right, float scale, int first_batch) {
     using Memory = BackwardLayout<HEAD_DIM, BLOCK_Q>;
     constexpr int PANELS = Memory::PANELS, PARTS = BLOCK_Q / 64;
     constexpr int DQ_COLUMNS = PARTS == 1 ? HEAD_DIM / 2 : HEAD_DIM;  // of a warpgroup: half of the columns, or half of the queries
     extern __shared__ __align__(1024) char dynamic[];
     const Memory memory(dynamic);
     const int warpgroup = threadIdx.x / GROUP, thread = threadIdx.x % GROUP, lane = threadIdx.x % 32;
-    const int kv_heads = heads / group, batch = blockIdx.y / kv_heads, kv_head = blockIdx.y % kv_heads, key_tile = DETERMINISTIC ? gridDim.x - 1 - blockIdx.x : blockIdx.x, first_key = key_tile * BLOCK_K;
+    const int kv_heads = heads / group, batch = blockIdx.y / kv_heads + first_batch, kv_head = blockIdx.y % kv_heads;
+    const int key_tile = DETERMINISTIC ? gridDim.x - 1 - blockIdx.x : blockIdx.x, first_key = key_tile * BLOCK_K;
     const Bounds bounds = bounds_of(cu_seqlens_q, cu_seqlens_k, batch, seq_len, kv_len);
     if (first_key >= bounds.kv_len) return;
     const Window window(bounds.seq_len, bounds.kv_len, window_left, window_right);
@@ -313,11 +315,11 @@ __global__ void __launch_bounds__(GROUP * (CONSUMERS + 1), 1)
 template <class T, int HEAD_DIM, int BLOCK_Q>
 __global__ void __launch_bounds__(CONSUMERS* GROUP)
     attention_backward_finish(const float* sums, T* dq, Strides strides, const int* cu_seqlens_q, int heads, int seq_len, int head_dim, int row_tiles,
-                              float scale) {
+                              float scale, int first_batch) {
     using Rows = SumsAsRows<T, HEAD_DIM, BLOCK_Q>;
     constexpr int PIECES = HEAD_DIM / 8;
     __shared__ __align__(16) char tile[Rows::BYTES];
-    const int batch = blockIdx.y / heads, head = blockIdx.y % heads, queries = static_cast<int>(blockIdx.x) * BLOCK_Q;
+    const int batch = blockIdx.y / heads + first_batch, head = blockIdx.y % heads, queries = static_cast<int>(blockIdx.x) * BLOCK_Q;
     const Bounds bounds = bounds_of(cu_seqlens_q, nullptr, batch, seq_len, 0);
     if (queries >= bounds.seq_len) return;
     const RowTiles rows{cu_seqlens_q ? bounds.first_query / BLOCK_Q + batch : 0, row_tiles, cu_seqlens_q ? 0 : batch * heads};

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from labkernels.attention import hopper as forward_hopper
+from labkernels.attention.launches import from_batch, launches
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.attention_backward import hopper, tensor_cores
 from labkernels.attention_backward.packing import as_heads, gradients_like, varlen
@@ -42,9 +43,13 @@ def v1_plain(grad_out, q, k, v, out, lse, causal=False, scale=None, *, window=No
     dq, dk, dv = gradients
     template = q.dtype, ceil_div(head_dim, 32), kind
     queries = kernel(FOLDER / "v1_plain.cu", "attention_backward_queries", *template)
-    queries((ceil_div(seq_len, WARPS), heads, batch), 32 * WARPS, (grad_out, q, k, v, out, lse, delta, dq, mask, cu_q, cu_k, problem))
+    for first, batches in launches(batch):
+        args = (*from_batch(first, (grad_out, q, k, v, out, lse, delta, dq, mask), (cu_q, cu_k)), problem)
+        queries((ceil_div(seq_len, WARPS), heads, batches), 32 * WARPS, args)
     keys = kernel(FOLDER / "v1_plain.cu", "attention_backward_keys", *template)
-    keys((ceil_div(kv_len, WARPS), kv_heads, batch), 32 * WARPS, (grad_out, q, k, v, lse, delta, dk, dv, mask, cu_q, cu_k, problem))
+    for first, batches in launches(batch):
+        args = (*from_batch(first, (grad_out, q, k, v, lse, delta, dk, dv, mask), (cu_q, cu_k)), problem)
+        keys((ceil_div(kv_len, WARPS), kv_heads, batches), 32 * WARPS, args)
     return results
 
 

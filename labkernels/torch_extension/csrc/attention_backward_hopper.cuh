@@ -21,7 +21,7 @@ struct HopperBackward {
 
         attention_backward_prepare<T, HEAD_DIM, BLOCK_Q><<<dim3(row_tiles, head_count), 256, 0, of.gpu.stream>>>(
             static_cast<const T*>(call.grad.data), static_cast<const T*>(of.out.data), of.lse, row_lse, delta, strides(call.grad), strides(of.out),
-            static_cast<long long>(of.heads) * of.seq_len, of.seq_len, nullptr, of.heads, of.seq_len, of.head_dim, row_tiles);
+            static_cast<long long>(of.heads) * of.seq_len, of.seq_len, nullptr, of.heads, of.seq_len, of.head_dim, row_tiles, 0);
 
         const auto map = [&](const HeadTensor& x, int box_rows, bool queries) {
             return head_map<T>(x, of.batches, queries ? of.heads : of.kv_heads, queries ? of.seq_len : of.kv_len, of.head_dim, box_rows);
@@ -33,10 +33,10 @@ struct HopperBackward {
         main<<<dim3(ceil_div(of.kv_len, BLOCK_K), of.batches * of.kv_heads), GROUP * (CONSUMERS + 1), SHARED, of.gpu.stream>>>(
             q, k, v, grad, sums, dk, dv, static_cast<T*>(call.grad_k.data), static_cast<T*>(call.grad_v.data), strides(call.grad_k),
             strides(call.grad_v), row_lse, delta, call.turns, nullptr, MaskStrides{}, nullptr, nullptr, of.heads, of.heads / of.kv_heads, of.seq_len,
-            of.kv_len, of.head_dim, row_tiles, of.window_left, of.window_right, of.scale * LOG2_OF_E);
+            of.kv_len, of.head_dim, row_tiles, of.window_left, of.window_right, of.scale * LOG2_OF_E, 0);
 
         attention_backward_finish<T, HEAD_DIM, BLOCK_Q><<<dim3(row_tiles, head_count), GROUP * CONSUMERS, 0, of.gpu.stream>>>(
-            call.sums, static_cast<T*>(call.grad_q.data), strides(call.grad_q), nullptr, of.heads, of.seq_len, of.head_dim, row_tiles, of.scale);
+            call.sums, static_cast<T*>(call.grad_q.data), strides(call.grad_q), nullptr, of.heads, of.seq_len, of.head_dim, row_tiles, of.scale, 0);
         check(cudaGetLastError(), "attention_backward_hopper");
     }
 

@@ -147,6 +147,8 @@ bool describe(AttentionCall& call, const Tensor& q, const Tensor& k, const Tenso
     if (mask || !half_precision(q) || !alike(q, k) || !alike(q, v) || !readable_heads(q) || !readable_heads(k) || !readable_heads(v)) return false;
     if (k.sizes() != v.sizes() || q.size(0) != k.size(0) || q.size(3) != k.size(3) || q.numel() == 0 || k.numel() == 0) return false;
     if (q.size(1) % k.size(1) || (scale && *scale <= 0) || left.value_or(0) < 0 || right.value_or(0) < 0) return false;
+    // More heads of all batches than grid y has places, and repeated axes (stride 0), of which Python's
+    // tensor_map makes a copy, are for Python's launchers.
     if (q.size(0) * q.size(1) > 65535 || std::max(q.size(2), k.size(2)) > kUnlimited) return false;
     const auto side = [](MaybeInt given) { return static_cast<int>(std::min<int64_t>(given.value_or(kUnlimited), kUnlimited)); };
     call.gpu = gpu_of(q);
