@@ -44,8 +44,11 @@ def tensor_map(tensor: torch.Tensor, box: Sequence[int], swizzle: int = 0) -> Te
     """A tensor map of `tensor` (1 to 5 axes, the last one dense) for boxes of shape `box`, in the order of the tensor's axes.
 
     `swizzle` is 0, 32, 64 or 128: the bytes within which 16-byte pieces change places; a box's last axis has that many.
+    An axis that is repeated (`.expand()`: a stride of 0, which a tensor map does not have) is copied first: such a map is for reading.
     For a tensor on a GPU the driver encodes it (Hopper or newer); for one on the CPU it is the emulator's. Raises ArgumentError.
     """
+    if 0 in tensor.stride()[:-1] and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride()[:-1], tensor.shape)):
+        tensor = tensor.contiguous()
     sizes = tensor.shape[::-1]
     strides = [stride if size > 1 else 16 for stride, size in zip(tensor.stride()[::-1], sizes)]  # where there is one, none is taken
     strides[0] = tensor.stride(-1) if tensor.dim() else 1
