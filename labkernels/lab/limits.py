@@ -22,7 +22,7 @@ NOT_SIZES = {"op", "variant", "kind", "dtype", *RESULT_COLUMNS, *ENVIRONMENT_COL
 
 
 def settle(folder: Path) -> list[str]:
-    """Write `best_...` in `folder`/ceilings.csv, and `limit_ms` and `share_of_limit` of each operation's rows, anew; the names of the files that changed."""
+    """Write `best_...` of `folder`/ceilings.csv and the limits and shares of each operation's rows anew; the names of the files that changed."""
     frames = {path: _read(path) for path in sorted(folder.glob("*.csv")) if path.stem in ops}
     home = folder / "ceilings.csv"
     raised = _raised(_read(home), list(frames.values()))

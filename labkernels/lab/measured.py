@@ -43,7 +43,7 @@ def recorded_ceilings(gpu: str = GPU) -> Ceilings:
 
 
 def ceilings_of(frame: pandas.DataFrame) -> Ceilings:
-    """The ceilings of the rows of a ceilings.csv: for each dtype the higher of `matmul_...`, of its own run, and `best_...`, of the operations' rows."""
+    """The ceilings of a ceilings.csv: for each dtype the higher of `matmul_...`, of its own run, and `best_...`, of the operations' rows."""
     values = {name: float(value) for name, value in zip(frame["name"], frame["value"])}
     tflops: dict[str, float] = {}
     for name, value in values.items():

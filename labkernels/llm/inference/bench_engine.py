@@ -70,7 +70,7 @@ def read_bytes(model: Transformer, batch: int, length: float, cache) -> int:
 
 
 def peer_peak_bytes(peak_bytes: int, model: Transformer, peer: str) -> int:
-    """Of the most bytes that were allocated while a peer ran, those of the peer: Hugging Face has weights of its own, and `model` lay beside them unused."""
+    """Of the most bytes that there were while `peer` ran, those that it needs: beside Hugging Face's own weights `model` lay unused."""
     if peer != "hugging-face":
         return peak_bytes
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
