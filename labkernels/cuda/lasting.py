@@ -7,7 +7,8 @@ Notable:
 - counters come out of a reserve for each GPU, filled with zeros in advance: a stretch for each stream, and another for each launch that is captured,
   since a graph may be replayed beside anything. Neither a reserve nor an outgrown stretch is ever given back
 - a capture that finds no reserve, or an empty one, sets its own to zero in the graph, each time it is replayed
-- the memory is asked for on another thread, where neither torch.compile's graphs nor torch.cuda.use_mem_pool send it to a pool that they will use again
+- the memory is asked for on another thread, where neither torch.compile's graphs nor torch.cuda.use_mem_pool send it to a pool of
+  theirs, whose memory they give to others
 """
 
 from __future__ import annotations
@@ -111,6 +112,6 @@ class _Reserve:
 
     def _zeroed_in_the_graph(self, count: int, turns: int) -> torch.Tensor:
         zeros = torch.zeros(count, dtype=torch.int32, device=self.device)
-        if turns > 1:  # who counts before the kernel before has ended may begin as soon as that does: as this one does, then, which waits for the zeros
+        if turns > 1:  # who counts before the kernel before has ended may begin beside that: beside this one, which waits for the zeros
             torch.zeros(1, dtype=torch.int32, device=self.device)
         return zeros

@@ -1,10 +1,10 @@
 """Has a weight rested? A kernel that is launched early may read it before the kernel before has ended, but not if that one may be writing it.
 
-A weight's first launch is as usual, which waits until all that was launched before has ended and its writes are seen; and so is the next one after the
-weight was written to, which its version counter tells. Those between may be early (early_launch.py), even after kernels that say soon that the next
-may begin and then write weights, as adamw.cu does: who writes in place counts it up, as PyTorch does itself, and with `wrote` so do this package's
-launchers. Not seen is what is written and not counted: by a kernel of one's own (call `wrote`), by PyTorch's fused optimisers, through `weight.data`.
-A kernel that says nothing is at least waited for until its last block has ended.
+A weight's first launch is as usual, which waits until all that was launched before has ended and its writes are seen; and so is the next
+one after the weight was written to, which its version counter tells. Those between may be early (early_launch.py), even after kernels that
+say soon that the next may begin and then write weights, as adamw.cu does: who writes in place counts it up, as PyTorch does itself, and
+with `wrote` so do this package's launchers. Not seen is what is written and not counted: by a kernel of one's own (call `wrote`), by
+PyTorch's fused optimisers, through `weight.data`. A kernel that says nothing is at least waited for until its last block has ended.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def wrote(*tensors: torch.Tensor | None) -> None:
 
 @contextmanager
 def resting(weights_rest: bool = True) -> Iterator[None]:
-    """Inside, the caller answers for it that nobody writes a weight, as an engine can, and that a launch as usual stands between the last one who did and
-    the first of these: the launch of a CUDA graph, or any kernel of PyTorch's. Then launches are early in a graph, too."""
+    """Inside, the caller answers for it that nobody writes a weight, as an engine can, and that a launch as usual stands between the last one
+    who did and the first of these: that of a CUDA graph, or of any kernel of PyTorch's. Then launches are early in a graph, too."""
     before = _resting.set(weights_rest)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Counters that are zero: each stream's and each captured launch's own, alive as long as graphs are, new on the CPU. What lasts is in no graph's pool."""
+"""Counters that are zero: a stream's or a captured launch's own, alive as long as graphs are, new on the CPU; what lasts is in no graph's pool."""
 
 import contextlib
 import threading

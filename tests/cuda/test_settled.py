@@ -1,4 +1,4 @@
-"""When a weight has rested: not after PyTorch, an optimiser or a loader has written to it, nor for a new tensor in an old one's place; a cache does not matter."""
+"""When a weight has rested: not after PyTorch or an optimiser has written to it, nor a new one in an old one's place; a cache does not matter."""
 
 import pytest
 import torch

@@ -174,7 +174,8 @@ class AdamW(ExactState):
         local = [getattr(t, "_local_tensor", t) for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state.get("master")) if t is not None]
         if not local[0].numel():  # as a rank's part of a small weight may be
             return
-        early = same in launched and local[1].is_contiguous()  # then the kernel before is this one for another weight, and nothing that this reads is to come
+        # Then the kernel before is this one for another weight, and nothing that this one reads is still to come.
+        early = same in launched and local[1].is_contiguous()
         launched.add(same)
         update = adamw_kernel if p.is_cuda else adamw_torch
         update(*local[:4], local[4] if len(local) > 4 else None, factor, self.master == "stochastic", seed, **numbers, early=early)
