@@ -29,6 +29,11 @@ def run(*arguments):
     return result.exit_code, result.output
 
 
+def test_it_says_its_version():
+    code, shown = run("--version")
+    assert code == 0 and shown.startswith("labkernels")
+
+
 def test_book_makes_checks_and_skips(root):
     code, shown = run("book", "--check", "--root", root)
     assert code == 1 and "solutions/01_small.ipynb is missing" in shown

@@ -127,6 +127,8 @@ def chat(
             "repetition_penalty": repetition_penalty,
             "seed": seed,
         }
+        if first and _left(engine, [*first, {"role": "user", "content": "a"}]) < 1:
+            raise ArgumentError(f"--system is longer than the context of {engine.max_seq_len} tokens")
         said = list(first)
         if sys.stdin.isatty():
             typer.echo("(an empty line ends this, Ctrl-C an answer; /new forgets what was said)", err=True)

@@ -114,7 +114,7 @@ class Choices:
             kind = "cuda" if self.device is None and torch.cuda.is_available() else torch.device(self.device or "cpu").type
         except RuntimeError:
             raise ArgumentError(f"--device is {self.device!r}; it must be cuda, cuda:NUMBER or cpu") from None
-        if kind not in ("cuda", "cpu"):
+        if kind not in ("cuda", "cpu") or kind == "cpu" and self.device not in (None, "cpu"):
             raise ArgumentError(f"--device is {self.device!r}; it must be cuda, cuda:NUMBER or cpu")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ArgumentError(f"--device is {self.device!r}, and torch sees no NVIDIA GPU here")

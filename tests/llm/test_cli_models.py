@@ -132,6 +132,7 @@ def test_a_message_that_is_too_long_is_told_and_the_conversation_goes_on(folder)
     code, shown, said = run("chat", folder, *options, input="the cat\n" + "the cat " * 200 + "\nthe dog\n")
     assert code == 0 and said == "(that is longer than the context of 80 tokens: write less)\n"
     assert shown == run("chat", folder, *options, input="the cat\nthe dog\n")[1]
+    assert "--system is longer than the context of 80 tokens" in failing("chat", folder, "--system", "the cat " * 200, *options)
 
 
 def test_quantize_writes_a_folder_that_is_loaded_without_the_first(folder, tmp_path):
@@ -320,6 +321,7 @@ def test_an_address_that_is_taken_or_none_is_told_before_anything_is_loaded(fold
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"--port {port}: Address already in use; --port 0 takes a free one" in failing("serve", folder, *CPU, "--port", port)
+    assert "--device is 'cpu:1'; it must be cuda, cuda:NUMBER or cpu" in failing("generate", folder, "x", "--device", "cpu:1")
     assert "--host 300.1.1.1 --port 0: " in failing("serve", folder, *CPU, "--host", "300.1.1.1", "--port", 0)
 
 

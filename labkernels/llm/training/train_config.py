@@ -126,6 +126,8 @@ class TrainConfig:
             raise ArgumentError("TrainConfig: fp8 goes with precision 'bf16': what is between its products is bfloat16")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ArgumentError(f"TrainConfig: betas is {self.betas!r}; it must be two numbers of at least 0 and less than 1")
+        if self.seed >= 1 << 63:
+            raise ArgumentError(f"TrainConfig: seed is {self.seed}; it must be less than 2**63")
         if not 0 <= self.min_lr <= 1:
             raise ArgumentError(f"TrainConfig: min_lr is {self.min_lr!r}; it must be a share of lr, 0 to 1")
 

@@ -198,6 +198,7 @@ def test_samples_are_seeded_and_greedy_ones_are_the_likeliest(data):
         ({"fp8": "tensor"}, "fp8 goes with precision 'bf16'"),
         ({"min_lr": 2}, "min_lr is 2"),
         ({"seed": -1}, "seed is -1; it must be a number of at least 0"),
+        ({"seed": 1 << 63}, r"seed is 9223372036854775808; it must be less than 2\*\*63"),
         ({"minutes": -1}, "minutes is -1"),
         ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
         ({"steps": 2.0}, "steps is 2.0; it must be a whole number"),
