@@ -1,4 +1,4 @@
-"""Which variant an operation picks for these inputs, and why not a faster one: `lk.explain("attention", q, k, v, causal=True)`."""
+"""Which variant an operation picks for these inputs, and why no other: `lk.explain("attention", q, k, v, causal=True)`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from labkernels.operation import Op, dtype_name, ops
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided about one variant. `refusal` is its reason for not taking the inputs, None if it takes them."""
+    """What was decided about one variant. `refusal` is its reason for not taking the inputs, None if it takes them; `preferred` says why, of those
+    that take them, another one is taken."""
 
     variant: str
     refusal: str | None
     chosen: bool
     idea: str
+    preferred: str = ""
 
     def __str__(self) -> str:
-        return "chosen" if self.chosen else f"refused: {self.refusal}" if self.refusal else "would do, and a faster one does"
+        return "chosen" if self.chosen else f"refused: {self.refusal}" if self.refusal else f"would do; {self.preferred}"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """An operation's variants from the fastest down, each with its verdict. Shows as a table in a notebook."""
+    """An operation's variants from the highest of its ladder down, each with its verdict. Shows as a table in a notebook."""
 
     op: str
     inputs: str
@@ -66,11 +68,14 @@ def explain(op_name: str, *args, **kwargs) -> Explanation:
     if problem is not None:
         raise ArgumentError(f"{op_name}: {problem}")
     nothing_to_do = op.trivial(**inputs) is not None
-    verdicts, found = [], nothing_to_do
-    for variant in reversed(op.variants.values()):
-        refusal = variant.accepts(**inputs)
-        verdicts.append(Verdict(variant.name, refusal, refusal is None and not found, variant.idea))
-        found = found or refusal is None
+    refusals = {variant.name: variant.accepts(**inputs) for variant in reversed(op.variants.values())}
+    highest = next((name for name, refusal in refusals.items() if refusal is None), None)
+    chosen = None if nothing_to_do or highest is None else op.pick(**inputs).name
+    if nothing_to_do:
+        preferred = "there is nothing to do"
+    else:
+        preferred = "the highest of the ladder that does is chosen" if chosen == highest else f"{chosen} was measured to be faster here"
+    verdicts = [Verdict(name, refusal, name == chosen, op.variants[name].idea, preferred) for name, refusal in refusals.items()]
     runs = "nothing to compute, the result is known without a kernel" if nothing_to_do else _runs_on(op_name, inputs)
     return Explanation(op_name, ", ".join(_shown(name, value) for name, value in inputs.items()), runs, tuple(verdicts))
 

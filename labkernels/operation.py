@@ -135,7 +135,8 @@ class Op:
         return known[name]
 
     def pick(self, **inputs) -> Variant:
-        """The highest variant of the ladder that accepts these inputs; ArgumentError with every refusal if none does."""
+        """The highest variant of the ladder that accepts these inputs; ArgumentError with every refusal if none does. The ladder ends with what is
+        fastest nearly everywhere; operations for which that is not so have their own `pick`, by what was measured."""
         refusals = []
         for variant in reversed(self.variants.values()):
             reason = variant.accepts(**inputs)
@@ -145,7 +146,7 @@ class Op:
         raise ArgumentError(f"{self.name}: no variant accepts these inputs\n  " + "\n  ".join(refusals))
 
     def run(self, **inputs) -> torch.Tensor:
-        """Compute the operation with the fastest variant that accepts `inputs`. ArgumentError names what is wrong with them."""
+        """Compute the operation with the variant that `pick` names. ArgumentError names what is wrong with the inputs."""
         problem = self.problem(**inputs)
         if problem is not None:
             raise ArgumentError(f"{self.name}: {problem}")

@@ -61,3 +61,19 @@ def test_wrong_inputs_are_named():
         lk.explain("attention", q, q[..., :16], q[..., :16])
     with pytest.raises(KeyError, match="did you mean 'attention'"):
         lk.explain("atention", q)
+
+
+@pytest.mark.parametrize("dtype, chosen, why", [(torch.bfloat16, "v3_cluster", "was measured to be faster"), (torch.float32, "v4_registers", "highest of the ladder")])
+def test_cross_entropy_is_by_what_was_measured(dtype, chosen, why):
+    """In 16 bits v4 would do, but v3 takes less time; and it is said so."""
+    logits, target = torch.zeros(2, 64, dtype=dtype), torch.zeros(2, dtype=torch.int64)
+    explanation = lk.explain("cross_entropy", logits, target)
+    assert explanation.chosen == chosen == lk.ops["cross_entropy"].pick(logits=logits, target=target).name
+    assert why in verdicts(explanation)["v2_online"]
+
+
+def test_decode_attention_is_explained_as_it_is_picked():
+    q, k, lengths = torch.zeros(1, 4, 64).bfloat16(), torch.zeros(1, 2, 40, 64).bfloat16(), torch.tensor([40], dtype=torch.int32)
+    explanation = lk.explain("decode_attention", q, k, k, lengths)
+    assert explanation.chosen == lk.ops["decode_attention"].pick(q=q, k=k, v=k, lengths=lengths).name == "v5_cluster"
+    assert "v5_cluster was measured to be faster here" in verdicts(explanation)["v6_guess"]
