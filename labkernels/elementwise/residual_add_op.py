@@ -83,7 +83,7 @@ OP = Op(
     tolerance=lambda dtype, **_: Tolerance(relative=2 * torch.finfo(torch.float32).eps, absolute=1e-6),
     hints=hints,
     complete_shape=lambda dtype, *, rows=16_384, cols=4096, bias=False: {"rows": rows, "cols": cols, "bias": bias},
-    sweep={"dtype": ["bfloat16"], "rows": [256, 2048, 16_384]},
+    sweep={"dtype": ["bfloat16"], "rows": [256, 16_384]},
     record_sweeps=(
         {"dtype": ["bfloat16"], "rows": [256, 16_384, 65_536]},
         {"dtype": ["bfloat16"], "bias": [True], "rows": [16_384]},

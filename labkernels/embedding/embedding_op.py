@@ -95,7 +95,7 @@ OP = Op(
     tolerance=lambda dtype, **_: Tolerance(relative=1e-7, absolute=1e-12),
     hints=_hints,
     complete_shape=lambda dtype, *, n=16_384, vocab=128_256, cols=2048, text="uniform": {"n": n, "vocab": vocab, "cols": cols, "text": text},
-    sweep={"dtype": ["bfloat16"], "n": [256, 4096, 32_768]},
+    sweep={"dtype": ["bfloat16"], "n": [256, 4096, 65_536]},
     record_sweeps=({"dtype": ["bfloat16"], "n": [256, 4096, 65_536]},),
     bytes_moved=lambda dtype, *, n, vocab, cols, **_: (distinct(n, vocab) + n) * cols * dtype.itemsize + 8 * n,
     peers={"torch": Peer("torch", native), "torch.compile": compiled(native)},

@@ -86,7 +86,7 @@ OP = Op(
     tolerance=tolerance,
     element_times=4.0,  # gradients are sums of many rounded numbers: the worst of few elements is a matter of luck
     complete_shape=lambda dtype, *, tokens, hidden=2048, vocab=128_256: {"tokens": tokens, "hidden": hidden, "vocab": vocab},
-    sweep={"dtype": ["bfloat16"], "tokens": [2048, 8192]},
+    sweep={"dtype": ["bfloat16"], "hidden": [2048], "vocab": [128_256], "tokens": [1024, 8192]},
     record_sweeps=(
         {"dtype": ["bfloat16"], "hidden": [2048], "vocab": [128_256], "tokens": [1024, 8192]},
         {"dtype": ["bfloat16"], "hidden": [4096], "vocab": [32_000], "tokens": [8192]},

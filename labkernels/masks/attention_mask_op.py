@@ -106,7 +106,7 @@ OP = Op(
     tolerance=lambda dtype, **_: Tolerance(relative=1e-6, absolute=1e-6),
     hints=_hints,
     complete_shape=lambda dtype, *, seq_len=4096, batch=8: shape(batch, seq_len, seq_len, causal=True, padded=True),
-    sweep={"dtype": ["bfloat16"], "seq_len": [512, 4096]},
+    sweep={"dtype": ["bfloat16"], "seq_len": [512, 2048, 8192]},
     record_sweeps=({"dtype": ["bfloat16"], "seq_len": [512, 2048, 8192]},),
     bytes_moved=lambda dtype, *, batch, seq_len, kv_len, **_: batch * seq_len * kv_len * dtype.itemsize,
     peers={"torch": Peer("torch", reference), "torch.compile": compiled(reference)},

@@ -156,7 +156,7 @@ OP = Op(
     tolerance=lambda dtype, *, keys, **_: Tolerance(relative=torch.finfo(torch.float32).eps * (128 + 4 * keys**0.5), absolute=1e-10),
     hints=_hints,
     complete_shape=complete_shape,
-    sweep={"dtype": ["bfloat16"], "keys": [512, 1024, 4096]},
+    sweep={"dtype": ["bfloat16"], "keys": [256, 1024, 4096]},
     record_sweeps=(
         {"dtype": ["bfloat16"], "mask": ["padding"], "keys": [256, 1024, 4096]},
         {"dtype": ["bfloat16"], "mask": ["padding"], "causal": [True], "keys": [1024]},

@@ -263,7 +263,7 @@ OP = Op(
     tolerance=tolerance,
     hints=hints,
     complete_shape=complete_shape,
-    sweep={"dtype": ["bfloat16"], "tokens": [1, 32, 1024, 16_384]},
+    sweep={"dtype": ["bfloat16"], "tokens": [1, 256, 16_384]},
     record_sweeps=(
         {"dtype": ["bfloat16"], "tokens": [1, 256, 16_384]},
         {"dtype": ["bfloat16"], "bias": [True], "tokens": [16_384]},

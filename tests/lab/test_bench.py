@@ -306,3 +306,11 @@ def test_recording_writes_every_file(tmp_path):
     frame = pandas.read_csv(tmp_path / "sum.csv")
     assert frame["ms"].notna().any() and (frame["gpu"] == torch.cuda.get_device_name()).all()
     assert pandas.read_csv(tmp_path / "ceilings.csv")["name"].tolist()[:3] == ["copy", "read", "matmul_float32"]
+
+
+@without_gpu
+@pytest.mark.parametrize("name", sorted(ops))
+def test_what_is_benchmarked_unless_sizes_are_given_was_recorded(name):
+    """Else a reader without a GPU is shown a table of nothing."""
+    rows = bench(name, [*ops[name].peers]).frame
+    assert not rows["note"].eq("not recorded").any(), rows.loc[rows["note"].eq("not recorded")].to_string()
