@@ -14,14 +14,27 @@ BYTES = 40 * 2**30  # that a test may take of a GPU
 PIECE = 2**26  # elements that are compared at once
 
 
-def far(tensor: torch.Tensor, axis: int, past: int = PAST) -> torch.Tensor:
-    """The same values, the last along `axis` at least `past` elements behind the first. On the CPU what lies between costs addresses only."""
-    order = [axis, *(other for other in range(tensor.dim()) if other != axis)]
-    dense = tensor.permute(order).contiguous()
-    step = -(-past // (len(dense) - 1) // 64) * 64  # rows stay on multiples of 16 bytes
-    need_room(tensor.device, (step * (len(dense) - 1) + dense[0].numel()) * tensor.element_size())
-    memory = torch.empty(step * (len(dense) - 1) + dense[0].numel(), dtype=tensor.dtype, device=tensor.device)
-    return memory.as_strided(dense.shape, (step, *dense.stride()[1:])).copy_(dense).permute([order.index(other) for other in range(tensor.dim())])
+class Memory:
+    """One stretch of memory for one view after another: an H200 takes tens of milliseconds for a new one. On the CPU what is not touched costs addresses only."""
+
+    def __init__(self, device: str):
+        self.bytes = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def far(self, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        """A view with the values of `tensor`, the last along `axis` at least PAST elements behind the first. It holds until the next one is made."""
+        order = [axis, *(other for other in range(tensor.dim()) if other != axis)]
+        dense = tensor.permute(order).contiguous()
+        step = -(-PAST // (len(dense) - 1) // 64) * 64  # rows stay on multiples of 16 bytes
+        memory = self._of((step * (len(dense) - 1) + dense[0].numel()) * tensor.element_size()).view(tensor.dtype)
+        return memory.as_strided(dense.shape, (step, *dense.stride()[1:])).copy_(dense).permute([order.index(other) for other in range(tensor.dim())])
+
+    def _of(self, needed: int) -> torch.Tensor:
+        if len(self.bytes) < needed:
+            device, needed = self.bytes.device, (needed + 2**24) // 16 * 16
+            self.bytes = self.bytes[:0].clone()
+            need_room(device, needed)
+            self.bytes = torch.empty(needed, dtype=torch.uint8, device=device)
+        return self.bytes[: needed // 16 * 16 + 16]
 
 
 def need_room(device: torch.device, needed: int) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import labkernels as lk
 from labkernels.errors import ArgumentError, LabKernelsError
-from tests.large.far import assert_same, far, places
+from tests.large.far import Memory, assert_same, places
 
 FEW = [  # whose kernels take half a second or less to compile for the CPU, and bring most of the ways in which rows are found
     ("rms_norm", torch.bfloat16),
@@ -30,11 +30,11 @@ def names(value) -> str:
 
 @pytest.mark.parametrize("device, name, dtype", [("cpu", *case) for case in FEW] + ON_GPU, ids=names)
 def test_every_variant_finds_rows_past_2_31(device, name, dtype):
-    op, tried = lk.ops[name], set()
+    op, tried, memory = lk.ops[name], set(), Memory(device)
     for inputs, which, axis, variant in places(op, dtype, device):
         if device == "cuda" and inputs[which].element_size() > 4:
             continue  # 17 GB of numbers of tokens; the CPU has them
-        moved = {**inputs, which: far(inputs[which], axis)}
+        moved = {**inputs, which: memory.far(inputs[which], axis)}
         if op.problem(**moved) is None and axis < inputs[which].dim() - 1 and (which, axis) not in tried:
             tried.add((which, axis))
             op.pick(**moved)  # somebody takes them; elements far apart within a row may be refused by all
@@ -57,7 +57,7 @@ extern "C" __global__ void rows(const float* x, float* y, STRIDE row_stride, int
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_kernel_that_multiplies_ints_is_caught(device):
-    x = far(torch.randn(5, 3, device=device), 0)
+    x = Memory(device).far(torch.randn(5, 3, device=device), 0)
     y = torch.empty(5, device=device)
     lk.Kernel(INT.replace("STRIDE", "long long"), "rows")(1, 32, (x, y, x.stride(0), 5))
     assert_same(y, 2 * x[:, 0])
