@@ -40,9 +40,20 @@ def commands(page: str) -> list[str]:
     return lines + re.findall(r"`((?:make|labkernels) [^`]+)`", BLOCK.sub("", text))
 
 
-@pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
+def commands_of_labs() -> list[str]:
+    """The lines of the labs' sh blocks, which stand in comments there."""
+    found = []
+    for lab in sorted((ROOT / "solutions").glob("*.py")):
+        text = re.sub(r"^# ?", "", lab.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        found += [line for _, language, code, _ in BLOCK.findall(text) if language == "sh" for line in code.replace("\\\n", " ").splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("command", [*(command for page in PAGES for command in commands(page)), *commands_of_labs()])
 def test_commands_exist(command):
     words = shlex.split(command, comments=True)
+    if words[:1] == ["torchrun"]:
+        words = words[words.index("-m") + 1 :]
     match words:
         case ["make", *arguments]:
             targets = {word for word in arguments if "=" not in word}
