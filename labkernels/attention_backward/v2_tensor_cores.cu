@@ -14,6 +14,7 @@
 #include "cp_async.cuh"
 #include "named_barrier.cuh"
 #include "tensor_cores.cuh"
+#include "walk.cuh"
 
 struct Problem {
     Strides q, k, v, grad, dk, dv;
@@ -36,39 +37,8 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     using OwnWarp = Warp<T, Tiling>;
     extern __shared__ __align__(128) char shared_bytes[];
     const Layout<Tiling> memory{shared_bytes};
-    // What is the same for all threads lies in shared memory: registers are scarce.
-    struct Place { int head, tile; };
-    __shared__ struct {
-        Bounds bounds;
-        Tiles tiles;
-        RowTiles rows;
-        int start, steps, batch, kv_head, first_key;
-        Place places[4];  // of the last step, this one, the next two
-    } block;
-    const auto next = [&](Place at) {
-        const int tile = at.tile + 1 < block.tiles.end ? at.tile + 1 : block.tiles.first;
-        return Place{at.head + (tile == block.start), tile};
-    };
-    if (threadIdx.x == 0) {
-        const int kv_heads = problem.heads / problem.group, batch = blockIdx.y / kv_heads + first_batch;
-        const int first_key = (DETERMINISTIC ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * KEYS;
-        block.first_key = first_key;
-        const Bounds bounds = bounds_of(cu_seqlens_q, cu_seqlens_k, batch, problem.seq_len, problem.kv_len);
-        const Window window(bounds.seq_len, bounds.kv_len, problem.window_left, problem.window_right);
-        const Tiles tiles = first_key < bounds.kv_len ? window.queries<QUERIES, KEYS>(first_key) : Tiles{0, 0};
-        const int count = max(0, tiles.end - tiles.first);
-        block.bounds = bounds;
-        block.tiles = tiles;
-        block.rows = {cu_seqlens_q ? bounds.first_query / QUERIES + batch : 0, problem.row_tiles, cu_seqlens_q ? 0 : batch * problem.heads};
-        // Blocks of a head begin at different queries, so that they do not all add to the same sums of dq. In deterministic mode the blocks with
-        // the last keys come first, each at the first queries that see it, which is the order in which the sums of dq want them.
-        block.start = tiles.first + (DETERMINISTIC || count == 0 ? 0 : blockIdx.x % count);
-        block.steps = problem.group * count;
-        block.batch = batch;
-        block.kv_head = blockIdx.y % kv_heads;
-        block.places[0] = {block.kv_head * problem.group, block.start};
-        block.places[1] = next(block.places[0]);
-    }
+    __shared__ Walk block;
+    if (threadIdx.x == 0) block.begin<QUERIES, KEYS, DETERMINISTIC>(cu_seqlens_q, cu_seqlens_k, problem, first_batch);
     __syncthreads();
     if (block.first_key >= block.bounds.kv_len) return;
     const auto window = [&] { return Window(block.bounds.seq_len, block.bounds.kv_len, problem.window_left, problem.window_right); };
@@ -114,7 +84,7 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
         __syncthreads();  // this tile is here, ds of the last one, too, and everybody is through with the last one's q and grad
         if (step + 1 < block.steps) copy_tile(step + 1);
         cp_async_commit();
-        if (threadIdx.x == 0) block.places[(step + 2) % 4] = next(block.places[(step + 1) % 4]);
+        if (threadIdx.x == 0) block.places[(step + 2) % 4] = block.next(block.places[(step + 1) % 4]);
         if (warp_id() < Tiling::PAIRS) {
             warp.multiply(scores, memory.keys() + pair() * PAIR_BYTES, memory.queries(stage));
             const Place now = block.places[step % 4];
