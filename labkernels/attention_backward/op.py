@@ -158,7 +158,7 @@ OP = Op(
     sweep={"dtype": ["bfloat16"], "seq_len": [512, 1024, 2048, 4096, 8192], "head_dim": [128], "causal": [False]},
     record_sweeps=(
         {"dtype": ["bfloat16"], "head_dim": [64, 128], "causal": [False, True], "seq_len": [512, 1024, 2048, 4096, 8192, 16384]},
-        {"dtype": ["float32"], "head_dim": [128], "causal": [False], "seq_len": [512, 1024, 2048]},
+        {"dtype": ["float32"], "head_dim": [64, 128], "causal": [False, True], "seq_len": [512, 1024, 2048, 4096]},
         {"dtype": ["bfloat16"], "head_dim": [256], "causal": [False, True], "seq_len": [2048, 8192]},
     ),
     flops=lambda *, head_dim, deterministic=None, **other: 10 * head_dim * forward.pairs(**other),

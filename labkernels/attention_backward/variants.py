@@ -15,7 +15,7 @@ import torch
 from labkernels.attention import hopper as forward_hopper
 from labkernels.attention.launches import from_batch, launches
 from labkernels.attention.visible import mask_operand, window_sides
-from labkernels.attention_backward import hopper, tensor_cores
+from labkernels.attention_backward import hopper, split, tensor_cores
 from labkernels.attention_backward.packing import as_heads, gradients_like, varlen
 from labkernels.cuda.variants import ceil_div, kernel, strides
 from labkernels.operation import Variant
@@ -83,6 +83,7 @@ VARIANTS = {
         Variant("v1_plain", v1_plain, PLAIN, FOLDER / "v1_plain.cu", _rows),
         tensor_cores.VARIANT,
         Variant("v3_hopper", v3_hopper, HOPPER, hopper.FILE, _hopper),
+        split.VARIANT,
     )
 }
 
