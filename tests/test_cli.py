@@ -1,4 +1,5 @@
 """The command line: what it makes, and that a mistake ends in a message, not in a traceback."""
+import os
 import subprocess
 import sys
 
@@ -75,3 +76,10 @@ def test_info_says_where_kernels_run():
     values = dict(line.split("  ", 1) for line in result.stdout.splitlines())
     assert "GPU" in values["kernels run"] and values["PyTorch"].strip()
     assert {"C++ compiler", "NVRTC", "compiled code"} <= set(values)
+
+
+def test_a_terminal_that_lacks_a_character_shows_the_others():
+    program = "from labkernels.cli.complaints import complaints\nwith complaints():\n    print('a \\ufffd b')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60, check=True).stdout
+    assert shown == b"a ? b\n"

@@ -18,6 +18,9 @@ _PACKAGE = Path(__file__).parents[1]
 @contextmanager
 def complaints() -> Iterator[None]:
     """What the package raises on purpose, memory that runs out, files that cannot be read: the command ends with a message and status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that has not all characters shows the others
     try:
         with plain_warnings():
             yield

@@ -192,8 +192,6 @@ def described(prompt: str, answer) -> dict:
 def show(events) -> str:
     """Print an answer as it is written; Ctrl-C ends it. The text."""
     text = ""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has not all characters shows the others
     try:
         for event in events:
             text += event.text

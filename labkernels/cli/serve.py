@@ -66,6 +66,8 @@ def serve(
         )
         if api_key is None and not _loopback(host):
             typer.echo(f"anybody who reaches {host} can use this server: --api-key lets in only those who have it", err=True)
+        service = app.state.service
+        typer.echo(f"serving {model} as {service.name!r}: {service.longest} tokens of context, {batch_size} answers at a time", err=True)
         run(app, host, port, grace_s=grace)
 
 

@@ -296,6 +296,7 @@ def test_the_command_serves_a_folder_until_it_is_told_to_end(tmp_path):
             while "Uvicorn running on" not in shown:
                 assert (line := process.stderr.readline()), shown
                 shown += line
+            assert f"serving {tmp_path / 'tiny'} as 'tiny': 256 tokens of context, 2 answers at a time" in shown
             address = shown.split("Uvicorn running on ")[1].split()[0]
             assert address.startswith("http://127.0.0.1:")
             with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=30) as client:
