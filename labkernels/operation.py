@@ -147,20 +147,27 @@ class Op:
 
     def run(self, **inputs) -> torch.Tensor:
         """Compute the operation with the variant that `pick` names. ArgumentError names what is wrong with the inputs."""
+        if torch._C._functorch.peek_interpreter_stack() is not None and any(map(_is_transformed, inputs.values())):
+            raise ArgumentError(f"{self.name}: torch.vmap has no rule for it; give it all at once, or call it in a loop")
         problem = self.problem(**inputs)
         if problem is not None:
             raise ArgumentError(f"{self.name}: {problem}")
         needs_gradient = [name for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.requires_grad]
         if needs_gradient and torch.is_grad_enabled():
             raise ArgumentError(
-                f"{self.name}: {needs_gradient[0]} requires a gradient, and only the forward pass exists; "
-                "call it under torch.no_grad() or pass a detached tensor"
+                f"{self.name}: {needs_gradient[0]} requires a gradient, and none goes through this call; "
+                "make it under torch.no_grad() or pass a detached tensor"
             )
         trivial = self.trivial(**inputs)
         return self.pick(**inputs).fn(**inputs) if trivial is None else trivial
 
     def _repr_html_(self) -> str:
         return f"<b>{html.escape(self.name)}</b>: {html.escape(self.summary)}{self.variants._repr_html_()}"
+
+
+def _is_transformed(value) -> bool:
+    """Is it what torch.vmap (or torch.func.grad) makes of a tensor, which no kernel can be given?"""
+    return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

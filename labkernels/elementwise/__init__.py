@@ -45,6 +45,6 @@ def _through_torch(*tensors: torch.Tensor | None) -> bool:
     """Must the torch operator be called: is it being compiled, or is a gradient wanted?"""
     import labkernels.torch_extension  # noqa: F401  defines the operators
 
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # torch.vmap
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if isinstance(tensor, torch.Tensor))

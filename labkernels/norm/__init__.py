@@ -108,6 +108,6 @@ def _through_torch(*tensors: torch.Tensor | None) -> bool:
     """Is there a gradient to record, or a graph?"""
     import labkernels.torch_extension.norm  # noqa: F401  defines the operators
 
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # torch.vmap
         return True
     return torch.is_grad_enabled() and any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 
-from labkernels.errors import ArgumentError
 from labkernels.ffn.ffn_backward_op import OP as BACKWARD
 from labkernels.ffn.op import OP as FFN
 from labkernels.ffn.variants import activated
@@ -68,11 +67,6 @@ def _gradient(ctx, grad, _):
     return dx, dw1, dw2, None if b1 is None else db1, db2 if ctx.has_b2 else None, None, None
 
 
-def _no_second_gradient(ctx, *grads):
-    raise ArgumentError("ffn: its gradients have no gradients of their own")
-
-
 for _name, _schema in SCHEMAS.items():
     define(_name, _schema, globals()[_name], globals()[f"{_name}_fake"])
 torch.library.register_autograd("labkernels::ffn", _gradient, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("labkernels::ffn_backward", _no_second_gradient, lib=LIBRARY)

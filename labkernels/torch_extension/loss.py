@@ -16,6 +16,7 @@ from labkernels.loss import problem as problems
 from labkernels.loss.cross_entropy_variants import scale_in_place
 from labkernels.loss.linear_cross_entropy_variants import fastest, reduced, scales, worked_out
 from labkernels.torch_extension.operators import LIBRARY, define
+from labkernels.torch_extension.transforms import second_gradient_refusal
 
 _OPTIONS = 'int ignore_index=-100, float label_smoothing=0.0, float z_loss=0.0, str reduction="mean"'
 ops = torch.ops.labkernels
@@ -65,6 +66,7 @@ def cross_entropy_saves(ctx, inputs, output) -> None:
 
 
 def cross_entropy_gradient(ctx, grad, *_):
+    _expect_no_second("cross_entropy")
     gradient, factor = ctx.saved_tensors
     if ctx.reduction == "none":
         return (gradient * grad[:, None]).to(gradient.dtype), *[None] * 6
@@ -103,9 +105,16 @@ def linear_cross_entropy_gradient(ctx, grad, *_):
         options = (ignore_index, label_smoothing, z_loss, chunk_tokens, with_dx, with_dweight)
         dx, dweight = ops.linear_cross_entropy_backward(grad.float(), *ctx.saved_tensors, *options)
     else:
+        _expect_no_second("linear_cross_entropy")
         *gradients, factor = ctx.saved_tensors
         dx, dweight = (_scaled(gradient, grad.float().reshape(1) * factor) for gradient in gradients)
     return dx if with_dx else None, dweight if with_dweight else None, *[None] * 8
+
+
+def _expect_no_second(name: str) -> None:
+    """The gradient is worked out in the forward pass, and remembers nothing of what it depends on."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise ArgumentError(f"{second_gradient_refusal(name)} (create_graph=True asks for them)")
 
 
 def linear_cross_entropy_backward(

@@ -22,6 +22,7 @@ from labkernels.matmul import hopper as hopper_matmul
 from labkernels.matmul.op import OP as MATMUL
 from labkernels.operation import Op
 from labkernels.scaled_matmul.op import OP as SCALED_MATMUL
+from labkernels.torch_extension.transforms import no_second_gradient, vmap_rule
 
 _OPTIONS = "bool causal=False, float? scale=None, int? window_left=None, int? window_right=None, Tensor? mask=None"
 SCHEMAS = {
@@ -50,11 +51,18 @@ def give_way() -> None:
 
 def define(name: str, schema: str, run: Callable, fake: Callable) -> None:
     """Make torch.ops.labkernels.NAME of `schema`, what follows its name: `run` serves tensors on the CPU and on the GPU alike, `fake` tells
-    the compiler the shapes of what comes out."""
+    the compiler the shapes of what comes out. NAME_backward has no gradient, and says so."""
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"labkernels::{name}", fake, lib=LIBRARY)
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, run, key)
+    _transforms(name)
+
+
+def _transforms(name: str) -> None:
+    torch.library.register_vmap(f"labkernels::{name}", vmap_rule(name), lib=LIBRARY)
+    if name.endswith(("_backward", "_backward_autograd")):
+        torch.library.register_autograd(f"labkernels::{name}", no_second_gradient(name), lib=LIBRARY)
 
 
 def matmul(a, b, bias=None, activation=None, residual=None) -> torch.Tensor:
@@ -141,6 +149,8 @@ for _name, _schema in SCHEMAS.items():
         LIBRARY.define(_each + _schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"labkernels::{_each}", globals()[f"{_name}_fake"], lib=LIBRARY)
         LIBRARY.impl(_each, globals()[_name], "CPU")
+    _transforms(_name)
+    _transforms(f"{_name}_autograd")
     LIBRARY.impl(f"{_name}_rawkernel", globals()[_name], "CUDA")
     _cuda.impl(_name, globals()[_name])
     _cuda.impl(f"{_name}_autograd", globals()[_name])

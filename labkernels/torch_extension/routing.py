@@ -8,8 +8,8 @@ from labkernels.torch_extension.operators import backend
 
 
 def goes_through_torch(*tensors: torch.Tensor | None) -> bool:
-    """Is there something that only the torch operator does: gradients, torch.compile, autocast, launches from C++?"""
-    if torch.compiler.is_compiling():
+    """Is there something that only the torch operator does: gradients, torch.compile, torch.vmap, autocast, launches from C++?"""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     given = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):

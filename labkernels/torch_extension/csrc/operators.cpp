@@ -234,6 +234,16 @@ Gradients attention_backward(const Tensor& grad, const Tensor& q, const Tensor& 
     return other.call(grad, q, k, v, out, lse, causal, scale, left, right, mask);
 }
 
+// Where a gradient of these gradients is wanted Python refuses.
+Gradients attention_backward_autograd(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
+                                      bool causal, std::optional<double> scale, MaybeInt left, MaybeInt right, const MaybeTensor& mask) {
+    static const auto refused = find<decltype(attention_backward)>("labkernels::attention_backward_autograd"),
+                      itself = find<decltype(attention_backward)>("labkernels::attention_backward");
+    if (wants_gradient(grad, q, k, v, out)) return refused.call(grad, q, k, v, out, lse, causal, scale, left, right, mask);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return itself.call(grad, q, k, v, out, lse, causal, scale, left, right, mask);
+}
+
 }  // namespace
 }  // namespace labkernels
 
@@ -250,4 +260,5 @@ extern "C" __attribute__((visibility("default"))) void labkernels_register() {
     static Library autograd(Library::IMPL, "labkernels", std::make_optional(c10::DispatchKey::AutogradCUDA), __FILE__, __LINE__);
     autograd.impl("matmul", &labkernels::matmul_autograd);
     autograd.impl("attention", &labkernels::attention_autograd);
+    autograd.impl("attention_backward", &labkernels::attention_backward_autograd);
 }
