@@ -2,7 +2,8 @@
 
 Each takes q (batch, heads, seq_len, head_dim), k and v (batch, kv_heads, kv_len, head_dim), all of one dtype, and returns a new contiguous
 tensor of q's shape and dtype. `causal` is aligned bottom right; a query that may see no key gets zeros. `scale` is 1 / sqrt(head_dim)
-unless given. Up to v3 they know no window and no mask, and give no log-sum-exp; from v4 on all of `attention`'s options.
+unless given. Up to v3 they know no window and no mask, and give no log-sum-exp; from v4 on all of `attention`'s options. v4 is launched in
+warp_tiles.py, v5 in tensor_cores.py, v6 in hopper.py, v7 in split.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How each version of `attention_backward` is launched, and on what it can run.
 
 Each takes the inputs of `attention_backward` and returns (dq, dk, dv), new and contiguous. With `packed` (packing.py) the tensors are those of
-`attention_backward_varlen`: (tokens, heads, head_dim), and lse (heads, tokens).
+`attention_backward_varlen`: (tokens, heads, head_dim), and lse (heads, tokens). v2 is launched in tensor_cores.py, v3 in hopper.py, v4 in split.py.
 """
 
 from __future__ import annotations

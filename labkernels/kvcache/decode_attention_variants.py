@@ -1,7 +1,7 @@
 """How each version of `decode_attention` is launched, and on what it can run.
 
 Each takes q (batch, heads, head_dim) or (batch, heads, queries, head_dim), a cache as layout.py has it, and returns a new contiguous tensor of
-q's shape and dtype.
+q's shape and dtype. v4 to v6 are launched in tensor_cores.py.
 """
 
 from __future__ import annotations

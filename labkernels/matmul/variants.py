@@ -1,7 +1,7 @@
 """How the versions of `matmul` on ordinary FMA units, v1 to v5, are launched, and on what they can run; and the whole ladder.
 
 Each takes a (m, k), b (k, n), bias (n,), an activation's name and residual (m, n), as `labkernels.matmul.matmul` does, and returns a new
-contiguous (m, n) of a's dtype.
+contiguous (m, n) of a's dtype. v6 is launched in tensor_cores.py, v7 in hopper.py, v8 in split.py.
 """
 
 from __future__ import annotations
