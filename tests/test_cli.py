@@ -2,11 +2,14 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from labkernels.cli import app
+from labkernels.cli.complaints import complaints
 
 LAB = '''\
 # %% [markdown]
@@ -83,3 +86,11 @@ def test_a_terminal_that_lacks_a_character_shows_the_others():
     environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
     shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60, check=True).stdout
     assert shown == b"a ? b\n"
+
+
+def test_a_package_that_is_not_installed_is_named(capsys):
+    with pytest.raises(typer.Exit), complaints():
+        import_module("package_that_is_not_there.part")
+    assert capsys.readouterr().err == "package_that_is_not_there is not installed: pip install package_that_is_not_there\n"
+    with pytest.raises(ModuleNotFoundError), complaints():  # a mistake of ours
+        import_module("labkernels.not_there")

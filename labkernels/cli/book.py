@@ -18,12 +18,12 @@ def book(
     root: Root = Path("."),
 ) -> None:
     """Make the notebooks of the book from solutions/NN_name.py."""
-    from labkernels.classroom import book as pipeline
-    from labkernels.classroom import tables
-
     root = root.resolve()
     readme = root / "README.md"
     with complaints():
+        from labkernels.classroom import book as pipeline
+        from labkernels.classroom import tables
+
         chosen = pipeline.find_labs(root, labs)
         if check:
             found = [line for lab in chosen for line in pipeline.disagreements(lab)] + pipeline.strays(root)
@@ -51,8 +51,8 @@ def course(
     root: Root = Path("."),
 ) -> None:
     """Make an nbgrader course of the labs."""
-    from labkernels.classroom.course import make_course
-
     with complaints():
+        from labkernels.classroom.course import make_course
+
         names = make_course(folder, root.resolve(), labs)
     typer.echo(f"{folder}: {len(names)} assignments; next: cd {folder} && nbgrader generate_assignment {names[0]}")

@@ -31,6 +31,10 @@ def complaints() -> Iterator[None]:
         raise typer.Exit(1) from None
     except UnicodeDecodeError as error:
         _end(f"what was given as text is not UTF-8: {error}")
+    except ModuleNotFoundError as error:
+        if (error.name or "labkernels").startswith("labkernels"):
+            raise
+        _end(f"{error.name} is not installed: pip install {error.name.partition('.')[0]}")
     except FileExistsError as error:
         _end(f"{error.filename} is a file, and a folder is needed there")
     except OSError as error:

@@ -41,4 +41,4 @@ def _nvrtc() -> str:
     try:
         return nvrtc_version()
     except ToolchainError as error:
-        return f"missing: {error}"
+        return f"missing: {' '.join(str(error).split())}"  # one line, whatever NVIDIA's text has
