@@ -9,8 +9,8 @@
 //             fragment read serves more products than in v2, so shared memory is busy for 0.8 of the tensor cores' time. Tiles of 128 keys
 //             and 32 queries take 225 KB: one block of eight warps a multiprocessor, and of the sums of dk and dv 12 a thread spill.
 //   Measured  not recorded yet.
-//   Wastes    As v2 does; and at S = 512 splitting and sums of dq are, by the same count, a third of the time. mma.sync has 0.6 of wgmma's speed, which
-//             would read q, k, v and grad itself; but in v3 sums of a whole and of a tile do not fit side by side in registers.
+//   Wastes    As v2 does; and at S = 512 splitting and sums of dq are, by the same count, a third of the time. mma.sync has 0.6 of wgmma's
+//             speed, which would read q, k, v and grad itself; but in v3 sums of a whole and of a tile do not fit side by side in registers.
 //
 // Infinity times low, which may be 0, is NaN: where v1 gives infinity, this gives infinity or NaN.
 #include "cp_async.cuh"
