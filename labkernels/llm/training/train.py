@@ -82,6 +82,8 @@ class Trainer(Parts, Resumable):
         self.model.train()
         with self.monitor() as monitor, StopSignals() as stop, self.explained():
             self.rows = monitor.rows
+            if self.done():
+                monitor.say("its steps are done, or its minutes over: more of them continue it")
             while not self.done() and not self.told_to_stop(stop):
                 this = self.train_step()
                 self.seconds = self.clock(before + time.perf_counter() - begun)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -47,7 +48,7 @@ def test_the_loss_falls(data, options):
     assert len(found) == 25 and found[-1] < found[0] - 1.0 and trainer.guard.skipped == 0
     evaluation = [row for row in trainer.rows if "validation_loss" in row][-1]
     assert evaluation["validation_loss"] < found[0] - 1.0 and 0 < evaluation["bits_per_byte"] < 8
-    assert trainer.rows[-1]["event"].startswith("sample: def ")
+    assert trainer.rows[-1]["event"].startswith("sample: def")
 
 
 @pytest.mark.parametrize("boundaries", [False, True])
@@ -275,6 +276,10 @@ def test_the_command_trains_and_continues(data, tmp_path):
     assert loaded.config.num_layers == 1 and tokenizer.vocab_size <= loaded.config.vocab_size and tokenizer.encode("number 1")
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2]
+    assert "more of them continue it" not in again.output
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0 and "after step 3" in done.output and "its steps are done, or its minutes over: more of them continue it" in done.output
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000003-step-3")
     newest = tmp_path / "run" / "checkpoints" / "000002-step-3" / "model.safetensors"
     os.truncate(newest, 100)
     broken = CliRunner().invoke(app, command, catch_exceptions=False)
