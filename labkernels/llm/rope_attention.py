@@ -142,7 +142,8 @@ def joins(tensors: list[torch.Tensor], lse: torch.Tensor, angles: torch.Tensor) 
     q, head_dim = tensors[1], tensors[1].shape[3]
     heads_first = [each.transpose(1, 2) for each in tensors]
     ours = packs(q, None) and head_dim in (64, 128) and angles.dim() == 2 and angles.shape[1] == head_dim
-    return ours and V3_BACKWARD.accepts(*heads_first, lse) is None
+    places = q.shape[0] * (q.shape[2] + tensors[2].shape[2]) <= 65535  # of its grid's y
+    return ours and places and V3_BACKWARD.accepts(*heads_first, lse) is None
 
 
 def joined_gradient(grad_out, q, k, v, out, lse, angles, positions, deterministic) -> torch.Tensor:

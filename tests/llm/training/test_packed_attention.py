@@ -83,6 +83,7 @@ def test_a_backward_pass_that_ends_in_one_kernel_gives_the_same_numbers(head_dim
     tensors = [each.view(batch, seq, -1, head_dim) for each in (grad_out, qkv, qkv, qkv, out)]
     tensors[1:4] = q, k, v
     assert rope_attention.joins(tensors, lse, angles)
+    assert not rope_attention.joins([each[:1].expand(30_000, -1, -1, -1) for each in tensors], lse, angles)  # more heads than its grid has places
     joined = rope_attention.gradient_of_projection(grad_out, q, k, v, out, lse, angles, positions, None)
     monkeypatch.setattr(rope_attention, "joins", lambda *_: False)
     apart = rope_attention.gradient_of_projection(grad_out, q, k, v, out, lse, angles, positions, None)
