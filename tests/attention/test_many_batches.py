@@ -117,14 +117,30 @@ def test_more_tiles_than_32_bits_count_are_refused():
     assert FORWARD_VARLEN["v6_hopper"].accepts(packed, packed, packed, ends, ends, max_seqlen_q=2048) is None
 
 
+def _on_the_gpu(seq_len: int, dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(MANY + 3, 1, seq_len, 16, device="cuda").to(dtype) for _ in range(4))
+
+
+PARTS = slice(0, 2), slice(65534, 65538), slice(-2, None)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_on_the_gpu_batches_beyond_65535_are_as_right_as_the_first(dtype):
-    q, k, v, grad = (torch.randn(MANY + 3, 1, 3, 16, device="cuda").to(dtype) for _ in range(4))
+@pytest.mark.parametrize("name", ["v4_warp_tiles", "v5_tensor_cores", "v6_hopper", "v7_split"])
+def test_on_the_gpu_batches_beyond_65535_are_as_right_as_the_first(name):
+    q, k, v, _ = _on_the_gpu(64 if name == "v7_split" else 3, torch.float32 if name in ("v4_warp_tiles", "v7_split") else torch.bfloat16)
+    found = FORWARD[name].fn(q, k, v, True, return_lse=True)
+    for part in PARTS:
+        for got, want in zip(found, FORWARD[name].fn(q[part], k[part], v[part], True, return_lse=True)):
+            torch.testing.assert_close(got[part], want, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", BACKWARD)
+def test_on_the_gpu_gradients_of_batches_beyond_65535_are_as_right_as_the_first(name):
+    q, k, v, grad = _on_the_gpu(64 if name == "v4_split" else 3, torch.float32 if name in ("v1_plain", "v4_split") else torch.bfloat16)
     out, lse = attention(q, k, v, True, return_lse=True)
-    gradients = attention_backward(grad, q, k, v, out, lse, True)
-    for part in (slice(0, 2), slice(65534, 65538), slice(-2, None)):
-        few_out, few_lse = attention(q[part], k[part], v[part], True, return_lse=True)
-        few = attention_backward(grad[part], q[part], k[part], v[part], few_out, few_lse, True)
-        for got, want in zip((out, lse, *gradients), (few_out, few_lse, *few)):
+    found = BACKWARD[name].fn(grad, q, k, v, out, lse, True)
+    for part in PARTS:
+        own = (x[part] for x in (grad, q, k, v, out, lse))
+        for got, want in zip(found, BACKWARD[name].fn(*own, True)):
             torch.testing.assert_close(got[part], want, rtol=2e-2, atol=2e-2)
