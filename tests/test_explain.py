@@ -63,7 +63,9 @@ def test_wrong_inputs_are_named():
         lk.explain("atention", q)
 
 
-@pytest.mark.parametrize("dtype, chosen, why", [(torch.bfloat16, "v3_cluster", "was measured to be faster"), (torch.float32, "v4_registers", "highest of the ladder")])
+@pytest.mark.parametrize(
+    "dtype, chosen, why", [(torch.bfloat16, "v3_cluster", "was measured to be faster"), (torch.float32, "v4_registers", "highest of the ladder")]
+)
 def test_cross_entropy_is_by_what_was_measured(dtype, chosen, why):
     """In 16 bits v4 would do, but v3 takes less time; and it is said so."""
     logits, target = torch.zeros(2, 64, dtype=dtype), torch.zeros(2, dtype=torch.int64)
