@@ -65,7 +65,10 @@ def show(
 
 def described(data) -> dict[str, Any]:
     """For programs."""
-    splits = {name: {"tokens": s.tokens, "documents": s.documents, "bytes": s.bytes, "shards": len(s.entry["shards"])} for name, s in data.splits.items()}
+    splits = {
+        name: {"tokens": split.tokens, "documents": split.documents, "bytes": split.bytes, "shards": len(split.entry["shards"])}
+        for name, split in data.splits.items()
+    }
     return {
         "folder": str(data.folder), "corpus": data.manifest["corpus"]["name"], "vocab_size": data.vocab_size, "dtype": data.manifest["dtype"],
         "splits": splits,

@@ -86,7 +86,8 @@ def _check_place(folder: Path) -> None:
     except OSError as error:
         refused = error.strerror
     if refused:
-        raise CacheError(f"prepare: tokens cannot be written to {folder}: {refused}; LABKERNELS_CACHE names another cache, or give a folder of your own")
+        around = "LABKERNELS_CACHE names another cache, or give a folder of your own"
+        raise CacheError(f"prepare: tokens cannot be written to {folder}: {refused}; {around}")
 
 
 def _holds(folder: Path, key: str) -> bool:
