@@ -34,6 +34,7 @@ class Request:
     watch: int = 0  # one of launch.NOBODY, SANITIZER, PROFILER
     cluster: tuple[int, int, int] = (1, 1, 1)  # blocks that run together
     l2_bytes: int = 0
+    unsettled: list[int] = field(default_factory=list)  # which of `regions` the kernel launched before may still be using
     writers: bool = False  # also tell who wrote each element of the tensors
     threads: int = 1
     time_limit_s: float | None = None
@@ -67,7 +68,7 @@ def _serve_one(message: bytes, descriptors: list[int]) -> bytes:
 
 def _launch(request: Request, file) -> dict:
     from labkernels.cuda.emulator.compile import load
-    from labkernels.cuda.emulator.launch import HIDDEN, MODULE, PROFILER, STATIC_SHARED, Launch, Region, load_address
+    from labkernels.cuda.emulator.launch import HIDDEN, MODULE, PROFILER, STATIC_SHARED, UNSETTLED, Launch, Region, load_address
     from labkernels.cuda.emulator.symbols import symbols
 
     kernel = load(request.library, request.name)
@@ -78,7 +79,10 @@ def _launch(request: Request, file) -> dict:
     values = [bytes.fromhex(v) for v in request.values]
     for position, offset in request.pointers.items():
         values[int(position)] = (base + offset).to_bytes(8, "little") + values[int(position)][8:]  # a tensor map begins with its address
-    regions = [Region(base + offset, base + offset + length, 0, item) for offset, length, item in request.regions]
+    regions = [
+        Region(base + offset, base + offset + length, UNSETTLED if number in request.unsettled else 0, item)
+        for number, (offset, length, item) in enumerate(request.regions)
+    ]
     loaded_at = load_address(kernel)
     for symbol in symbols(request.library) if request.watch else ():
         low = symbol.low if symbol.shared else loaded_at + symbol.low

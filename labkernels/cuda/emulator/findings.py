@@ -163,6 +163,10 @@ class Describer:
             who = (f"the {actor} of " if actor else "") + self._who(row)
             text = f"{who} {_VERBS[row['access']]} {name}[{index}]{self._of_owner(row)}, {_REACHES[when]}"
             return text, [self._thread(row["thread"])], name, index
+        if row["text"].startswith("kernel before|"):
+            who = f"the {actor} of {self._who(row)}" if (actor := row["text"].partition("|")[2]) else self._who(row)
+            text = f"{who} {_VERBS[row['access']]} {name}[{index}] before grid_dependency_wait(), while the kernel launched before may be using it"
+            return text, [self._thread(row["thread"])], name, index
         thread, second = self._thread(row["thread"]), self._thread(row["other_thread"])
         block = "" if row["other_block"] == row["block"] else f" of block {self._index(row['other_block'], self.grid)}"
         place = f" at line {other[1]}" if other and other[1] != line else ""

@@ -15,7 +15,7 @@ from labkernels.errors import LaunchError
 
 FINISHED, FAILED, STOPPED, TIMEOUT, DEADLOCK, CRASHED = 1, 2, 3, 4, 5, 6
 NOBODY, SANITIZER, PROFILER = 0, 1, 2  # who watches
-STATIC_SHARED, MODULE, HIDDEN = 1, 2, 4  # kinds of regions (shim/sanitizer.h)
+STATIC_SHARED, MODULE, HIDDEN, UNSETTLED = 1, 2, 4, 8  # kinds of regions (shim/sanitizer.h)
 _POLL_S = 0.05
 _BYTES_BACK = (0, 4, 8, 16)
 _ROWS = {  # functions of the runtime that give rows, and those that count them

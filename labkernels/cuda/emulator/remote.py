@@ -52,9 +52,10 @@ class RemoteLaunch:
 @contextlib.contextmanager
 def launch_in_child(
     kernel, library: Path, grid, block, args, values, shared_mem: int, *, cluster=(1, 1, 1), watch=NOBODY, threads=1, time_limit_s=None,
-    l2_bytes=0, writers=False,
+    l2_bytes=0, writers=False, at_rest=None,
 ) -> Iterator[RemoteLaunch]:
-    """Launch `kernel`, compiled as `library`, on copies of its tensors. Raises LaunchError if it brings the child down."""
+    """Launch `kernel`, compiled as `library`, on copies of its tensors. `at_rest`: of an early launch, the tensors that no kernel in flight uses; None:
+    all. Raises LaunchError if it brings the child down."""
     memory = MemoryFile(args)
     try:
         request = child.Request(
@@ -63,6 +64,8 @@ def launch_in_child(
         )  # fmt: skip
         for position in _tensor_positions(args, memory):
             request.pointers[position] = memory.address(position)
+            if at_rest is not None and _storage(args[position]) not in map(_storage, at_rest):
+                request.unsettled.append(len(request.regions))
             request.regions.append(memory.region(position))
         try:
             answer = child.call(request, memory.descriptor)
@@ -76,3 +79,7 @@ def launch_in_child(
 
 def _tensor_positions(args, memory: MemoryFile) -> list[int]:
     return [position for position in range(len(args)) if memory.address(position) is not None]
+
+
+def _storage(tensor) -> int:
+    return getattr(tensor, "tensor", tensor).untyped_storage().data_ptr()  # of a tensor map, its tensor's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from labkernels.cuda.emulator import toolchain
 from labkernels.cuda.emulator.compile import library
 from labkernels.cuda.emulator.findings import Describer, Finding, SanitizerReport
@@ -11,9 +13,13 @@ from labkernels.errors import LaunchError
 
 
 def sanitize(
-    kernel, grid, block, args, shared_mem: int = 0, *, cluster=None, time_limit_s: float = 10.0, write_back: bool = False
-) -> SanitizerReport:
+    kernel, grid, block, args, shared_mem: int = 0, *, cluster=None, early: bool = False, at_rest: Sequence = (), time_limit_s: float = 10.0,
+    write_back: bool = False,
+) -> SanitizerReport:  # fmt: skip
     """Run `kernel` once in the emulator, watching every access, and report what is wrong.
+
+    `early` watches it as a launch with early=True, which may begin before the kernel before it has ended: of its tensors a thread may touch only those
+    `at_rest`, which no kernel in flight writes (weights), until it has called grid_dependency_wait(), or knows by a barrier of one that has.
 
     Takes what a launch takes; tensors must be on the CPU and are left as they were unless `write_back`. Runs in a child process,
     so that nothing the kernel does can hurt this one, on one core and in a fixed order: the same report every time. Raises
@@ -22,7 +28,8 @@ def sanitize(
     grid, block, values, cluster = kernel.prepare(grid, block, args, shared_mem, cluster, toolchain.SANITIZED)
     path = library(kernel.source, kernel.name, toolchain.SANITIZED)
     with launch_in_child(
-        kernel, path, grid, block, args, values, shared_mem, cluster=cluster, watch=SANITIZER, time_limit_s=time_limit_s
+        kernel, path, grid, block, args, values, shared_mem, cluster=cluster, watch=SANITIZER, time_limit_s=time_limit_s,
+        at_rest=at_rest if early else None,
     ) as launch:
         if write_back and launch.outcome == FINISHED:
             launch.write_back()

@@ -30,10 +30,12 @@ __device__ __forceinline__ void fence_mbarrier_init() {
 #endif
 }
 
-// Programmatic dependent launch: wait for the kernel before, or let the next one start. No meaning in the emulator and before sm_90, where kernels
-// run one after another.
+// Programmatic dependent launch: wait for the kernel before, or let the next one start. No meaning before sm_90 and in the emulator, where kernels
+// run one after another; but its sanitizer knows who has waited (lk.sanitize with early=True).
 __device__ __forceinline__ void grid_dependency_wait() {
-#if !defined(LK_EMULATOR) && __CUDA_ARCH__ >= 900
+#ifdef LK_EMULATOR
+    lk::grid_dependency_wait();
+#elif __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }

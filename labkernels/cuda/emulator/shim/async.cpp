@@ -464,4 +464,9 @@ void proxy_fence() {
     if (worker.sanitizer) worker.sanitizer->proxy_fence(worker, this_thread());
 }
 
+void grid_dependency_wait() {
+    Worker& worker = this_worker();
+    if (worker.sanitizer) worker.sanitizer->kernel_before_ended(worker, this_thread());
+}
+
 }  // namespace lk

@@ -40,6 +40,7 @@ void tensor_store(const void* map, const int* coordinates, unsigned rank, const 
 void bulk_commit();
 void bulk_wait(unsigned pending, bool read_only);
 void proxy_fence();
+void grid_dependency_wait();
 
 struct Wgmma {                          // one instruction, as one thread of the warpgroup issues it
     void* d;                            // n / 2 accumulators, floats or (kInt8) ints

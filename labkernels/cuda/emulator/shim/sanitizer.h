@@ -23,8 +23,8 @@ struct Launch;
 struct Thread;
 struct Worker;
 
-// kHidden may be added: the compiler's own variable, in nobody's way.
-enum RegionKind : std::uint32_t { kGlobal = 0, kStaticShared = 1, kModule = 2, kDynamicShared = 3, kHidden = 4 };
+// kHidden may be added: the compiler's own variable, in nobody's way; kUnsettled: the kernel launched before may still be using it.
+enum RegionKind : std::uint32_t { kGlobal = 0, kStaticShared = 1, kModule = 2, kDynamicShared = 3, kHidden = 4, kUnsettled = 8 };
 
 struct Region {                     // memory that the kernel may touch; static shared: relative to the TLS anchor
     std::uint64_t low, high;
@@ -63,6 +63,7 @@ using ViewPointer = std::shared_ptr<const View>;
 struct View {
     std::vector<std::uint32_t> clocks;                                      // of the actors of its cluster
     std::vector<std::pair<std::uint32_t, ViewPointer>> foreign;            // of other clusters, by stamp
+    bool waited = false;                                                    // for the kernel before: grid_dependency_wait
 
     std::uint32_t clock_of(std::size_t thread) const { return thread < clocks.size() ? clocks[thread] : 0; }
     void set(std::size_t thread, std::uint32_t clock);
@@ -82,6 +83,7 @@ public:
     void array_index(Worker& worker, Thread& thread, const char* array_type, std::int64_t index, void* pc);
     void atomic(Worker& worker, Thread& thread, void* address, unsigned bytes, void* pc);
     void fence(Worker& worker, Thread& thread);
+    void kernel_before_ended(Worker& worker, Thread& thread);
     void block_barrier(Worker& worker, Thread* running);
     void warp_barrier(Worker& worker, unsigned warp, std::uint32_t members);
     void warp_operation(Worker& worker, Thread& thread, std::uint32_t mask, const char* what, void* pc);

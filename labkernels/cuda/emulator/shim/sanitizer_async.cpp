@@ -177,6 +177,7 @@ void Sanitizer::begin_load(Worker& worker, Thread& thread, std::uint64_t* barrie
     channel.agent = 1 + all.agent(where, thread.actor, kCopy);
     all.view = *views_[thread.actor];
     all.proxied = *proxied_[thread.actor];
+    channel.near.view.now.waited |= all.view.waited;   // a phase that this copy ends is over after the kernel before is
     all.view.set(thread.actor, clocks_[thread.actor]++);
     all.issuer = &thread;
     all.actor = Actor{static_cast<std::uint32_t>(views_.size()) + channel.agent - 1, channel.phase, &all.view, &all.proxied, kCopy};

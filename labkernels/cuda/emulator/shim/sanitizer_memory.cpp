@@ -138,6 +138,14 @@ void Sanitizer::record(Worker& worker, Thread& thread, const Actor& given, std::
         return;
     }
     if (check_alignment && address % bytes) misaligned(worker, thread, address, bytes, kind, pc);
+    if (region.kind & kUnsettled && !actor.view->waited) {
+        if (Finding* finding = report(worker, &thread, kRace, pc)) {
+            finding->access = kind;
+            finding->bytes = bytes;
+            std::snprintf(finding->text, sizeof finding->text, "kernel before|%s", actor.what);
+            place(*finding, worker, index, address);
+        }
+    }
     const bool shared = is_shared(region.kind);
     if (shared && owners_[index].rank != worker.rank) reach(worker, thread, actor, index, address, bytes, kind, pc);
     const bool atomic = kind == kAtomic || (is_volatile && !shared);

@@ -16,6 +16,7 @@ void View::set(std::size_t thread, std::uint32_t clock) {
 void View::merge(const View& other) {
     if (clocks.size() < other.clocks.size()) clocks.resize(other.clocks.size());
     for (std::size_t i = 0; i < other.clocks.size(); ++i) clocks[i] = std::max(clocks[i], other.clocks[i]);
+    waited |= other.waited;
     for (const auto& entry : other.foreign)
         if (std::find(foreign.begin(), foreign.end(), entry) == foreign.end()) foreign.push_back(entry);
 }
@@ -96,6 +97,15 @@ void Sanitizer::fence(Worker& worker, Thread& thread) {
     worker.busy = false;
 }
 
+// What the kernel before has written is there, for this thread and for whoever synchronises with it.
+void Sanitizer::kernel_before_ended(Worker& worker, Thread& thread) {
+    worker.busy = true;
+    auto view = std::make_shared<View>(*views_[thread.actor]);
+    view->waited = true;
+    views_[thread.actor] = view;
+    worker.busy = false;
+}
+
 // An atomic at `address`: take up what others published there, publish what this thread has fenced.
 void Sanitizer::acquire_release(Thread& thread, std::uintptr_t address) {
     auto& published = published_[address];
@@ -106,6 +116,7 @@ void Sanitizer::acquire_release(Thread& thread, std::uintptr_t address) {
                 view->merge(*entry.second);
             } else if (std::find(view->foreign.begin(), view->foreign.end(), entry) == view->foreign.end()) {
                 view->foreign.push_back(entry);
+                view->waited |= entry.second->waited;
             }
         }
         views_[thread.actor] = view;
