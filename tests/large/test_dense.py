@@ -133,7 +133,7 @@ def test_more_than_2_31_elements(case):
     check(case, "cuda")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.op in ("swiglu", "embedding", "attention_mask", "rms_norm_backward")], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.op in ("swiglu", "embedding", "attention_mask")], ids=str)
 def test_the_same_cases_with_fewer_elements(case):
     """That the cases above say what they mean, on any machine."""
     check(replace(case, shape=case.shape | ({"cols": 64} if "cols" in case.shape else {"seq_len": 5, "kv_len": 8})), "cpu", 2**17)

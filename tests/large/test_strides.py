@@ -11,14 +11,12 @@ from labkernels.errors import ArgumentError, LabKernelsError
 from tests.large.far import Memory, assert_same, places
 
 FEW = [  # whose kernels take half a second or less to compile for the CPU, and bring most of the ways in which rows are found
-    ("rms_norm", torch.bfloat16),
     ("swiglu", torch.bfloat16),
     ("rope", torch.bfloat16),
     ("embedding", torch.bfloat16),
     ("unpad", torch.bfloat16),
     ("attention_mask", torch.bfloat16),
     ("cross_entropy", torch.bfloat16),
-    ("gemv", torch.bfloat16),
 ]
 ALL = [(name, dtype) for name, op in lk.ops.items() for dtype in sorted({op.dtypes[0], op.dtypes[min(1, len(op.dtypes) - 1)]}, key=str)]
 ON_GPU = [pytest.param("cuda", *case, marks=pytest.mark.gpu) for case in ALL]
