@@ -10,7 +10,7 @@ import torch
 from labkernels.operation import Op, Variant
 
 PAST = 2**31  # elements: where an index of 32 bits becomes negative
-BYTES = 40 * 2**30  # that a test may take of a GPU
+BYTES = 30 * 2**30  # that a test takes of a GPU, at most
 PIECE = 2**26  # elements that are compared at once
 
 

@@ -120,13 +120,6 @@ def check(case: Case, device: str, past: int = PAST) -> None:
         del found, got
 
 
-@pytest.fixture(autouse=True)
-def memory_is_given_back():
-    yield
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_more_than_2_31_elements(case):

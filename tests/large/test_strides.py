@@ -69,3 +69,16 @@ def test_more_positions_than_int32_counts_are_refused_by_name():
     mask = torch.ones(1, 1, dtype=torch.bool).expand(2**16, 2**15)
     with pytest.raises(ArgumentError, match="2147483648 positions are more than int32 can count"):
         lk.functional.padding_offsets(mask, total=5)
+
+
+@pytest.mark.gpu
+def test_transposed_weights_of_many_tokens_give_the_loss_of_dense_ones():
+    """From 1024 tokens on a product of our own makes the logits, which must leave such weights to PyTorch."""
+    x, weight = torch.randn(1100, 64, device="cuda").bfloat16(), torch.randn(512, 64, device="cuda").bfloat16()
+    target = torch.randint(0, 512, (1100,), device="cuda")
+    for variant in lk.ops["linear_cross_entropy"].variants.values():
+        for moved in ({"weight": weight.t().contiguous().t()}, {"x": x.t().contiguous().t()}):
+            given = {"x": x, "weight": weight} | moved
+            if variant.accepts(**given, target=target) is None:
+                for got, want in zip(variant.fn(**given, target=target), variant.fn(x, weight, target)):
+                    assert_same(got, want, f"{variant.name}, {list(moved)} transposed")
