@@ -118,7 +118,8 @@ class Parts:
         if split == "train":
             return Loader(self.data[split], c.batch_size, self.seq_len, seed=c.seed, **where)
         whole = (self.data[split].tokens - 1) // self.seq_len // self.world_size
-        return Loader(self.data[split], max(1, min(c.batch_size, whole)), self.seq_len, shuffle=False, prefetch=0, **where)
+        # always the same samples, out of the whole split: the first documents may be unlike the rest
+        return Loader(self.data[split], max(1, min(c.batch_size, whole)), self.seq_len, prefetch=0, **where)
 
     def build_optimizers(self) -> list[torch.optim.Optimizer]:
         c = self.config
