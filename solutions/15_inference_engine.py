@@ -8,7 +8,7 @@
 
 # %% tags=["parameters"] again={"seed": 7, "folder": "", "steps": 15}
 seed = 0
-folder = ""          # what `labkernels train --folder runs/python` left, "runs/python/model"
+folder = ""          # what `labkernels train --folder runs/python` left: "../runs/python/model"
 steps = 40           # of the tiny model that is trained here where no folder is given
 
 # %%
