@@ -115,7 +115,8 @@ def test_nothing_goes_wrong_unseen(monkeypatch):
 
 
 @pytest.mark.parametrize("config", [config for config in hopper.COSTS if config.columns in (256, 224)], ids=str)
-def test_no_sum_leaves_its_register(config):
+def test_no_sum_leaves_its_register_and_no_product_waits_for_the_one_before(config):
     kernel = hopper._kernel(config, torch.bfloat16, torch.bfloat16, False, False, True, hopper.activation_number("gelu"))
     resources = kernel.resources("sm_90a")
     assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    assert "serialized" not in kernel.compiled("sm_90a").log
