@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 
-from labkernels.attention.launches import launches
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.attention_backward import tensor_cores
-from labkernels.attention_backward.packing import as_heads, gradients_like
-from labkernels.cuda.variants import ceil_div, kernel, vector_width
+from labkernels.attention_backward.host import BackwardPass
+from labkernels.cuda.variants import kernel, vector_width
 from labkernels.operation import Variant
 
 FILE = Path(__file__).with_name("v4_split.cu")
@@ -57,47 +56,31 @@ def configured(
 ):  # fmt: skip
     """v4 with this tiling, or the one of TILINGS with this name. Its head_dim is that of q or more."""
     tiling = TILINGS[tiling] if isinstance(tiling, str) else tiling
-    cu_q, cu_k, seq_len, kv_len = packed or (None, None, q.shape[2], k.shape[2])
-    batch = len(cu_q) - 1 if packed else q.shape[0]
-    results = gradients_like(q, k, v)
-    grad_out, q, k, v, out, dq, dk, dv = as_heads(packed, grad_out, q, k, v, out, *results)
-    lse = lse if lse.stride(-1) == 1 else lse.contiguous()
-    heads, head_dim, kv_heads, device = q.shape[1], q.shape[3], k.shape[1], q.device
-    tiles, key_blocks = ceil_div(seq_len, tiling.queries), ceil_div(kv_len, tiling.keys)
-    row_tiles = q.shape[2] // tiling.queries + batch if packed else tiles
-    key_tiles = k.shape[2] // tiling.keys + batch if packed else key_blocks
-    all_tiles, all_key_tiles = (heads if packed else batch * heads) * row_tiles, (kv_heads if packed else batch * kv_heads) * key_tiles
-    row_lse, delta = torch.empty((2, all_tiles * tiling.queries), dtype=torch.float32, device=device)
-    sums = torch.zeros(all_tiles * tiling.queries * tiling.head_dim, dtype=torch.float32, device=device)
-    turns = torch.zeros(all_tiles * 2 * tiling.pairs, dtype=torch.int32, device=device) if deterministic else None
-    q_halves, grad_halves = torch.empty((2, all_tiles * tiling.tile_bytes(tiling.queries)), dtype=torch.int8, device=device)
-    k_halves, v_halves = torch.empty((2, all_key_tiles * tiling.tile_bytes(tiling.keys)), dtype=torch.int8, device=device)
+    of = BackwardPass(tiling, grad_out, q, k, v, out, lse, packed, deterministic)
+    key_blocks, key_tiles, all_key_tiles = of.key_tiles(tiling.keys)
+    q_halves, grad_halves = torch.empty((2, of.all_tiles * tiling.tile_bytes(tiling.queries)), dtype=torch.int8, device=of.device)
+    k_halves, v_halves = torch.empty((2, all_key_tiles * tiling.tile_bytes(tiling.keys)), dtype=torch.int8, device=of.device)
 
-    def steps(tensor):  # packed sequences all lie in batch 0
-        return struct.pack("<3q", 0 if packed else tensor.stride(0), *tensor.stride()[1:3])
+    def launch(name, template, *how):
+        of.launch(kernel(FILE, name, *template), *how)
 
-    def launch(name, template, blocks, own_heads, threads, args, shared_bytes=0):
-        run = kernel(FILE, name, *template)
-        for first, some in launches(batch, own_heads):
-            run((blocks[0], some * own_heads, *blocks[1:]), threads, (*args, first), shared_bytes)
+    of_q, of_k = (of.cu_q, of.heads, of.seq_len, of.head_dim, of.row_tiles), (of.cu_k, of.kv_heads, of.kv_len, of.head_dim, key_tiles)
+    args = (of.q, of.grad_out, q_halves, grad_halves, of.steps(of.q), of.steps(of.grad_out), *of_q)
+    launch("attention_backward_halves", (tiling.head_dim, tiling.queries), (of.tiles, 2), of.heads, 256, args)
+    args = (of.k, of.v, k_halves, v_halves, of.steps(of.k), of.steps(of.v), *of_k)
+    launch("attention_backward_halves", (tiling.head_dim, tiling.keys), (key_blocks, 2), of.kv_heads, 256, args)
+    args = (of.grad_out, of.out, of.lse, of.row_lse, of.delta, of.steps(of.grad_out), of.steps(of.out), *of.lse_strides, *of_q)
+    launch("attention_backward_prepare", (q.dtype, tiling.head_dim, tiling.queries), (of.tiles,), of.heads, 256, args)
 
-    of_q, of_k = (cu_q, heads, seq_len, head_dim, row_tiles), (cu_k, kv_heads, kv_len, head_dim, key_tiles)
-    args = (q, grad_out, q_halves, grad_halves, steps(q), steps(grad_out), *of_q)
-    launch("attention_backward_halves", (tiling.head_dim, tiling.queries), (tiles, 2), heads, 256, args)
-    args = (k, v, k_halves, v_halves, steps(k), steps(v), *of_k)
-    launch("attention_backward_halves", (tiling.head_dim, tiling.keys), (key_blocks, 2), kv_heads, 256, args)
-    args = (grad_out, out, lse, row_lse, delta, steps(grad_out), steps(out), 0 if packed else lse.stride(0), lse.stride(-2), *of_q)
-    launch("attention_backward_prepare", (q.dtype, tiling.head_dim, tiling.queries), (tiles,), heads, 256, args)
-
-    kind, mask, mask_strides = mask_operand(mask, q, kv_len)
-    scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    sizes = (heads, heads // kv_heads, seq_len, kv_len, head_dim, row_tiles, key_tiles, *window_sides(causal, window))
-    problem = b"".join((steps(dk), steps(dv), mask_strides, struct.pack("<9if", *sizes, scale * math.log2(math.e))))
-    args = (q_halves, grad_halves, k_halves, v_halves, row_lse, delta, sums, turns, dk, dv, mask, cu_q, cu_k, problem)
+    kind, mask, mask_strides = mask_operand(mask, of.q, of.kv_len)
+    scale = 1 / math.sqrt(of.head_dim) if scale is None else scale
+    sizes = (of.heads, of.heads // of.kv_heads, of.seq_len, of.kv_len, of.head_dim, of.row_tiles, key_tiles, *window_sides(causal, window))
+    problem = b"".join((of.steps(of.dk), of.steps(of.dv), mask_strides, struct.pack("<9if", *sizes, scale * math.log2(math.e))))
+    args = (q_halves, grad_halves, k_halves, v_halves, of.row_lse, of.delta, of.sums, of.turns, of.dk, of.dv, mask, of.cu_q, of.cu_k, problem)
     template = tiling, kind, str(deterministic).lower()
-    launch("attention_backward_split", template, (key_blocks,), kv_heads, tiling.threads, args, tiling.shared_bytes)
-    launch("attention_backward_split_rows", (tiling,), (tiles,), heads, tiling.threads, (sums, dq, steps(dq), *of_q, scale))
-    return results
+    launch("attention_backward_split", template, (key_blocks,), of.kv_heads, tiling.threads, args, tiling.shared_bytes)
+    launch("attention_backward_split_rows", (tiling,), (of.tiles,), of.heads, tiling.threads, (of.sums, of.dq, of.steps(of.dq), *of_q, scale))
+    return of.results
 
 
 def accepts(grad_out, q, k, v, out, lse, *_, **__) -> str | None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-from labkernels.attention.launches import launches
 from labkernels.attention.visible import mask_operand, window_sides
-from labkernels.attention_backward.packing import as_heads, gradients_like
-from labkernels.cuda.variants import ceil_div, kernel, strides, vector_width
+from labkernels.attention_backward.host import BackwardPass
+from labkernels.cuda.variants import ceil_div, kernel, vector_width
 from labkernels.operation import Variant
 
 FILE = Path(__file__).with_name("v2_tensor_cores.cu")
@@ -75,42 +74,24 @@ def configured(
 ):  # fmt: skip
     """v2 with this tiling, or the one of TILINGS with this name. Its head_dim is that of q or more."""
     tiling = TILINGS[tiling] if isinstance(tiling, str) else tiling
-    cu_q, cu_k, seq_len, kv_len = packed or (None, None, q.shape[2], k.shape[2])
-    batch = len(cu_q) - 1 if packed else q.shape[0]
-    results = gradients_like(q, k, v)
-    grad_out, q, k, v, out, dq, dk, dv = as_heads(packed, grad_out, q, k, v, out, *results)
-    lse = lse if lse.stride(-1) == 1 else lse.contiguous()
-    heads, head_dim, kv_heads = q.shape[1], q.shape[3], k.shape[1]
-    tiles = ceil_div(seq_len, tiling.queries)
-    row_tiles = q.shape[2] // tiling.queries + batch if packed else tiles
-    values = (heads if packed else batch * heads) * row_tiles * tiling.queries
-    row_lse, delta = torch.empty((2, values), dtype=torch.float32, device=q.device)
-    sums = torch.zeros(values * tiling.head_dim, dtype=torch.float32, device=q.device)
-    turns = torch.zeros(values // tiling.queries * 2 * tiling.pairs, dtype=torch.int32, device=q.device) if deterministic else None
-
-    def steps(tensor):  # packed sequences all lie in batch 0
-        return struct.pack("<3q", 0 if packed else tensor.stride(0), *tensor.stride()[1:3])
-
+    of = BackwardPass(tiling, grad_out, q, k, v, out, lse, packed, deterministic)
+    sizes = (of.heads, of.seq_len, of.head_dim, of.row_tiles)
     prepare = kernel(FILE, "attention_backward_prepare", q.dtype, tiling.head_dim, tiling.queries)
-    lse_strides = (0 if packed else lse.stride(0), lse.stride(-2))
-    sizes = (heads, seq_len, head_dim, row_tiles)
-    args = (grad_out, out, lse, row_lse, delta, steps(grad_out), steps(out), *lse_strides, cu_q, *sizes)
-    for first, batches in launches(batch, heads):
-        prepare((tiles, batches * heads), 256, (*args, first))
+    args = (of.grad_out, of.out, of.lse, of.row_lse, of.delta, of.steps(of.grad_out), of.steps(of.out), *of.lse_strides, of.cu_q, *sizes)
+    of.launch(prepare, (of.tiles,), of.heads, 256, args)
 
-    kind, mask, mask_strides = mask_operand(mask, q, kv_len)
-    scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    sizes = (heads, heads // kv_heads, seq_len, kv_len, head_dim, row_tiles, *window_sides(causal, window))
-    problem = b"".join((*map(steps, (q, k, v, grad_out, dk, dv)), mask_strides, struct.pack("<8if", *sizes, scale * math.log2(math.e)), bytes(4)))
+    kind, mask, mask_strides = mask_operand(mask, of.q, of.kv_len)
+    scale = 1 / math.sqrt(of.head_dim) if scale is None else scale
+    own = (of.heads, of.heads // of.kv_heads, of.seq_len, of.kv_len, of.head_dim, of.row_tiles, *window_sides(causal, window))
+    strided = map(of.steps, (of.q, of.k, of.v, of.grad_out, of.dk, of.dv))
+    problem = b"".join((*strided, mask_strides, struct.pack("<8if", *own, scale * math.log2(math.e)), bytes(4)))
     main = kernel(FILE, "attention_backward_tensor_cores", q.dtype, tiling, kind, str(deterministic).lower())
-    args = (q, k, v, grad_out, row_lse, delta, sums, turns, dk, dv, mask, cu_q, cu_k, problem)
-    for first, batches in launches(batch, kv_heads):
-        main((ceil_div(kv_len, tiling.keys), batches * kv_heads), tiling.threads, (*args, first), tiling.shared_bytes)
+    args = (of.q, of.k, of.v, of.grad_out, of.row_lse, of.delta, of.sums, of.turns, of.dk, of.dv, mask, of.cu_q, of.cu_k, problem)
+    of.launch(main, (ceil_div(of.kv_len, tiling.keys),), of.kv_heads, tiling.threads, args, tiling.shared_bytes)
 
     finish = kernel(FILE, "attention_backward_rows", q.dtype, tiling)
-    for first, batches in launches(batch, heads):
-        finish((tiles, batches * heads), tiling.threads, (sums, dq, steps(dq), cu_q, heads, seq_len, head_dim, row_tiles, scale, first))
-    return results
+    of.launch(finish, (of.tiles,), of.heads, tiling.threads, (of.sums, of.dq, of.steps(of.dq), of.cu_q, *sizes, scale))
+    return of.results
 
 
 def accepts(grad_out, q, k, v, out, lse, *_, **__) -> str | None:
