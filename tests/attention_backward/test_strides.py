@@ -40,7 +40,8 @@ def test_lse_of_any_strides(name, device):
         inputs = op.make_inputs(torch.Generator().manual_seed(0), device, dtype, **complete({"seq_len": LENGTH.get(name, 21), "heads": 2, "batch": 2}))
         if VARIANTS[name].accepts(**inputs) is None:
             return assert_same(VARIANTS[name].fn(**inputs | {"lse": turned(inputs["lse"])}), VARIANTS[name].fn(**inputs))
-    pytest.skip("takes neither dtype here")
+    assert device == "cuda", "every version takes one of them in the emulator"
+    pytest.skip("this GPU is too old for it")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -50,7 +51,8 @@ def test_lse_of_any_strides_packed(name, device):
         inputs = BACKWARD_VARLEN.make_inputs(torch.Generator().manual_seed(0), device, dtype, lengths=(9, LENGTH.get(name, 12)), heads=2)
         if VARLEN[name].accepts(**inputs) is None:
             return assert_same(VARLEN[name].fn(**inputs | {"lse": turned(inputs["lse"])}), VARLEN[name].fn(**inputs))
-    pytest.skip("takes neither dtype here")
+    assert device == "cuda", "every version takes one of them in the emulator"
+    pytest.skip("this GPU is too old for it")
 
 
 def repeated(kind: str, device) -> tuple[torch.Tensor, ...]:
