@@ -25,11 +25,18 @@ def compiled(native: Callable, accepts: Callable = needs_gpu) -> Peer:
         return torch.compile(native, dynamic=False)
 
     def fn(**inputs):
-        tensors = ((*value.shape, value.stride(), value.dtype) if isinstance(value, torch.Tensor) else repr(type(value)) for value in inputs.values())
-        options = (value for value in inputs.values() if isinstance(value, (bool, int, float, str)))
-        return compile_for(*tensors, *options)(**inputs)
+        return compile_for(_case(tuple(inputs.values())))(**inputs)
 
     return Peer("torch.compile", fn, accepts)
+
+
+def _case(value):
+    """What a compilation with static shapes is made for. Past eight of one function PyTorch runs it uncompiled, and says so in a warning only."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, tuple):
+        return tuple(map(_case, value))
+    return value if isinstance(value, (bool, int, float, str)) else type(value)
 
 
 def optional(name: str, package: str, fn: Callable, accepts: Callable = needs_gpu) -> Peer:

@@ -60,6 +60,7 @@ def _tinygemm_accepts(x, weight) -> str | None:
 @cache
 def _compiled_int8(m: int, n: int, k: int, dtype: torch.dtype) -> Callable:
     options = {"coordinate_descent_tuning": True}  # as torchao recommends: for one row it gives a GEMV that converts as it reads
+    torch.compiler.reset()  # of one function PyTorch compiles eight shapes at most, and runs further ones as they are
     return torch.compile(lambda x, numbers, scales: torch.mm(x, numbers.t().to(x.dtype)) * scales, dynamic=False, options=options)
 
 

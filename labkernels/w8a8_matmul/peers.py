@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
+from labkernels.elementwise.peers import compiled
 from labkernels.operation import Peer
 from labkernels.w8a8_matmul.reference import quantise
 
@@ -42,16 +43,6 @@ def int_mm(x, weight, scale, bias=None) -> torch.Tensor:
     return (product if bias is None else product + bias).to(x.dtype)
 
 
-@functools.lru_cache(None)
-def _compiled():
-    return torch.compile(int_mm, dynamic=False)
-
-
-def torch_compile(x, weight, scale, bias=None) -> torch.Tensor:
-    """cuBLAS's int8 product between two kernels that torch.compile has fused: one quantises, one scales. What torchao's W8A8 compiles to."""
-    return _compiled()(x, weight, scale, bias)
-
-
 def _on_gpu(x, weight, scale, bias=None) -> str | None:
     return None if x.is_cuda else "needs a GPU"
 
@@ -65,6 +56,7 @@ PEERS = {
     for peer in (
         Peer("cublas_16_bit", cublas, _on_gpu, distance=0.05),
         Peer("int_mm", int_mm, _compiles),
-        Peer("torch_compile", torch_compile, _compiles),
+        # cuBLAS's int8 product between two kernels that torch.compile has fused: one quantises, one scales. What torchao's W8A8 compiles to
+        replace(compiled(int_mm, _compiles), name="torch_compile"),
     )
 }
