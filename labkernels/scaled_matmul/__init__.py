@@ -11,7 +11,8 @@ def scaled_matmul(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> torch.Tensor:
-    """(scale_a * a) @ (b * scale_b) + bias, by the fastest variant that accepts the inputs.
+    """(scale_a * a) @ (b * scale_b) + bias, by the highest variant that accepts the inputs: its sums are float32's, never those of 14 bits that fp8
+    tensor cores keep. lk.ops["scaled_matmul"].variants has faster ones that leave them there: v2_hopper, v3_tall_fast.
 
     a (m, k) with dense rows and b (k, n) with dense columns (`weight.t()` of a linear layer) are float8_e4m3fn. Scales are float32:
     scale_a one a row, (m, 1) or (m,), scale_b one a column, (1, n) or (n,), or either one number for the whole matrix, in a tensor without

@@ -5,9 +5,10 @@
 //             the tensor cores go on with the next (SETS = 2) or for the other warpgroup.
 //   Predicts  Two registers for every element of a tile, or three: no more than 128 x 128 (192) of C fit a block, which reads 64 (53) bytes
 //             from L2 for each clock of its tensor cores, where 128 x 256 takes 48. That, not the additions, is what the exactness costs.
-//   Measured  data/measured/h200/scaled_matmul.csv: 34.7 ms -> 21.3 us at 2048^3 (torch._scaled_mm with float32 sums 16.2); at 4096^3 126 us
-//             (109).
-//   Wastes    Scales are multiplied for each element anew; the last wave of tiles.
+//   Measured  data/measured/h200/scaled_matmul.csv: 34.7 ms -> 21.0 us at 2048^3 (torch._scaled_mm with float32 sums 16.2); at 4096^3 126 us
+//             (105), and 95.3 with sums left to the tensor cores and 128 x 256 (v2_hopper, which is v7 of matmul).
+//   Wastes    Scales and biases are asked for when they are wanted, element by element: with such loads v2_hopper took 141 us at 4096^3. The last wave
+//             of tiles.
 #include "stages.cuh"
 
 constexpr int ROWS = 64 * CONSUMERS;

@@ -5,9 +5,11 @@
 //             warpgroup multiplies. So 256 x 128 of sums fit, with 48 bytes a clock. And the scales and the bias of a tile's columns are
 //             fetched while it is multiplied, into shared memory: v2 waits for them, element by element, when all is done.
 //   Predicts  Where v2 waits for L2 and at its tiles' ends, a third less of the one, and 10 clocks in place of 60 for two elements of the other.
-//   Measured  data/measured/h200/scaled_matmul.csv: at 4096^3 126 -> 105 us (torch._scaled_mm 109), at m = 8192, n = 28672, k = 4096 1.71 -> 1.45
-//             ms (1.54). Fetching B for two blocks at once (CLUSTER = 2) made nothing faster. Nor did letting one warpgroup begin two stages
-//             before the other, so that they end tiles in turn: two of four stages are then no longer ahead, and every shape took longer.
+//   Measured  data/measured/h200/scaled_matmul.csv: at 4096^3 126 -> 106 us (torch._scaled_mm 105), at m = 8192, n = 28672, k = 4096 1.82 -> 1.53
+//             ms (1.54). Without PROMOTE (v3_tall_fast) 98.3 us at 4096^3: the additions cost 8%. v2_hopper's 128 x 256 take 95.3, and 80 bytes a
+//             clock from shared memory in place of 96; at m = 512 they leave multiprocessors idle, 23.6 us for n = k = 4096, v3_tall_fast 14.1.
+//             Fetching B for two blocks at once (CLUSTER = 2) made nothing faster. Nor did letting one warpgroup begin two stages before the
+//             other, so that they end tiles in turn: two of four stages are then no longer ahead, and every shape took longer.
 //   128 rows  (HALVES = 1) take 0.54 of the time that 256 do, for half the products: only where the last round of tiles would be emptier.
 //   Wastes    Both warpgroups end a tile at the same time, and the tensor cores wait until it is written; the last wave of tiles.
 //
