@@ -3,8 +3,8 @@
 //             back, in any order, from one dot product. With delta, the sum of grad * out over a row, so does the softmax's gradient.
 //   Predicts  No sum is shared by two warps, so nothing is added atomically, and the same inputs give the same bits. The price: scores and
 //             dp are worked out twice, once for dq and once for dk and dv: 7 products of N x N x head_dim instead of 5.
-//   Measured  data/measured/h200/attention_backward.csv, 2048 tokens, head_dim 128: in float32 31.9 ms for 32 heads (PyTorch's 4.74 ms), in
-//             bf16 124 ms for 8 x 16 (FlashAttention-2 2.58 ms, v2 2.39 ms).
+//   Measured  data/measured/h200/attention_backward.csv, 2048 tokens, head_dim 128: in float32 32.1 ms for 32 heads (PyTorch's 4.72 ms), in
+//             bf16 124 ms for 8 x 16 (FlashAttention-2 2.57 ms, v2 2.40 ms).
 //   Wastes    As forward v2: a row that is loaded serves one warp, and each dot product takes five shuffles, two of them for every pair of
 //             query and key, in both kernels.
 #include "../attention/visible.cuh"

@@ -6,8 +6,8 @@
 //             With sums of dk and of dv in two warps a warp has registers for 32 keys at head_dim 128, and each fragment of q or grad
 //             serves 32 rows. If each warp summed both, it would have room for 16, and shared memory would take 1.4 times as long.
 //             One warp's exponentials run under the other one's multiplications, and dq of the tile before comes in between.
-//   Measured  data/measured/h200/attention_backward.csv, bf16, 16384 tokens of 2048, S = 8192: 311 TFLOP/s at head_dim 128, FlashAttention-2's
-//             303 TFLOP/s; causal 289 and 283. At head_dim 64 258 and 282, causal 248 and 255, with three blocks of two pairs a multiprocessor.
+//   Measured  data/measured/h200/attention_backward.csv, bf16, 16384 tokens of 2048, S = 8192: 309 TFLOP/s at head_dim 128, FlashAttention-2's
+//             302 TFLOP/s; causal 290 and 283. At head_dim 64 258 and 282, causal 247 and 255, with three blocks of two pairs a multiprocessor.
 //             While it was made, with one of four pairs 209.
 //   Wastes    All warps of a block wait for each other once a tile. Pairs of queries and keys that the causal mask hides, in the tiles on the
 //             diagonal, are computed. The sums of dq go to memory and come back in float32. On Hopper, wgmma is faster.

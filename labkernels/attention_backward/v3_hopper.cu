@@ -13,8 +13,8 @@
 //
 // What it predicts. 5 products of 64 x 128 x 128: 2560 clocks, and 512 of exp that run beside them.
 //
-// What it measured: data/measured/h200/attention_backward.csv, bf16, 16384 tokens of 2048, S = 8192: 501 TFLOP/s at head_dim 128, cuDNN 537 TFLOP/s,
-// FlashAttention-2 303 TFLOP/s; causal 478, 535 and 283; at head_dim 64 479, cuDNN 475. On the way, at S = 2048, head_dim 128:
+// What it measured: data/measured/h200/attention_backward.csv, bf16, 16384 tokens of 2048, S = 8192: 523 TFLOP/s at head_dim 128, cuDNN 530 TFLOP/s,
+// FlashAttention-2 302 TFLOP/s; causal 502, 535 and 283; at head_dim 64 475, cuDNN 466. On the way, at S = 2048, head_dim 128:
 //
 //   blocks at work on as many heads as there are, each tile of q read by one block at a time              345
 //   blocks at work on neighbouring keys of one head: q, grad and the sums of dq stay in L2                468

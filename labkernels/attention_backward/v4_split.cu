@@ -5,10 +5,13 @@
 //             halves, of the same size. Tensor cores cut off what does not fit into their sums: so each tile's begin anew, and the finished
 //             ones are added to float32 registers by an FMA, which has the tile's scales for nothing.
 //   Predicts  A third of v2's speed in bf16, 300 TFLOP/s: 100, where FMAs, of which PyTorch's kernel is made, reach 36. At head_dim 128 and
-//             S = 2048, 32 heads: 172 GFLOP in 1.7 ms, and 340 MB for splitting and delta in 0.1: 1.8 ms; PyTorch's 4.7, v1 31.9. Each
+//             S = 2048, 32 heads: 172 GFLOP in 1.7 ms, and 340 MB for splitting and delta in 0.1: 1.8 ms; causal a little over half. Each
 //             fragment read serves more products than in v2, so shared memory is busy for 0.8 of the tensor cores' time. Tiles of 128 keys
 //             and 32 queries take 225 KB: one block of eight warps a multiprocessor, and of the sums of dk and dv 12 a thread spill.
-//   Measured  not recorded yet.
+//   Measured  data/measured/h200/attention_backward.csv, the same: 1.64 ms, 104 TFLOP/s (PyTorch's 4.72 ms, v1 32.1 ms); at S = 512 0.154 ms.
+//             In a profile the products took 1.51 ms, a fifth faster than a third of v2's speed, since a fragment serves more of them, and
+//             all else 0.13. Causal 1.15 ms (PyTorch's 2.81 ms), 0.7 of it and not half: blocks begin head after head, and the last head's
+//             longest is at work when all others are through. While it was made: errors at S = 4096 of 1.3e-6, PyTorch's 1.0e-6.
 //   Wastes    As v2 does; and at S = 512 splitting and sums of dq are, by the same count, a third of the time. mma.sync has 0.6 of wgmma's
 //             speed, which would read q, k, v and grad itself; but in v3 sums of a whole and of a tile do not fit side by side in registers.
 //
