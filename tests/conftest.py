@@ -1,4 +1,4 @@
-"""What every test shares: pictures without a screen, the order, and the `gpu` marker.
+"""What every test shares: a process's share of the cores, pictures without a screen, the order, and the `gpu` marker.
 
 A test marked `gpu` runs where torch sees an NVIDIA GPU. Elsewhere it is skipped, and the last lines of the run say
 how many such tests there are, so that a green run on a laptop never looks like a run on a GPU.
@@ -6,6 +6,7 @@ how many such tests there are, so that a green run on a laptop never looks like 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import matplotlib
@@ -13,6 +14,11 @@ import pytest
 import torch
 
 from tests import warm_kernels
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # threads that wait for one another without a core of their own take twice as long
+    share = max(1, len(os.sched_getaffinity(0)) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(share)  # for processes that tests start, kernels of notebooks among them
+    torch.set_num_threads(share)
 
 matplotlib.use("agg")
 
