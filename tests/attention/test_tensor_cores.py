@@ -12,6 +12,7 @@ from labkernels.attention.tensor_cores import ROOMY_TILINGS, TILINGS, VARIANT, T
 from labkernels.cuda import sanitizing
 from labkernels.cuda.emulator import profile
 from labkernels.cuda.variants import kernel
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.bfloat16, torch.float16]
@@ -216,6 +217,6 @@ def test_refusals_say_why():
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("tiling", [*TILINGS.values(), Tiling(64, 4, 2, 32, 4, True, 2)], ids=str)
 def test_compiles_without_spills(tiling: Tiling, arch):
-    resources = kernel(tensor_cores.FILE, "attention_tensor_cores", torch.bfloat16, tiling, 0, 8, "false").resources(arch)
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    resources = taken(kernel(tensor_cores.FILE, "attention_tensor_cores", torch.bfloat16, tiling, 0, 8, "false"), arch)
+    assert resources.spill_stores == resources.stack == 0, resources
     assert resources.registers * 32 * tiling.warps * tiling.blocks <= 65536

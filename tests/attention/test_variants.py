@@ -10,6 +10,7 @@ from labkernels.attention.variants import FOLDER, best_tile, tiled
 from labkernels.cuda import sanitizing
 from labkernels.cuda.variants import kernel
 from labkernels.lab.check import check
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -186,5 +187,5 @@ def test_long_sequences_on_the_gpu():
     ],
 )
 def test_compiles_for_gpus_without_spills(file, name, arguments, arch):
-    resources = kernel(FOLDER / f"{file}.cu", name, *arguments).resources(arch)
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    resources = taken(kernel(FOLDER / f"{file}.cu", name, *arguments), arch)
+    assert resources.spill_stores == resources.stack == 0, resources

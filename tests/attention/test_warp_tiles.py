@@ -9,6 +9,7 @@ from labkernels.attention.reference import reference
 from labkernels.cuda import sanitizing
 from labkernels.cuda.variants import kernel
 from labkernels.lab.compare import doubled
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TILES = [(8, 128), (4, 128), (8, 64), (4, 64), (4, 32)]
@@ -92,5 +93,5 @@ def test_what_it_refuses():
     ],
 )
 def test_no_register_is_spilled(dtype, head_dim, warps, keys, width, mask, arch):
-    resources = kernel(warp_tiles.SOURCE, "attention_warp_tiles", dtype, head_dim, warps, keys, width, mask).resources(arch)
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    resources = taken(kernel(warp_tiles.SOURCE, "attention_warp_tiles", dtype, head_dim, warps, keys, width, mask), arch)
+    assert resources.spill_stores == resources.stack == 0, resources

@@ -6,6 +6,7 @@ import torch
 from labkernels.cuda import sanitizing
 from labkernels.ffn import few, reference
 from labkernels.ffn.few import Config
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -70,8 +71,8 @@ def test_compiles_without_spills_and_fits(tokens):
     for sixteens, number, gated in ((1376, 4, True), (256, 0, False)):
         config = few.best_config(tokens, sixteens, 132)
         assert config.resident * (config.shared_mem + 1024) <= 228 * 1024
-        resources = few._kernel(config, number, gated).resources("sm_90a")
-        assert resources.spill_store_bytes == 0, resources
+        resources = taken(few._kernel(config, number, gated), "sm_90a")
+        assert resources.spill_stores == 0, resources
 
 
 def test_what_it_does_not_take():

@@ -7,6 +7,7 @@ from labkernels.cuda import sanitizing
 from labkernels.ffn import boxes, single
 from labkernels.ffn.reference import reference
 from labkernels.ffn.single import Config, best_config, configured
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SMALL = Config(tokens=16, units=24, columns_1=64, rows=16, columns_2=32, slots=4, gated=True)
@@ -59,9 +60,9 @@ def test_each_block_has_one_strip_of_each_where_that_fits():
 @pytest.mark.parametrize("dtype, tokens", [(torch.bfloat16, 4), (torch.bfloat16, 16), (torch.float32, 16)])
 def test_compiles_without_spills(dtype, tokens):
     config = best_config(tokens, 4096, 11008, True, 132, dtype.itemsize)
-    resources = single._kernel(config, dtype, "swiglu").resources("sm_90a")
-    assert resources.spill_store_bytes == resources.stack_bytes == 0
-    assert config.shared_mem + resources.shared_bytes <= 227 * 1024
+    resources = taken(single._kernel(config, dtype, "swiglu"), "sm_90a")
+    assert resources.spill_stores == resources.stack == 0
+    assert config.shared_mem + resources.shared <= 227 * 1024
 
 
 def test_refusals_are_told():
@@ -86,9 +87,9 @@ def test_boxes_of_every_number_and_partial_ones(phases, device):
 def test_boxes_compile_without_spills():
     config = boxes.best_config(1, 4096, 11008, True, 132)
     assert (config.units, config.boxes_1, config.rows, config.boxes_2, config.slots) == (88, 3, 32, 7, 6)
-    resources = boxes._kernel(config, torch.bfloat16, "swiglu").resources("sm_90a")
-    assert resources.spill_store_bytes == resources.stack_bytes == 0
-    assert config.shared_mem + resources.shared_bytes <= 227 * 1024
+    resources = taken(boxes._kernel(config, torch.bfloat16, "swiglu"), "sm_90a")
+    assert resources.spill_stores == resources.stack == 0
+    assert config.shared_mem + resources.shared <= 227 * 1024
 
 
 @pytest.mark.gpu

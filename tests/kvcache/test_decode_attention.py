@@ -12,6 +12,7 @@ from labkernels.kvcache.decode_attention_op import OP, shape
 from labkernels.kvcache.reference import reference
 from labkernels.kvcache.tensor_cores import CLUSTERS, GUESSES, TILINGS, Tiling
 from labkernels.lab.failure import CheckFailed
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ON_TENSOR_CORES = ["v4_tensor_cores", "v5_cluster", "v6_guess"]
@@ -194,8 +195,8 @@ def test_what_models_use_most_does_not_spill(stored):
         (TILINGS[128, 1, False], "v4_tensor_cores.cu", "decode_tensor_cores"), (CLUSTERS[128, 1, False], "v5_cluster.cu", "decode_cluster"),
         (few, "v6_guess.cu", "decode_guess"), (many, "v6_guess.cu", "decode_guess"),
     ):  # fmt: skip
-        found = lk.Kernel(tensor_cores.FOLDER / file, f"{name}<__nv_bfloat16, {stored}, {tiling}>").resources("sm_90a")
-        assert found.spill_store_bytes == 0, (file, stored)
+        found = taken(lk.Kernel(tensor_cores.FOLDER / file, f"{name}<__nv_bfloat16, {stored}, {tiling}>"), "sm_90a")
+        assert found.spill_stores == 0, (file, stored)
 
 
 @pytest.mark.gpu

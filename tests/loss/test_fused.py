@@ -7,6 +7,7 @@ from labkernels.cuda import sanitizing
 from labkernels.cuda.variants import kernel
 from labkernels.loss import fused, linear_cross_entropy, reference
 from labkernels.loss import linear_cross_entropy_variants as linear
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BF16 = torch.bfloat16
@@ -111,8 +112,8 @@ def test_layouts_fit_and_full_tiles_are_borrowed():
 
 def test_compiles_for_hopper_without_spills():
     for name, file, *flags in (("exponentials",) * 2, ("probabilities", "exponentials"), ("add_to_dweight", "gradients", "true"), ("add_to_dx", "gradients")):
-        resources = kernel(fused.FOLDER / f"{file}.cu", name, BF16, *flags, *fused.TILING[name]).resources("sm_90a")
-        assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+        resources = taken(kernel(fused.FOLDER / f"{file}.cu", name, BF16, *flags, *fused.TILING[name]), "sm_90a")
+        assert resources.spill_stores == resources.stack == 0, resources
 
 
 @pytest.mark.parametrize("options, words", [({"label_smoothing": 0.1}, "label_smoothing"), ({"z_loss": 0.1}, "z_loss")])

@@ -15,6 +15,7 @@ from labkernels.loss import cross_entropy, linear_cross_entropy, reference
 from labkernels.loss import cross_entropy_variants as kernels
 from labkernels.loss import linear_cross_entropy_variants as linear
 from labkernels.loss.products import by_hopper, logits_into
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 OPTIONS = [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"ignore_index": 7}]
@@ -231,8 +232,8 @@ def test_many_tokens_have_their_logits_from_our_matmul_on_a_gpu():
 def test_compiles_for_gpus_without_spills(arch, files):
     for file in files:
         arguments = {"v1_naive": [], "v4_registers": [8, 4]}.get(file, [8])
-        resources = kernel(kernels.FOLDER / f"{file}.cu", f"cross_entropy_{file[3:]}", torch.bfloat16, *arguments).resources(arch)
-        assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+        resources = taken(kernel(kernels.FOLDER / f"{file}.cu", f"cross_entropy_{file[3:]}", torch.bfloat16, *arguments), arch)
+        assert resources.spill_stores == resources.stack == 0, resources
 
 
 def test_borrowed_memory_gives_what_chunks_give():

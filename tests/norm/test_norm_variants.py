@@ -9,6 +9,7 @@ from labkernels.cuda.kernel import Kernel
 from labkernels.lab.check import check
 from labkernels.norm import launch, reference
 from labkernels.norm.launch import FOLDER, LAYER, RMS, Backward, Problem
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 FORWARD = {"v1_naive": launch.naive, "v2_registers": launch.registers, "v3_ring": launch.ring, "v4_packed": launch.packed}
@@ -223,5 +224,5 @@ def test_packed_rows_do_not_spill(cols, dtype):
 
 
 def expect_no_spills(file: str, name: str, arch: str = "sm_90a") -> None:
-    resources = Kernel(FOLDER / f"{file}.cu", name).resources(arch)
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, (name, resources)
+    resources = taken(Kernel(FOLDER / f"{file}.cu", name), arch)
+    assert resources.spill_stores == resources.stack == 0, (name, resources)

@@ -15,6 +15,7 @@ from labkernels.quant import quant_matmul, quantize, selection
 from labkernels.quant.formats import FOUR_BIT, NF4, PACK_ORDER, pack4, unpack4
 from labkernels.quant.quant_matmul_op import OP, bytes_moved, weight_bytes
 from labkernels.quant.quant_matmul_variants import Stream, _kernel, streamed, tuned, v1_naive, v2_gemv, v3_lut
+from tests.recorded_resources import taken
 
 BF16, F16 = torch.bfloat16, torch.float16
 ALL = [("int4", 128), ("int4", 64), ("int4", 32), ("nf4", 128), ("nf4", 32), ("codebook", 64), ("int8", None), ("fp8", None)]
@@ -210,8 +211,8 @@ def test_the_order_of_packing_is_the_kernels():
     [("int4", 1, 1, "sm_90a"), ("int4", 4, 8, "sm_90a"), ("lut", 1, 1, "sm_90a"), ("int8", 1, 1, "sm_90a"), ("fp8", 1, 8, "sm_90a"), ("int4", 1, 1, "sm_80")],
 )
 def test_compiles_without_spills(scheme, spans, rows, arch):
-    resources = _kernel(BF16, scheme, True, spans, rows, tuned("nf4" if scheme == "lut" else scheme, rows)).resources(arch)
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    resources = taken(_kernel(BF16, scheme, True, spans, rows, tuned("nf4" if scheme == "lut" else scheme, rows)), arch)
+    assert resources.spill_stores == resources.stack == 0, resources
 
 
 def test_without_figures_a_gemv_runs_for_few_rows(monkeypatch):

@@ -8,6 +8,7 @@ from labkernels.cuda.variants import kernel
 from labkernels.quant import quantize
 from labkernels.quant.v4_variants import CONFIGS, FILE, VARIANTS, configured
 from labkernels.quant.v5_variants import SCHEMES
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 CASES = [  # configuration, (m, n, k), scheme, group size, dtype of x
@@ -96,8 +97,8 @@ def test_compiles_without_spills(arch):
     for name, config in CONFIGS.items():
         for scheme, group_size in (("int4", 128), ("nf4", 64), ("int8", 0)):
             sizes = (group_size, config.warps, config.tiles, config.tokens, config.stages)
-            resources = kernel(FILE, "quant_matmul_tensor_cores", torch.bfloat16, f"Scheme::{SCHEMES[scheme]}", *sizes).resources(arch)
-            assert resources.spill_store_bytes == resources.stack_bytes == 0, (name, resources)
+            resources = taken(kernel(FILE, "quant_matmul_tensor_cores", torch.bfloat16, f"Scheme::{SCHEMES[scheme]}", *sizes), arch)
+            assert resources.spill_stores == resources.stack == 0, (name, resources)
             assert config.blocks * (config.shared_mem(scheme) + 1024) <= 228 * 1024
 
 

@@ -17,6 +17,7 @@ from labkernels.sampling.peers import Drawn
 from labkernels.sampling.reference import draw, kept, noise, philox, probabilities
 from labkernels.sampling.sample_tokens_op import OP, decode
 from labkernels.sampling.sample_tokens_variants import CLUSTER_KERNELS, FOLDER, VARIANTS, configured, row_held, row_raced, row_read, slice_of
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -275,5 +276,5 @@ def test_a_cuda_graph_draws_anew_with_a_new_position():
 def test_compiles_for_gpus_without_spills(arch, files):
     names = {"v1_naive": "sample_naive", "v2_radix": "sample_radix", **CLUSTER_KERNELS}
     for file in files:
-        resources = kernel(FOLDER / f"{file}.cu", names[file], torch.bfloat16, *([8] if file in CLUSTER_KERNELS else [])).resources(arch)
-        assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+        resources = taken(kernel(FOLDER / f"{file}.cu", names[file], torch.bfloat16, *([8] if file in CLUSTER_KERNELS else [])), arch)
+        assert resources.spill_stores == resources.stack == 0, resources

@@ -7,6 +7,7 @@ from labkernels.cuda import sanitizing
 from labkernels.cuda.variants import kernel
 from labkernels.lab.check import check
 from labkernels.softmax.variants import FOLDER, VARIANTS, v3_registers
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -118,5 +119,5 @@ def test_nothing_in_nothing_out(name, shape):
     ],
 )
 def test_compiles_for_gpus_without_spills(file, name, arguments, arch):
-    resources = kernel(FOLDER / f"{file}.cu", name, *arguments).resources(arch)
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    resources = taken(kernel(FOLDER / f"{file}.cu", name, *arguments), arch)
+    assert resources.spill_stores == resources.stack == 0, resources
