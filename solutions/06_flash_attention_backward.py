@@ -143,8 +143,7 @@ print(f"write P and read it      {2 * p_bytes / 4.8e12 * 1000:4.1f} ms, {p_bytes
 print(f"compute the scores again {again_flops / 989e12 * 1000:4.1f} ms, nothing kept")
 
 # %% [markdown]
-# By these numbers it is cheaper to compute than to remember. And every layer of a model would have to remember until its turn comes
-# in the backward pass.
+# By these numbers it is cheaper to compute than to remember. And every layer of a model would have to remember until its turn comes.
 #
 # From scores to weights it takes the row's maximum *m* and sum *s*, which the forward pass had at its end. One number does for both,
 # the row's *log-sum-exp* or *lse*:
@@ -152,8 +151,8 @@ print(f"compute the scores again {again_flops / 989e12 * 1000:4.1f} ms, nothing 
 # $$ p_j = \frac{e^{s_j - m}}{s} = e^{s_j - \text{lse}}, \qquad \text{lse} = m + \ln s $$
 #
 # ## The average, without the weights
-# The average $\delta$ is a sum over a whole row, again. It seems that the backward pass must walk over all keys once to find it, and once
-# more to use it. But look at what is summed. $dp_j$ is the product of *dO*'s row with $v_j$, so
+# The average $\delta$ is a sum over a whole row, again. Must the backward pass walk over all keys once to find it, and once more to use
+# it? Look at what is summed. $dp_j$ is the product of *dO*'s row with $v_j$, so
 #
 # $$ \delta = \sum_j p_j\,(dO \cdot v_j) = dO \cdot \sum_j p_j\, v_j = dO \cdot O $$
 #
@@ -468,7 +467,7 @@ for name, leaf, want in zip(("dq", "dk", "dv"), leaves, exact):
     print(f"{name}: relative error below 1e-6: {bool(error < 1e-6)}")
 
 # %% [markdown]
-# PyTorch can train through it. Nothing of size N x N was kept, and nothing of that size was ever made.
+# PyTorch can train through it, and nothing of size N x N was ever made.
 #
 # ## The ladder
 # Your kernels multiply on float32 units, a number at a time, and so does the first rung of this package's ladder. Those above it put
@@ -481,11 +480,39 @@ lk.bench("attention_backward", dtype="bfloat16").plot()
 lk.ops["attention_backward"].variants
 
 # %% [markdown]
+# ## Float32 on tensor cores
+# Tensor cores multiply *halves*, floats of 16 bits that keep 11 binary digits. Float32 keeps 24: nearly what a sum of two halves does, a
+# high and a low one. So *a b* = (high + low) (high + low), where low times low is too small to matter.
+#
+# **Predict.** How many products of halves is one of float32, then? `v2_tensor_cores` reaches 287 TFLOP/s for 2048 tokens of bfloat16. What
+# would it reach if each of its products were so many? The float32 units that PyTorch's `efficient` multiplies on have given it 36.
+
+# %% solution="predict-halves"
+products = split_tflops = None
+### BEGIN SOLUTION
+products = 3             # high high, high low, low high
+split_tflops = 287 / 3
+### END SOLUTION
+
+# %% tests="predict-halves" points=1
+lk.check_prediction("float32 from halves", products, split_tflops)
+
+# %%
+lk.bench("attention_backward", ["v1_plain", "v4_split", "efficient"], dtype="float32", seq_len=[512, 1024, 2048, 4096]).plot()
+
+# %% [markdown]
+# On the H200 `efficient` takes 2.9 times as long as `v4_split` for 2048 tokens, 4.72 ms against 1.64 ms, with errors of the same size. The
+# dashed limit is that of float32 units, which `v4_split` does not multiply on.
+#
+# Halves end at 65504. *P* is at most 1, but how large *ds* becomes is not known beforehand, so each warp's tile of it gets a scale. That
+# costs nothing: tensor cores cut off digits of long sums, so each tile's are added to float32 registers anyway, and an FMA scales them
+# while it adds.
+#
 # ## Still wasted
 # - **Products computed twice.** 7, where 5 would do. A fast kernel adds to *dq* from the blocks of keys, and pays with atomics, or with
 #   turns where the order must be fixed.
 # - **Registers.** With two sums to keep and two rows to hold, 128 columns do not fit in a thread. A warp can share a row, as in lab 05.
-# - **The arithmetic itself.** All five products are of tiles, which is what tensor cores multiply.
+# - **The arithmetic itself.** All five products are of tiles, which tensor cores multiply: in `v2_tensor_cores`, `v3_hopper` and `v4_split`.
 # - **Heads that share keys.** With grouped heads several heads of q have the same k and v: their gradients are sums over the group, which
 #   a block of keys can walk through, one head after the other.
 #

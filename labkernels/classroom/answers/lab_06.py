@@ -20,4 +20,10 @@ PREDICTIONS = {
         asks=("products in one kernel", "products in two kernels", "the gradient that may differ"),
         hint="Every kernel needs the scores and dp. Then one product for each of the gradients that it computes. Atomic additions have no order.",
     ),
+    "float32 from halves": Prediction(
+        (3, 287 / 3),
+        asks=("products of halves", "TFLOP/s"),
+        tolerance=0.02,
+        hint="Multiply the two sums out: four products, of which one is left out. So many take the place of each one that counts.",
+    ),
 }
