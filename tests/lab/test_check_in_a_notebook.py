@@ -4,6 +4,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import warm_kernels
+
 SETUP = """
 %load_ext labkernels
 import functools, os, time, torch
@@ -64,10 +66,11 @@ STILL_THERE = "print(notebook == os.getpid(), torch.ones(3).sum())"
 
 
 @pytest.fixture(scope="module")
-def outputs():
+def outputs(jupyter_path):
     cells = [SETUP, KERNEL, RIGHT, MAGIC, UNNAMED, ENDLESS, CRASH, REDEFINED, STILL_THERE]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=120, allow_errors=True, kernel_name="python3").execute()
+    with warm_kernels.used(jupyter_path):
+        NotebookClient(notebook, timeout=120, allow_errors=True, kernel_name="python3").execute()
     return {cell.source: "\n".join(_text(output) for output in cell.outputs) for cell in notebook.cells}
 
 
