@@ -5,7 +5,7 @@
 //             row's warps take their own largest score, so that they meet once, for both the largest and the sum. What a causal mask hides is
 //             not even read.
 //   Predicts  The time of a copy, without the half of the reads that a causal mask saves; a mask of (queries, keys) stays in L2.
-//   Measured  data/measured/h200/masked_softmax.csv: 32 x 4096 x 4096 in bfloat16 with padding 2023 -> 524 us, 96% of the limit (torch.compile
+//   Measured  data/measured/h200/masked_softmax.csv: 32 x 4096 x 4096 in bfloat16 with padding 2023 -> 524 us, 97% of the limit (torch.compile
 //             1424); rows of 1024 93% (273 us; 700), of 256 86% (294; 650); causal, rows of 1024, 86% (220 us; 726).
 //   Wastes    The trip of the scores through memory, which flash attention does not make.
 #include "approx.cuh"

@@ -18,7 +18,7 @@ from labkernels.operation import Variant, dtype_name
 from labkernels.rope.launch import THREADS, block_of, heads_each, pairs_of, position_layout, vectors_fit
 
 FOLDER = Path(__file__).parent
-HEADS, BLOCK = 3, 128  # of a thread and threads of a block of v2: measured on an H200, 1 to 8 heads and 128 to 512 threads
+HEADS, BLOCK = 3, 128  # of a thread and threads of a block of v2 and v3: measured on an H200, 1 to 8 heads and 128 to 512 threads
 
 
 def v1_naive(qkv, cache, angles, positions, slots, bias=None, interleaved=False, k_scale=None, v_scale=None):

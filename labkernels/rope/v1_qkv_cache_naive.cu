@@ -2,8 +2,8 @@
 //   Idea      Between the projection and attention stand four small operations: add the bias, turn q, turn k, copy k and v to where the cache
 //             wants them. Each alone reads and writes what the one before has written. Here a number is read once and written once.
 //   Predicts  A fifth of the bytes that PyTorch's operations move, and one launch of about 3 us where there were a dozen.
-//   Measured  data/measured/h200/qkv_rope_cache.csv: 16384 tokens of 32 + 8 + 8 heads of 128 in 445 us, 21% of the limit: as long as
-//             torch.compile's (446).
+//   Measured  data/measured/h200/qkv_rope_cache.csv: 16384 tokens of 32 + 8 + 8 heads of 128 in 444 us, 21% of the limit: as long as
+//             torch.compile's (448).
 //   Wastes    2 bytes a lane in 16 bits; every head works out its token's sines again.
 #include "rope.cuh"
 

@@ -2,8 +2,8 @@
 //   Idea      As v2 of rope: 16 bytes of a head's first half, 16 of its second, sines once for HEADS heads. The heads of v go the same way and
 //             are not turned. Where a token's row of the cache begins is one division a thread.
 //   Predicts  The time of a copy of q, k and v; of few tokens the time of a launch.
-//   Measured  data/measured/h200/qkv_rope_cache.csv: 16384 tokens of 32 + 8 + 8 heads of 128 445 -> 103 us, 92% of the limit (torch.compile 446);
-//             with a bias 105 (520); one token 3.5 us (7.1; PyTorch 311).
+//   Measured  data/measured/h200/qkv_rope_cache.csv: 16384 tokens of 32 + 8 + 8 heads of 128 444 -> 103 us, 92% of the limit (torch.compile 448);
+//             with a bias 106 us (526); one token 3.4 us (6.8; PyTorch 70).
 //   Wastes    The trip: an epilogue of the projection could do all this with what it has in registers.
 #include "rope.cuh"
 

@@ -4,16 +4,16 @@ v4 graphs
     Idea      The kernels of a step are the same each time; only what they read has changed, and that lies on the GPU. They are captured once for
               each number of sequences (1, 2, 4 ...) and each reach of the block table, and replayed, several steps in a row: a step notes the token
               it drew and begins the next one with it. A greedy one is found by the head itself (decode/head.cu). Passes over prompts are captured,
-              too, in buffers of a few sizes (prompt_state.py): 64 tokens take 2 ms for Python's 20.
+              too, in buffers of a few sizes (prompt_state.py): 64 tokens take 2 ms for Python's 16.
     Predicts  v3's Python, 1 to 2 ms a token, falls away; what is left is the kernels and 1 to 2 us between each two.
     Measured  data/measured/h200/engine.csv: 1140 tokens/s of Llama-3.2-1B for v3's 108.
-    Wastes    Those 1 to 2 us, 84 times a token: memory stands still from the last bytes of one kernel to the first of the next.
+    Wastes    Those 1 to 2 us, 82 times a token: memory stands still from the last bytes of one kernel to the first of the next.
 v6 early
     Idea      Programmatic dependent launch, in the graph: each kernel begins when the one before has begun, asks for its first weights, which nobody
               writes, lets the next one do the same, and waits for the one before only then. What fits on an SM is on its way when it may go on.
     Predicts  A third of the gaps' time is left: 0.1 ms a token of Llama-3.2-1B.
-    Measured  1440 tokens/s, 79% of the limit; int4 with a head of int8 2320, 40%.
-    Wastes    From the last block's end to the wait's in the next kernel are 1.4 us, as a trace has them, 80 times a token: a quarter of it with int4.
+    Measured  1473 tokens/s, 79% of the limit, and 1.7 times torch.compile's 861; int4 with a head of int8 2320, 40%.
+    Wastes    From the last block's end to the wait's in the next kernel are 1.4 us, as a trace has them, 82 times a token: a quarter of it with int4.
     Next      Attention and the projection behind it in one launch; blocks that tell each other by counters that they are done; at last one
               persistent kernel.
 

@@ -2,6 +2,7 @@
 
     Idea      The logits after the last token are all that is needed, and `model(tokens)` gives them.
     Predicts  Token n costs a pass over n tokens: prompt 64, answer 512 are 164,000 tokens of work for 512 of them.
+    Measured  data/measured/h200/engine.csv: 17 tokens/s of Llama-3.2-1B after a prompt of 64, 508 launches each.
     Wastes    Keys and values of the text so far are the same as a token ago. v2 keeps them.
 """
 

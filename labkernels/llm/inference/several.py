@@ -8,7 +8,8 @@
     Predicts  Llama-3.2-1B, 1100 tokens in the cache, us a layer of 16 sequences: 2 + 9 + 11 + 7 + 2 + 27 = 58 for 16 bits, 0.93 + 0.14 = 1.07 ms a
               token; int4 2 + 5 + 3 + 11 + 4 + 2 + 11 + 2 + 8 = 48, 0.77 + 0.07 = 0.84 ms.
     Measured  Replays of a step of 16 take 1.10 ms, 0.93 with int4 and a head of int8; as one stream each (gemv) 1.52 and 1.71. A whole run, from
-              data/measured/h200/engine.csv, prompts of 1024: 1.16 and 0.97 ms; of 64 sequences 1.84 and 1.79.
+              data/measured/h200/engine.csv, prompts of 1024: 1.15 and 0.96 ms; of 64 sequences 1.67 and 1.61. Behind prompts
+              of 8192 64 sequences take 5.10 ms, 86% of the limit, and with caches of 8 bits 3.65.
     Wastes    Norms, RoPE and SwiGLU as launches of their own, of 2 to 3 us each; and what the CPU does between two rows of steps, while the
               GPU waits.
 """
