@@ -82,7 +82,8 @@ def test_papermill_runs_it_with_other_parameters_and_nbgrader_gives_all_points(l
     prepared, run = tmp_path / "prepared.ipynb", tmp_path / f"{lab.name}.ipynb"
     nbformat.write(notebook, prepared)
     again = parameters.metadata.labkernels.again
-    papermill.execute_notebook(prepared, run, again, kernel_name="python3", cwd=lab.worked.parent, progress_bar=False)
+    at_its_end = {"request_save_on_cell_execute": False}    # not written, a megabyte of pictures, before each cell
+    papermill.execute_notebook(prepared, run, again, kernel_name="python3", cwd=lab.worked.parent, progress_bar=False, **at_its_end)
     validator = Validator()
     validator.preprocessors = [CheckCellMetadata]    # the cells have run: judge their outputs
     assert validator.validate(str(run)) == {}
