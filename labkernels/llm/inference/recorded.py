@@ -38,7 +38,8 @@ def many(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
     rows = rows[(rows["head"].eq("bf16") | rows["weights"].ne("bf16")) & (rows["note"].isna() | rows["note"].eq(""))]  # a note: not so many at a time
     stored = rows["weights"].where(rows["cache"].eq("bf16"), rows["weights"] + ", cache " + rows["cache"])
     wide = rows.assign(stored=stored).pivot_table(index="batch", columns=["prompt", "stored"], values="tokens_per_s")
-    wide.columns = [f"{stored}, prompts of {prompt}" for prompt, stored in wide.columns]
+    wide.columns = pandas.MultiIndex.from_tuples([(f"prompts of {prompt}", stored) for prompt, stored in wide.columns])
+    wide.attrs["label"] = label(rows)
     return wide.rename_axis("sequences")
 
 
@@ -57,13 +58,18 @@ def answers(frame: pandas.DataFrame | None = None) -> pandas.DataFrame | None:
     if rows is None:
         return None
     seconds = rows["first_token_ms"] / 1e3 + (rows["new"] - 1) * rows["ms_per_token"] / 1e3
-    return pandas.DataFrame({"answer": rows["new"].map(ANSWERS), "tokens": rows["new"], "seconds": seconds, "tokens/s": rows["tokens_per_s"]})
+    found = pandas.DataFrame({"answer": rows["new"].map(ANSWERS), "tokens": rows["new"], "seconds": seconds, "tokens/s": rows["tokens_per_s"]})
+    found.attrs["label"] = label(rows)
+    return found
 
 
 def table(rows: pandas.DataFrame, *columns: str):
-    """Rows of engine.csv as a reader wants them, with these of their `columns`, and above them where they were recorded."""
-    shown = rows.assign(bytes_per_step=rows["bytes_per_step"] / 1e9)[list(columns)].rename(columns=COLUMNS)
-    return shown.style.format({name: each for name, each in FORMATS.items() if name in shown}, na_rep="").hide(axis="index").set_caption(label(rows))
+    """Rows of engine.csv as a reader wants them, with these of their `columns`, or what `many` and `answers` made of them, and above them where they were
+    recorded."""
+    shown = rows.assign(bytes_per_step=rows["bytes_per_step"] / 1e9)[list(columns)].rename(columns=COLUMNS) if columns else rows
+    formats = {name: FORMATS.get(name, "{:,.0f}") for name in shown.select_dtypes("number")}
+    styled = shown.style.format(formats, na_rep="").set_caption(rows.attrs.get("label") or label(rows))
+    return styled if shown.index.name else styled.hide(axis="index")
 
 
 def _where(frame: pandas.DataFrame | None, **wanted) -> pandas.DataFrame | None:

@@ -34,10 +34,12 @@ def test_the_ladder_begins_with_its_lowest_rung_and_ends_with_the_peers():
 def test_many_has_a_row_for_each_number_of_sequences():
     wide = recorded.many(FRAME)
     assert wide.index.tolist() == [1, 4]
-    assert wide.loc[4, "int4, prompts of 1024"] == 8000
+    assert wide.loc[4, ("prompts of 1024", "int4")] == 8000
     eight = pandas.DataFrame([row(weights="int4", head="int8", batch=4, prompt=1024, rate=9000.0) | {"cache": "int8"}])
     wide = recorded.many(pandas.concat([FRAME, eight]))
-    assert wide.loc[4, "int4, prompts of 1024"] == 8000 and wide.loc[4, "int4, cache int8, prompts of 1024"] == 9000
+    assert wide.loc[4, ("prompts of 1024", "int4")] == 8000 and wide.loc[4, ("prompts of 1024", "int4, cache int8")] == 9000
+    html = recorded.table(wide).to_html()
+    assert "9,000" in html and "NVIDIA H200" in html and "sequences" in html
 
 
 def test_rows_with_fewer_at_a_time_than_they_say_are_not_among_many():
@@ -53,6 +55,8 @@ def test_an_answer_takes_its_first_token_and_a_step_for_each_other():
     (answer,) = recorded.answers(FRAME).to_dict("records")
     assert answer["answer"] == "a short fact"
     assert answer["seconds"] == pytest.approx(0.005 + 96 * 0.0008)
+    html = recorded.table(recorded.answers(FRAME)).to_html()
+    assert "0.08" in html and "1,250" in html and "NVIDIA H200" in html
 
 
 def test_where_nothing_is_recorded_that_is_told(monkeypatch, capsys):
