@@ -16,7 +16,6 @@ import copy
 import io
 from dataclasses import dataclass
 
-import pandas
 import torch
 from torch.nn import functional as F
 
@@ -204,12 +203,10 @@ print("the same tokens:", greedy(Cached(256), prompt, 24) == slow)
 text = (slow * 3)[:64]
 cached = Cached(64)
 cached(text[:63])
-rungs = {}
 for name, function in {"v1 recompute": recompute, "v2 cached": cached}.items():
     with counted() as seen:
         function(text)
-    rungs[name] = {"launches": seen.launches, "MB": seen.bytes / 1e6}
-pandas.DataFrame(rungs).T.style.format("{:.2f}").format("{:.0f}", subset="launches")
+    print(f"{name:<17}{seen.launches:>4} launches {seen.bytes / 1e6:6.2f} MB")
 
 # %% [markdown]
 # The bytes fell: v1 carries 63 rows along that nobody asked for. What is left is what a token must read, the weights. The launches did not fall: one
@@ -291,11 +288,9 @@ def bytes_of_a_pass(config, batch, length, bits=16):
 
 
 # %% tests="limit" points=2
-sizes = {
-    "tied": ModelConfig(90, 24, 3, 6, 2, 40, head_dim=8, max_seq_len=64),
-    "untied": ModelConfig(70, 16, 2, 4, 4, 56, head_dim=6, max_seq_len=64, tie_embeddings=False),
-}
-for name, shape in sizes.items():
+tied = ModelConfig(90, 24, 3, 6, 2, 40, head_dim=8, max_seq_len=64)
+untied = ModelConfig(70, 16, 2, 4, 4, 56, head_dim=6, max_seq_len=64, tie_embeddings=False)
+for name, shape in {"tied": tied, "untied": untied}.items():
     real = Transformer(shape)
     matrices = sum(p.numel() for block in real.blocks for p in block.parameters() if p.dim() == 2)
     of_a_token = PagedKVCache(shape.num_layers, 1, shape.num_kv_heads, 1, shape.head_dim, device="cpu").nbytes
@@ -339,8 +334,7 @@ rows["bf16, at 32k"] = dict(zip(parts, bytes_of_a_pass(llama, 1, 32_768)))
 lk.draw.token_bytes(rows, bandwidth)
 
 # %% [markdown]
-# At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache is nearly a third. In the small model of this lab
-# the launches stay as they are:
+# At int4 the head, in 16 bits still, is half of what is read; at 32 thousand tokens the cache is nearly a third. In our small model:
 
 # %%
 for scheme in ("int8", "int4"):
@@ -524,7 +518,7 @@ requests, rows, pages = watched(engine, arrivals)
 lk.draw.batch_timeline(rows, pages, engine.stats.num_pages)
 
 # %% [markdown]
-# Nobody waits for a batch to end. And pre-emption has lost nothing: alone, each request gets the same answer.
+# Nobody waits for a batch to end. And pre-emption has lost nothing but time:
 
 # %%
 alone = Engine(model, runner="cached", invariant=True, max_batch=1)
@@ -533,7 +527,7 @@ for name, each in requests.items():
     print(f"{name}: pre-emptions {each.preemptions}, the same answer as alone: {answer.tokens == tuple(each.tokens)}")
 
 # %% [markdown]
-# Pages are also shared, as in lab 11: prompts that begin alike, as all with the same instructions do, read the same full pages.
+# Prompts that begin alike share full pages, as in lab 11.
 #
 # **Predict.** 40 conversations are running. Each has the same 1000 tokens of instructions, then a question and an answer of its own, 150
 # tokens. A page has 16 tokens. How many pages do they take without sharing, and how many with it? A page is shared only if all of its
