@@ -8,8 +8,8 @@
 //             with 16 bits (0.89).
 //   Measured  data/measured/h200/qkv_rope_cache.csv, heads of 64: 3.6 us for 1 token and for 16, 3.8 for 64; of 8192 31.3 us, 70% of the limit, and
 //             torch.compile's 169 us. While it was made, in a graph: 2.1 us for 5.5 of a token, 33 for 66 of 8192. engine.csv: a token behind
-//             8192 others in 98 launches, with 16 bits 82, 0.892 ms; a step of 64 such sequences 3.65 ms for 5.10 ms. While it was tuned, 2 heads a
-//             thread or blocks of 64 took 4% less of 8192 tokens, as much as one run differs from the next.
+//             8192 others in 98 launches, with 16 bits 82, 0.892 ms; a step of 64 such sequences 3.65 ms for 5.10 ms. While it was tuned, in turns, 2
+//             heads a thread for 3 took 5% less of 8192 tokens, and as much of up to 1024: that is still to be had.
 //   Wastes    A lane stores 8 bytes at a time, 4 lanes a sector; a scale is 4 bytes of a sector. The trip of the projection, which 16 bits do
 //             without (llm/inference/decode/qkv.cu): a tile there has 8 pairs of a head, and the largest may be in another's.
 #include "../kvcache/append.cuh"
