@@ -32,7 +32,9 @@
 // asked for. Now it is 14 and 10 instructions, SiLU's two approximations take 16 clocks, and no load is waited for. Predicted were 7 us, 183 and 187; it
 // measured 6.9 and 7.2 us, 181 and 185 (torch.compile 9.9 and 9.6, 203 and 196; cuBLAS and kernels behind it 9.9 and 12.9, 212 and 243). Tried beside it,
 // five shapes in one run: one consumer a stage or two late, and a GELU of degree 5, won nothing; a tile finished and stored strip by strip won 3% at 2048^3
-// and lost 2% at 4096 x 11008 x 4096.
+// and lost 2% at 4096 x 11008 x 4096. Two warpgroups with tiles of 128 x 128 in turns, so that one multiplies while the other finishes, took 1.9 times as
+// long, and the compiler's log said why: changing sums in place made ptxas serialise wgmma (C7515). With copies of the sums changed they took 1.7 times as
+// long at 1024^3 (64 tiles, one a block: no turns), 5% longer at 4096^3, and as long at 4096 x 11008 x 4096; they read 64 bytes a clock from L2 for 48.
 //
 // What it still wastes: the last wave of tiles (4096^3 has 512, that is 3.9 waves), and the time in which nobody multiplies under a tile's epilogue, for
 // both consumers end their tiles at the same time.
