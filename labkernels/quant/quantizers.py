@@ -16,6 +16,7 @@ from labkernels.errors import ArgumentError
 from labkernels.quant.formats import FOUR_BIT, FP8_MAX, GROUP_SIZES, NF4, SCHEMES, QuantizedWeight, pack4, padded_columns
 
 SMALLEST_SCALE = 1e-12  # of a group of zeros: any scale will do, but 0 divides badly
+AT_ONCE = 2**24  # numbers, some rows: in float32, several times over, all of a large head would take more than the rest of its model
 SHRINK_STEPS = 40  # candidates of the search: 1, 0.985, ... of the largest number
 
 
@@ -36,11 +37,18 @@ def quantize(
     group_size = check_request("quantize", weight, scheme, group_size, search, codebook)
     n, k = weight.shape
     columns = padded_columns(k, scheme, group_size)
-    groups = F.pad(weight.detach().float(), (0, columns - k)).view(n, -1, group_size or max(1, columns))  # (n, groups, group)
     book = None if scheme not in ("nf4", "codebook") else torch.tensor(NF4, device=weight.device) if codebook is None else codebook.float()
-    scales = find_scales(groups, scheme, search, book)
-    numbers = round_to(groups, scales, scheme, book).view(n, columns)
-    return assemble(numbers, scales, scheme, (n, k), group_size, book)
+    pieces = []
+    for rows in weight.detach().split(max(1, AT_ONCE // columns)):
+        groups = F.pad(rows.float(), (0, columns - k)).view(len(rows), -1, group_size or columns)  # (rows, groups, group)
+        scales = find_scales(groups, scheme, search, book)
+        numbers = round_to(groups, scales, scheme, book).view(len(rows), columns)
+        pieces.append(assemble(numbers, scales, scheme, (len(rows), k), group_size, book))
+    if len(pieces) == 1:
+        return pieces[0]
+    packed = torch.cat([piece.packed.view(torch.uint8) for piece in pieces]).view(pieces[0].packed.dtype)
+    scales = torch.cat([piece.scales for piece in pieces], dim=1 if scheme in FOUR_BIT else 0)
+    return QuantizedWeight(scheme, (n, k), packed, scales, group_size, book)
 
 
 def check_request(who: str, weight, scheme, group_size, search="absmax", codebook=None) -> int | None:

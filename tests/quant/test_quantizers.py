@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from labkernels.errors import ArgumentError
-from labkernels.quant import quantize, quantize_gptq
+from labkernels.quant import quantize, quantize_gptq, quantizers
 from labkernels.quant.accuracy import accuracy_table, output_error, weight_error
 from labkernels.quant.gptq import hessian
 from labkernels.quant.quantizers import find_scales, restored, round_to
@@ -136,3 +136,17 @@ def test_the_table_has_every_scheme_and_quantizer(weight, inputs):
 def test_what_cannot_be_quantised_is_named(call, words, weight):
     with pytest.raises(ArgumentError, match=words):
         call(weight)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4", "nf4"])
+def test_many_rows_are_quantised_some_at_a_time_and_give_the_same(scheme, monkeypatch):
+    """A head of 128256 x 4096 in float32, four times over, would not fit beside its model at int4 on a card of 12 GB."""
+    weight = torch.randn(77, 200, generator=torch.Generator().manual_seed(3))
+    whole = quantizers.quantize(weight, scheme)
+    seen = []
+    monkeypatch.setattr(quantizers, "AT_ONCE", 10 * 256)
+    monkeypatch.setattr(quantizers, "find_scales", lambda groups, *rest, real=quantizers.find_scales: seen.append(len(groups)) or real(groups, *rest))
+    pieces = quantizers.quantize(weight, scheme)
+    assert len(seen) > 5 and max(seen) <= 13
+    assert torch.equal(pieces.packed.view(torch.uint8), whole.packed.view(torch.uint8)) and torch.equal(pieces.scales, whole.scales)
+    assert pieces.shape == whole.shape and torch.equal(pieces.dequantize(), whole.dequantize())
