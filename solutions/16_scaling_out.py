@@ -414,10 +414,10 @@ from labkernels.llm.parallel import recorded
 recorded.scaling()
 
 # %% [markdown]
-# The GPUs take nothing from each other: `apart` loses nothing. What `ddp` loses is about what its bytes need at the rate of large tensors below,
-# though they travel while the backward pass computes: what sends them takes multiprocessors from what computes. With fp8 the step is shorter, and
-# the bytes are the same, so it scales worse. `fsdp` sends half as much again, `tensor` five times as much as `fsdp`, and
-# meanwhile nobody computes.
+# Two GPUs take nothing from each other: `apart` loses nothing; four lose 2% before anything is sent. What `ddp` loses beside `apart` is about what its
+# bytes need at the rate of large tensors below, and with four half as much again, though they travel while the backward pass computes: what sends
+# them takes multiprocessors from what computes. With fp8 the step is shorter, and the bytes are the same, so it scales worse. `fsdp` sends half as much
+# again, `tensor` five times as much as `fsdp`, and meanwhile nobody computes. Four have no `tensor`: this model's 6 KV heads do not divide by 4.
 #
 # What a ring sends in GB a second, by the size of the whole tensor. From 1 MB to 16 the time hardly changes: so gradients travel in buckets.
 

@@ -178,7 +178,11 @@ def main(
     first, vocabulary = dist.get_rank() == 0, ModelConfig.preset(preset).vocab_size
     changes = {"preset": preset, "seq_len": seq_len, "batch_size": batch_size, "model": {"vocab_size": vocabulary}, "device": str(device)}
     found: list[dict[str, Any]] = []
+    kv_heads, gpus = ModelConfig.preset(preset).num_kv_heads, dist.get_world_size()
     for mode in rows.split(","):
+        if mode == "tensor" and kv_heads % gpus:
+            _say(first, f"tensor: left out, {kv_heads} KV heads do not divide by {gpus} ranks")
+            continue
         spent = torch.tensor([time.perf_counter() - begun], dtype=torch.float64)
         dist.broadcast(spent, 0)  # the ranks decide alike
         if spent.item() > budget:
