@@ -9,6 +9,7 @@ from labkernels.cuda import sanitizing
 from labkernels.cuda.variants import kernel
 from labkernels.operation import ops
 from tests.attention_backward.backward_cases import LENGTHS, MASKS, WINDOWS, assert_right, complete
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 V3 = VARIANTS["v3_hopper"]
@@ -54,8 +55,8 @@ def test_clean_under_the_sanitizer():
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_compiles_without_spills(head_dim):
     template = torch.bfloat16, head_dim, block_q(head_dim), 0, "false"
-    resources = kernel(FILE, "attention_backward_hopper", *template).resources("sm_90a")
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    resources = taken(kernel(FILE, "attention_backward_hopper", *template), "sm_90a")
+    assert resources.spill_stores == resources.stack == 0, resources
 
 
 def test_refusals_say_why():

@@ -16,6 +16,7 @@ from labkernels.cuda.emulator import profile
 from labkernels.cuda.variants import kernel
 from labkernels.operation import ops
 from tests.attention_backward.backward_cases import LENGTHS, MASKS, WINDOWS, assert_right, complete
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 MAIN = "attention_backward_split"
@@ -125,8 +126,8 @@ def test_shared_memory_has_no_bank_conflicts(monkeypatch):
 
 @pytest.mark.parametrize("name, spilled", [("d64", 0), ("d128", 200)])
 def test_spills_at_most_a_few_sums(name, spilled):
-    resources = kernel(FILE, MAIN, TILINGS[name], 0, "false").resources("sm_90a")
-    assert resources.spill_store_bytes <= spilled, resources
+    resources = taken(kernel(FILE, MAIN, TILINGS[name], 0, "false"), "sm_90a")
+    assert resources.spill_stores <= spilled, resources
 
 
 def test_a_tiling_is_chosen_that_fits(monkeypatch):

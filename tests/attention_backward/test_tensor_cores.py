@@ -13,6 +13,7 @@ from labkernels.cuda.emulator import profile
 from labkernels.cuda.variants import kernel
 from labkernels.operation import ops
 from tests.attention_backward.backward_cases import LENGTHS, MASKS, WINDOWS, assert_right, complete
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 MAIN = "attention_backward_tensor_cores"
@@ -85,8 +86,8 @@ def test_shared_memory_has_no_bank_conflicts(name, monkeypatch):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("name", ["d64", "d128", "d128_small"])
 def test_compiles_without_spills(name, arch):
-    resources = kernel(FILE, MAIN, torch.bfloat16, TILINGS[name], 0, "false").resources(arch)
-    assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+    resources = taken(kernel(FILE, MAIN, torch.bfloat16, TILINGS[name], 0, "false"), arch)
+    assert resources.spill_stores == resources.stack == 0, resources
 
 
 def test_a_tiling_is_chosen_that_fits(monkeypatch):

@@ -9,6 +9,7 @@ from labkernels.lab.check import check
 from labkernels.matmul import split as v8
 from labkernels.matmul.reference import ACTIVATIONS, reference
 from labkernels.matmul.split import CONFIGS, SPLIT_FILE, V8, best_config, configured, split
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LAYOUTS = ["rows", "columns"]
@@ -179,5 +180,5 @@ def test_compiles_for_hopper_without_spills_or_serialized_wgmma(config, aligned)
 def test_splitting_compiles_without_spills(width):
     lengths = (32, 4), (256, 8), (256, 0)  # the longest of each kind: those between hold fewer registers
     for name in (*(("split_rows", width, *length) for length in lengths), ("split_columns", width)):
-        resources = kernel(SPLIT_FILE, *name).resources("sm_90a")
-        assert resources.spill_store_bytes == resources.stack_bytes == 0, resources
+        resources = taken(kernel(SPLIT_FILE, *name), "sm_90a")
+        assert resources.spill_stores == resources.stack == 0, resources

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 import labkernels as lk
+import labkernels.torch_extension  # noqa: F401  the operators
 from labkernels.cuda.kernel import Kernel
 from labkernels.errors import ArgumentError
 from labkernels.kvcache.layout import quantise
 from labkernels.rope import qkv_rope_cache_variants, rope_frequencies, rope_table
 from labkernels.rope.qkv_rope_cache_variants import FOLDER, bytes_written
 from tests.rope.separately import separately
+from tests.recorded_resources import taken
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 STORED = [torch.int8, torch.float8_e4m3fn]
@@ -128,8 +130,8 @@ def test_nothing_spills():
     for stored in ("signed char", "__nv_fp8_e4m3"):
         for heads in (1, qkv_rope_cache_variants.HEADS):
             options = torch.bfloat16, stored, 8, 4, heads, "false"
-            taken = qkv_rope_cache_variants.kernel(FOLDER / "v3_qkv_cache_bytes.cu", "qkv_cache_bytes", *options).resources("sm_90a")
-            assert taken.spill_store_bytes == 0 and taken.registers <= 96
+            resources = taken(qkv_rope_cache_variants.kernel(FOLDER / "v3_qkv_cache_bytes.cu", "qkv_cache_bytes", *options), "sm_90a")
+            assert resources.spill_stores == 0 and resources.registers <= 96
 
 
 @pytest.mark.gpu
