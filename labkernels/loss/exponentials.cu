@@ -9,7 +9,8 @@
 //             and 640 20.7 to 22.8. Logits of std 4: gradients err by 1.8e-3 and 2.0e-3 of those of float32 logits, v4's and Liger's by 6.7e-3
 //             and 7.1e-3: they round the logits.
 //   Wastes    Nobody multiplies in a block while both its warpgroups take exponentials: 646 TFLOP/s at 768 tokens, with one two stages behind the
-//             other 719, cuBLAS's plain product 759. Tiles taken in turns should have hidden it all, and made 412 to 449.
+//             other 719, cuBLAS's plain product 759; in a later run both 720. Tiles taken in turns should have hidden it all, and made 412 to 449:
+//             ptxas had serialised their wgmma (C7515), for sums were changed in place. With copies of the sums changed they made 689, of 752.
 //
 // Where a logit is more than 2^MOST times e to the shift (a loss of 55 and more), the row's shift is to be raised, and the chunk is made AGAIN: that
 // launch is always there, and leaves at once where nothing was raised.
