@@ -11,7 +11,7 @@ import torch
 from labkernels.attention.visible import mask_operand, window_sides
 from labkernels.attention_backward import tensor_cores
 from labkernels.attention_backward.host import BackwardPass
-from labkernels.cuda.variants import kernel, processors, vector_width
+from labkernels.cuda.variants import kernel, vector_width
 from labkernels.operation import Variant
 
 FILE = Path(__file__).with_name("v4_split.cu")
@@ -41,17 +41,14 @@ TILINGS = {  # by name: for each head_dim the first one that fits in shared memo
 }
 
 
-def best_tiling(q, k=None, causal=False) -> Tiling | None:
-    """Under a causal mask the block with the first keys works longest: where each has a multiprocessor to itself, smaller ones are through sooner."""
+def best_tiling(q) -> Tiling | None:
     available = tensor_cores._shared_memory(q.device) - 1024  # what the kernel has besides
-    most_keys = 64 if causal and k.numel() <= 128 * k.shape[-1] * processors(k) else 128
-    fitting = (tiling for tiling in TILINGS.values() if tiling.head_dim >= q.shape[-1] and tiling.shared_bytes <= available)
-    return next((tiling for tiling in fitting if tiling.keys <= most_keys), None)
+    return next((tiling for tiling in TILINGS.values() if tiling.head_dim >= q.shape[-1] and tiling.shared_bytes <= available), None)
 
 
 def backward(grad_out, q, k, v, out, lse, causal=False, scale=None, *, window=None, mask=None, deterministic=False, packed=None):
     options = {"window": window, "mask": mask, "deterministic": deterministic, "packed": packed}
-    return configured(best_tiling(q, k, causal), grad_out, q, k, v, out, lse, causal, scale, **options)
+    return configured(best_tiling(q), grad_out, q, k, v, out, lse, causal, scale, **options)
 
 
 def configured(

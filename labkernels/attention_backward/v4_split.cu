@@ -10,11 +10,9 @@
 //             and 32 queries take 225 KB: one block of eight warps a multiprocessor, and of the sums of dk and dv 12 a thread spill.
 //   Measured  data/measured/h200/attention_backward.csv, the same: 1.64 ms, 104 TFLOP/s (PyTorch's 4.72 ms, v1 32.1 ms); at S = 512 0.154 ms.
 //             In a profile the products took 1.51 ms, a fifth faster than a third of v2's speed, since a fragment serves more of them, and
-//             all else 0.13. Causal 1.15 ms (PyTorch's 2.81 ms), 0.7 of it and not half, since blocks went head after head, and the last head's
-//             longest was at work when all others were through; while that was tuned, 0.95 with the longest first (walk.cuh; not recorded
-//             yet), and at S = 512, where every block has a multiprocessor, 0.12 for 0.15 with tiles of 64 keys. While it was made: errors
-//             at S = 4096 of 1.3e-6, PyTorch's 1.0e-6.
-//   Wastes    As v2 does; and at S = 512 splitting and sums of dq are, by the same count, a third of the time. mma.sync has 0.6 of wgmma's
+//             all else 0.13. Causal 1.15 ms (PyTorch's 2.81 ms), 0.7 of it and not half: blocks begin head after head, and the last head's
+//             longest is at work when all others are through. While it was made: errors at S = 4096 of 1.3e-6, PyTorch's 1.0e-6.
+//   Wastes    As v2 does; that order (in a trial which began the longest blocks of several heads first, causal took 0.95 ms); and at S = 512 splitting and sums of dq are, by the same count, a third of the time. mma.sync has 0.6 of wgmma's
 //             speed, which would read q, k, v and grad itself; but in v3 sums of a whole and of a tile do not fit side by side in registers.
 //
 // Infinity times low, which may be 0, is NaN: where v1 gives infinity, this gives infinity or NaN.

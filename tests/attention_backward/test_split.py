@@ -45,7 +45,7 @@ def test_masks(shape, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["d64", "d64_small", "d128", pytest.param("d128_small", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["d64_small", "d128", pytest.param("d128_small", marks=pytest.mark.gpu)])
 def test_tilings(name, device):
     shape = {"seq_len": 70, "kv_len": 140, "causal": True, "head_dim": TILINGS[name].head_dim - 24, "heads": 2, "kv_heads": 1}
     assert_right(partial(configured, name), shape, torch.float32, device)
@@ -139,18 +139,6 @@ def test_a_tiling_is_chosen_that_fits(monkeypatch):
     assert split.best_tiling(q[..., :64]) == TILINGS["d64_small"]
     lse = torch.zeros(1, 1, 64)
     assert VARIANT.accepts(q, q, q, q, q, lse) == "needs more shared memory than this GPU has"
-
-
-def test_a_causal_call_of_few_blocks_has_smaller_ones():
-    few, more = torch.empty(1, 2, 128, 64), torch.empty(1, 3, 128, 64)  # blocks of 128 keys: the emulator has two multiprocessors
-    assert [split.best_tiling(few, k, causal) for k, causal in ((few, True), (more, True), (few, False))] == [
-        TILINGS[name] for name in ("d64_small", "d64", "d64")
-    ]
-
-
-def test_with_more_heads_than_go_by_length_together_every_block_has_its_keys():
-    shape = {"seq_len": 20, "kv_len": 70, "heads": 300, "head_dim": 8, "causal": True}
-    assert_right(partial(configured, "d64_small"), shape, torch.float32, "cpu")
 
 
 def test_refusals_say_why():
