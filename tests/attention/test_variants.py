@@ -48,11 +48,8 @@ def assert_right(result, q, k, v, **options) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variant_passes_the_check(name):
-    """On a CPU float16, whose way is bfloat16's, at one head_dim alone: each other is a compilation more."""
-    everything = name not in CUDA_CPP or torch.cuda.is_available()
-    for only in ({},) if everything else ({"dtypes": ["float32", "bfloat16"]}, {"dtypes": ["float16"], "head_dim": 64}):
-        report = check("attention", name, seeds=(0,), quiet=True, **only)
-        assert report.sanitizer == "clean" or name == "v1_naive"
+    report = check("attention", name, seeds=(0,), quiet=True)
+    assert report.sanitizer == "clean" or name == "v1_naive"
 
 
 @pytest.mark.parametrize("device", DEVICES)

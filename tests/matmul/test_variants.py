@@ -35,13 +35,10 @@ def assert_right(result, a, b, bias=None, activation=None, residual=None) -> Non
 
 @pytest.mark.parametrize("name", ["v1_naive", *CUDA_CPP])
 def test_variant_passes_the_check(name):
-    """On a CPU float16, whose way is bfloat16's, in one layout alone: each other is a compilation more."""
-    everything = name == "v1_naive" or torch.cuda.is_available()
-    for only in ({},) if everything else ({"dtypes": ["float32", "bfloat16"]}, {"dtypes": ["float16"], "layout": "weight"}):
-        report = check("matmul", name, seeds=(0,), quiet=True, **only)
-        assert report.sanitizer == "clean" or name == "v1_naive"
-        if name != "v1_naive":
-            assert report.left_out == {}
+    report = check("matmul", name, seeds=(0,), quiet=True)
+    assert report.sanitizer == "clean" or name == "v1_naive"
+    if name != "v1_naive":
+        assert report.left_out == {}
 
 
 @pytest.mark.parametrize("device", DEVICES)
