@@ -38,10 +38,7 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     extern __shared__ __align__(128) char shared_bytes[];
     const Layout<Tiling> memory{shared_bytes};
     __shared__ Walk block;
-    if (threadIdx.x == 0) block.begin<QUERIES, KEYS, DETERMINISTIC>(cu_seqlens_q, cu_seqlens_k, problem, first_batch);
-    __syncthreads();
-    if (block.first_key >= block.bounds.kv_len) return;
-    const auto window = [&] { return Window(block.bounds.seq_len, block.bounds.kv_len, problem.window_left, problem.window_right); };
+    if (!block.begin<QUERIES, KEYS, DETERMINISTIC>(cu_seqlens_q, cu_seqlens_k, problem, first_batch)) return;
 
     const auto copy_tile = [&](int step) {
         const Place at = block.places[step % 4];
@@ -74,24 +71,20 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     const auto add_dq = [&](int step) {
         const Place last = block.places[step % 4];
         const long long part = block.rows.index(last.head, last.tile) * Tiling::WARPS + opaque(warp_id());
-        const int before = DETERMINISTIC ? window().template keys<QUERIES, KEYS>(last.tile * QUERIES).end - 1 - block.first_key / KEYS : 0;
+        const int before = DETERMINISTIC ? block.before<QUERIES, KEYS>(problem, last.tile) : 0;
         float4* own = reinterpret_cast<float4*>(sums) + part * Tiling::DQ_FRAGMENTS * 32;
         warp.template add_dq<DETERMINISTIC>(own, turns + part, before, memory.ds(step % 2), memory.keys());
     };
     for (int step = 0; step < block.steps; ++step) {
         const int stage = step % 2;
-        cp_async_wait<0>();
-        __syncthreads();  // this tile is here, ds of the last one, too, and everybody is through with the last one's q and grad
-        if (step + 1 < block.steps) copy_tile(step + 1);
-        cp_async_commit();
-        if (threadIdx.x == 0) block.places[(step + 2) % 4] = block.next(block.places[(step + 1) % 4]);
+        block.advance(step, copy_tile);
         if (warp_id() < Tiling::PAIRS) {
             warp.multiply(scores, memory.keys() + pair() * PAIR_BYTES, memory.queries(stage));
             const Place now = block.places[step % 4];
             const int first_query = now.tile * QUERIES;
-            const bool hides = window().template hides<QUERIES, KEYS>(first_query, block.first_key);
+            const bool hides = block.window(problem).template hides<QUERIES, KEYS>(first_query, block.first_key);
             const Mask<MASK, T> mask(mask_values, problem.mask, block.batch, now.head);
-            warp.template exponentiate<MASK>(weights, scores, memory.lse(stage), hides, window(), mask, problem.scale, first_query,
+            warp.template exponentiate<MASK>(weights, scores, memory.lse(stage), hides, block.window(problem), mask, problem.scale, first_query,
                                              block.first_key + pair() * Tiling::PAIR_KEYS);
             warp.hand_over(memory.p(pair()), weights);
             named_barrier_arrive(1 + pair(), 64);

@@ -12,8 +12,9 @@
 //             In a profile the products took 1.51 ms, a fifth faster than a third of v2's speed, since a fragment serves more of them, and
 //             all else 0.13. Causal 1.15 ms (PyTorch's 2.81 ms), 0.7 of it and not half: blocks begin head after head, and the last head's
 //             longest is at work when all others are through. While it was made: errors at S = 4096 of 1.3e-6, PyTorch's 1.0e-6.
-//   Wastes    As v2 does; that order (in a trial which began the longest blocks of several heads first, causal took 0.95 ms); and at S = 512 splitting and sums of dq are, by the same count, a third of the time. mma.sync has 0.6 of wgmma's
-//             speed, which would read q, k, v and grad itself; but in v3 sums of a whole and of a tile do not fit side by side in registers.
+//   Wastes    As v2 does; that order (a trial that began the longest blocks of several heads first took 0.95 ms, causal); and at S = 512 splitting
+//             and sums of dq are, by the same count, a third of the time. mma.sync has 0.6 of wgmma's speed, which would read q, k, v and
+//             grad itself; but in v3 sums of a whole and of a tile do not fit side by side in registers.
 //
 // Infinity times low, which may be 0, is NaN: where v1 gives infinity, this gives infinity or NaN.
 #include "cp_async.cuh"
@@ -86,10 +87,7 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     extern __shared__ __align__(128) char shared_bytes[];
     const Memory memory{shared_bytes};
     __shared__ Walk block;
-    if (threadIdx.x == 0) block.begin<QUERIES, KEYS, DETERMINISTIC>(cu_seqlens_q, cu_seqlens_k, problem, first_batch);
-    __syncthreads();
-    if (block.first_key >= block.bounds.kv_len) return;
-    const auto window = [&] { return Window(block.bounds.seq_len, block.bounds.kv_len, problem.window_left, problem.window_right); };
+    if (!block.begin<QUERIES, KEYS, DETERMINISTIC>(cu_seqlens_q, cu_seqlens_k, problem, first_batch)) return;
 
     const auto copy_tile = [&](int step) {
         const Place at = block.places[step % 4];
@@ -120,26 +118,22 @@ __global__ void __launch_bounds__(Tiling::THREADS, Tiling::BLOCKS)
     const auto add_dq = [&](int step) {
         const Place last = block.places[step % 4];
         const long long part = block.rows.index(last.head, last.tile) * Tiling::WARPS + opaque(warp_id());
-        const int before = DETERMINISTIC ? window().template keys<QUERIES, KEYS>(last.tile * QUERIES).end - 1 - block.first_key / KEYS : 0;
+        const int before = DETERMINISTIC ? block.before<QUERIES, KEYS>(problem, last.tile) : 0;
         float4* own = reinterpret_cast<float4*>(sums) + part * Tiling::DQ_FRAGMENTS * 32;
         warp.template add_dq<DETERMINISTIC>(own, turns + part, before, memory, step % 2);
     };
     for (int step = 0; step < block.steps; ++step) {
         const int stage = step % 2;
-        cp_async_wait<0>();
-        __syncthreads();  // this tile is here, ds of the last one, too, and everybody is through with the last one's q and grad
-        if (step + 1 < block.steps) copy_tile(step + 1);
-        cp_async_commit();
-        if (threadIdx.x == 0) block.places[(step + 2) % 4] = block.next(block.places[(step + 1) % 4]);
+        block.advance(step, copy_tile);
         char* own_ds = memory.ds(stage, pair());
         if (warp_id() < Tiling::PAIRS) {
             warp.multiply(scores, memory.keys() + pair() * PAIR_BYTES, memory.queries(stage));
             const Place now = block.places[step % 4];
             const int first_query = now.tile * QUERIES;
-            const bool hides = window().template hides<QUERIES, KEYS>(first_query, block.first_key);
+            const bool hides = block.window(problem).template hides<QUERIES, KEYS>(first_query, block.first_key);
             const Mask<MASK, float> mask(mask_values, problem.mask, block.batch, now.head);
             const float scale = *memory.key_scale() * *memory.query_scale(stage) * problem.scale;
-            warp.template exponentiate<MASK>(scores, memory.lse(stage), hides, window(), mask, scale, first_query,
+            warp.template exponentiate<MASK>(scores, memory.lse(stage), hides, block.window(problem), mask, scale, first_query,
                                              block.first_key + pair() * Tiling::PAIR_KEYS);
             warp.hand_over(reinterpret_cast<float4*>(own_ds), scores);
             named_barrier_arrive(1 + pair(), 64);
